@@ -1,0 +1,170 @@
+"""A vectorised procgen environment with level selection and states, over gym3."""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int, UInt8
+
+from environments.levels import TRAINING_COUNT, TRAINING_START
+from environments.state import State
+
+DistributionMode = Literal["easy", "hard", "extreme", "memory", "exploration"]
+FRAME_SHAPE = (64, 64, 3)
+NUM_ACTIONS = 15
+_MAX_STATE_BYTES = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvironmentSettings:
+    """What is played: primitives only, so that it can be hashed, saved beside weights and written in YAML.
+
+    Attributes:
+        game: any procgen game.
+        distribution_mode: procgen's difficulty.
+        start_level: first level seed that a reset may draw.
+        num_levels: how many seeds from there on; 0 would let procgen ignore `start_level`, so it is refused.
+        num_threads: procgen's own stepping threads.
+    """
+
+    game: str = "heist"
+    distribution_mode: DistributionMode = "easy"
+    start_level: int = TRAINING_START
+    num_levels: int = TRAINING_COUNT
+    num_threads: int = 2
+
+    def __post_init__(self) -> None:
+        if self.num_levels < 1 or self.start_level < 0 or self.start_level + self.num_levels > 2**31 - 1:
+            raise ValueError(
+                f"start_level {self.start_level} with num_levels {self.num_levels} is no range of level seeds: "
+                "both must be positive and end below 2**31 (num_levels 0 would make procgen ignore start_level)"
+            )
+
+    def as_dict(self) -> dict[str, str | int]:
+        """The settings by name."""
+        return dataclasses.asdict(self)
+
+
+class VectorEnvironment:
+    """N procgen environments stepped together.
+
+    `observe` and `act` alternate as in gym3: `observe` gives the reward of the last action, the frame to act on and
+    whether that frame is the first of an episode (the reset happens inside the terminal step, so the reward beside
+    `first` belongs to the episode that ended). procgen is not fork-safe: make it in the process that uses it.
+
+    Args:
+        settings: what is played.
+        num_environments: N.
+        seed: fixes the sequence of levels and every random choice of the games.
+
+    Raises:
+        ValueError: an unknown game or distribution mode.
+    """
+
+    num_actions = NUM_ACTIONS
+
+    def __init__(self, settings: EnvironmentSettings, num_environments: int, seed: int = 0) -> None:
+        # gym, which procgen imports only to register itself, prints a notice on import.
+        with contextlib.redirect_stderr(io.StringIO()):
+            from procgen.env import DISTRIBUTION_MODE_DICT, ENV_NAMES
+        if settings.game not in ENV_NAMES:
+            raise ValueError(f"procgen has no game {settings.game!r}: choose one of {', '.join(ENV_NAMES)}")
+        if settings.distribution_mode not in DISTRIBUTION_MODE_DICT:
+            raise ValueError(
+                f"procgen has no distribution mode {settings.distribution_mode!r}: "
+                f"choose one of {', '.join(DISTRIBUTION_MODE_DICT)}"
+            )
+        if num_environments < 1:
+            raise ValueError(f"num_environments is {num_environments}: at least 1 is needed")
+        self.settings = settings
+        self.num_environments = num_environments
+        self._env = self._make(num_environments, seed=seed, num_threads=settings.num_threads)
+        self._nursery: Any = None
+        # get_state is C code that holds no lock of Python's: two workers halve its cost.
+        self._workers = ThreadPoolExecutor(2)
+        self._buffers = [self._env._ffi.new(f"char[{_MAX_STATE_BYTES}]") for _ in range(2)]
+
+    def _make(self, num_environments: int, seed: int, num_threads: int) -> Any:
+        from procgen import ProcgenGym3Env
+
+        settings = self.settings
+        try:
+            return ProcgenGym3Env(
+                num=num_environments,
+                env_name=settings.game,
+                distribution_mode=settings.distribution_mode,
+                start_level=settings.start_level,
+                num_levels=settings.num_levels,
+                rand_seed=seed % (2**31 - 1),
+                num_threads=num_threads,
+            )
+        except AssertionError as error:
+            raise ValueError(
+                f"procgen refuses {settings.game} in distribution mode {settings.distribution_mode!r}: {error}"
+            ) from error
+
+    def observe(
+        self,
+    ) -> tuple[Float32[np.ndarray, " N"], UInt8[np.ndarray, "N 64 64 3"], Bool[np.ndarray, " N"]]:
+        """Reward of the last action, frames to act on, and which frames begin an episode."""
+        reward, observation, first = self._env.observe()
+        return reward, observation["rgb"], first.astype(bool)
+
+    def act(self, actions: Int[np.ndarray, " N"]) -> None:
+        """Step every environment; action -1 forces the next level."""
+        self._env.act(np.asarray(actions, dtype=np.int32))
+
+    def get_states(self, slots: Sequence[int] | None = None) -> list[bytes]:
+        """The saved states of the given slots (all by default); `State.from_bytes` reads them."""
+        chosen = list(range(self.num_environments)) if slots is None else list(slots)
+        middle = (len(chosen) + 1) // 2
+        halves = self._workers.map(self._read_states, (chosen[:middle], chosen[middle:]), self._buffers)
+        return [state for half in halves for state in half]
+
+    def _read_states(self, slots: Sequence[int], buffer: Any) -> list[bytes]:
+        env, ffi = self._env, self._env._ffi
+        states = []
+        for slot in slots:
+            length = env.call_c_func("get_state", slot, buffer, _MAX_STATE_BYTES)
+            states.append(bytes(ffi.buffer(buffer, length)))
+        return states
+
+    def set_states(self, states: Sequence[bytes], slots: Sequence[int] | None = None) -> None:
+        """Put saved or edited states into the given slots (all by default); their frames are rendered anew."""
+        chosen = range(self.num_environments) if slots is None else slots
+        if len(states) != len(chosen):
+            raise ValueError(f"{len(states)} states for {len(chosen)} slots: give one state a slot")
+        for slot, state in zip(chosen, states, strict=True):
+            self._env.call_c_func("set_state", slot, state, len(state))
+
+    def play_levels(self, seeds: Sequence[int] | Int[np.ndarray, " n"], slots: Sequence[int] | None = None) -> None:
+        """Start level `seeds[i]` in slot `slots[i]`; the next `observe` shows its first frame with `first` set.
+
+        Slots that are not named keep their episode and their frame. When a placed level ends, the slot plays the
+        same level again until it is given another.
+        """
+        chosen = range(self.num_environments) if slots is None else slots
+        if len(seeds) != len(chosen):
+            raise ValueError(f"{len(seeds)} level seeds for {len(chosen)} slots: give one seed a slot")
+        self.set_states([self._first_state(int(seed)) for seed in seeds], chosen)
+
+    def _first_state(self, seed: int) -> bytes:
+        """The state in which a level begins, made in an environment aside: only a step makes a level."""
+        if self._nursery is None:
+            self._nursery = self._make(1, seed=0, num_threads=0)
+        state = State.from_bytes(self._nursery.callmethod("get_state")[0])
+        state.fields.update(level_seed_low=seed, level_seed_high=seed + 1)
+        self._nursery.callmethod("set_state", [state.to_bytes()])
+        self._nursery.act(np.array([-1]))
+        return bytes(self._nursery.callmethod("get_state")[0])
+
+    def close(self) -> None:
+        """Free procgen's memory and the worker threads."""
+        self._workers.shutdown()
+        self._env.close()
+        if self._nursery is not None:
+            self._nursery.close()

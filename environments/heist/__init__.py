@@ -1,0 +1,23 @@
+"""Heist: its part of the state, the shortest-path oracle, labels and scenario edits."""
+
+from environments.heist.labels import Labels, label_states
+from environments.heist.layout import COLOURS, ENTITIES, HeistPart, Layout, Maze, read_layout
+from environments.heist.oracle import DIRECTION_ACTIONS, DIRECTIONS, Advice, advise, main_action, plan, steer
+
+__all__ = [
+    "COLOURS",
+    "DIRECTIONS",
+    "DIRECTION_ACTIONS",
+    "ENTITIES",
+    "Advice",
+    "HeistPart",
+    "Labels",
+    "Layout",
+    "Maze",
+    "advise",
+    "label_states",
+    "main_action",
+    "plan",
+    "read_layout",
+    "steer",
+]

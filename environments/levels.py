@@ -4,7 +4,7 @@ from typing import Final, Literal
 
 Split = Literal["train", "validation", "test"]
 
-VALIDATION_LEVELS: Final = range(0, 50_000)
+VALIDATION_LEVELS: Final = range(50_000)
 TEST_LEVELS: Final = range(50_000, 100_000)
 TRAINING_START: Final = 100_000
 TRAINING_COUNT: Final = 2**31 - 1 - TRAINING_START

@@ -159,7 +159,9 @@ class State:
             ) from error
         tail = data[offset + grid.nbytes :]
         if not tail.endswith(END_MARKER):
-            raise ValueError("procgen state without its end marker: it was cut short, take it again with get_states()")
+            raise ValueError(
+                "procgen state without its end marker: it was cut short, take it again with get_states()"
+            )
         return cls(fields, entities, grid, tail)
 
     def to_bytes(self) -> bytes:

@@ -74,7 +74,9 @@ def label_states(states: Sequence[bytes]) -> Labels:
             advice.tied,
         )
         masks[row] = layout.held, advice.directions
-        places = [(colour, cell) for colour, cell in maze.keys] + [(3 + colour, cell) for colour, cell in maze.locks]
+        places = [(colour, cell) for colour, cell in maze.keys] + [
+            (3 + colour, cell) for colour, cell in maze.locks
+        ]
         for entity, cell in [*places, (_GEM, maze.gem), (_PLAYER, layout.player)]:
             if cell >= 0 and entity < len(ENTITIES):
                 cells[row, entity] = cell % maze.side, cell // maze.side

@@ -1,0 +1,23 @@
+"""The networks, in pure torch: agents with taps and edits, sparse autoencoders, and their weights on disk."""
+
+from networks.custom_cnn import CustomCNN
+from networks.policy import Policy, log_probabilities, sample_actions
+from networks.precision import Precision, autocast
+from networks.taps import AgentOutput, Edit, TappedAgent
+from networks.weights import hash_tensors, load_agent, read_weights, save_weights
+
+__all__ = [
+    "AgentOutput",
+    "CustomCNN",
+    "Edit",
+    "Policy",
+    "Precision",
+    "TappedAgent",
+    "autocast",
+    "hash_tensors",
+    "load_agent",
+    "log_probabilities",
+    "read_weights",
+    "sample_actions",
+    "save_weights",
+]

@@ -1,0 +1,153 @@
+"""Saving and loading weights: safetensors with a hash, published state dicts by name, never unpickling code."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import networks
+from networks.taps import TappedAgent
+
+Tensors = dict[str, Tensor]
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the sorted names, shapes, types and bytes of tensors: safetensors itself checks none of them."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def save_weights(path: str | Path, module: nn.Module, metadata: Mapping[str, Any]) -> str:
+    """Write a module's state dict as safetensors, atomically, and return its hash.
+
+    The metadata are stored as JSON strings under their own names, with `hash`, and `architecture` and `config` where
+    the module has them.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; a file already there is left whole.
+    """
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    known = dict(metadata)
+    if hasattr(module, "config"):
+        known |= {"architecture": type(module).__name__, "config": module.config()}
+    known["hash"] = hash_tensors(tensors)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial, {name: json.dumps(value) for name, value in known.items()})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return str(known["hash"])
+
+
+def read_weights(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
+    """Tensors and metadata of a `.safetensors` file or of a plain state dict in a `.pt` or `.pth` file.
+
+    Raises:
+        ValueError: the file is missing, cut short, altered, or holds more than tensors by name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: check the path, shipped weights lie in pretrained/")
+    if path.suffix in (".pt", ".pth"):
+        return _read_state_dict(path), {}
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            texts = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is no whole safetensors file ({error}): it was cut short or is of another kind; copy it again"
+        ) from error
+    metadata = {}
+    for name, text in texts.items():
+        try:
+            metadata[name] = json.loads(text)
+        except json.JSONDecodeError:
+            metadata[name] = text
+    if "hash" in metadata and metadata["hash"] != hash_tensors(tensors):
+        raise ValueError(f"{path} was altered after it was saved (its hash does not match): copy it again")
+    return tensors, metadata
+
+
+def _read_state_dict(path: Path) -> Tensors:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as weights ({reason}): save a plain state dict, torch.save(net.state_dict(), ...)"
+        ) from error
+    for wrapper in ("state_dict", "model_state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError(f"{path} holds no plain state dict: save one with torch.save(net.state_dict(), ...)")
+    return dict(loaded)
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Copy tensors into a module by name.
+
+    Raises:
+        ValueError: names every missing, unexpected and wrongly shaped tensor.
+    """
+    own = module.state_dict()
+    wrong = [f"missing {name}" for name in own if name not in tensors]
+    wrong += [f"unexpected {name}" for name in tensors if name not in own]
+    wrong += [
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if wrong:
+        raise ValueError(f"the weights in {source} do not fit {type(module).__name__}: {'; '.join(wrong)}")
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise ValueError(
+            f"the weights in {source} hold NaN or infinity in {', '.join(bad)}: take an earlier checkpoint"
+        )
+    module.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in tensors.items()})
+
+
+def load_agent(path: str | Path, architecture: str | None = None) -> TappedAgent:
+    """Load an agent, in evaluation mode and channels_last, with its `weights_hash` and `metadata` as attributes.
+
+    Args:
+        path: what `save_weights` wrote, or a published state dict (`.pt`, `.safetensors`) with CustomCNN's names.
+        architecture: class name in `networks`; by default the file's own, CustomCNN where it names none.
+
+    Raises:
+        ValueError: the file is missing, cut short or altered, its architecture is unknown, or a tensor does not fit.
+    """
+    tensors, metadata = read_weights(path)
+    name = architecture or metadata.get("architecture", "CustomCNN")
+    kind = getattr(networks, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, TappedAgent)):
+        raise ValueError(
+            f"{path} names the architecture {name!r}, which networks/ does not have: pass another one"
+        )
+    config = metadata.get("config", {})
+    if "config" not in metadata and "fc3.bias" in tensors:
+        config = {"num_actions": len(tensors["fc3.bias"])}
+    agent = kind(**config)
+    load_into(agent, tensors, path)
+    agent.weights_hash = hash_tensors(tensors)
+    agent.metadata = metadata
+    return agent.eval().to(memory_format=torch.channels_last)

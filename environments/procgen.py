@@ -141,9 +141,7 @@ class VectorEnvironment:
         for slot, state in zip(chosen, states, strict=True):
             self._env.call_c_func("set_state", slot, state, len(state))
 
-    def play_levels(
-        self, seeds: Sequence[int] | Int[np.ndarray, " n"], slots: Sequence[int] | None = None
-    ) -> None:
+    def play_levels(self, seeds: Sequence[int] | Int[np.ndarray, " n"], slots: Sequence[int] | None = None) -> None:
         """Start level `seeds[i]` in slot `slots[i]`; the next `observe` shows its first frame with `first` set.
 
         Slots that are not named keep their episode and their frame. When a placed level ends, the slot plays the

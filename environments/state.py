@@ -159,17 +159,13 @@ class State:
             ) from error
         tail = data[offset + grid.nbytes :]
         if not tail.endswith(END_MARKER):
-            raise ValueError(
-                "procgen state without its end marker: it was cut short, take it again with get_states()"
-            )
+            raise ValueError("procgen state without its end marker: it was cut short, take it again with get_states()")
         return cls(fields, entities, grid, tail)
 
     def to_bytes(self) -> bytes:
         """The bytes that `set_state` takes; counts are taken from the arrays, so entities may come and go."""
         height, width = self.grid.shape
-        self.fields.update(
-            num_entities=len(self.entities), grid_w=width, grid_h=height, grid_length=width * height
-        )
+        self.fields.update(num_entities=len(self.entities), grid_w=width, grid_h=height, grid_length=width * height)
         return b"".join(
             (
                 _HEAD.write(self.fields),

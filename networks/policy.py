@@ -22,9 +22,7 @@ class Policy(Protocol):
     ) -> AgentOutput: ...
 
 
-def sample_actions(
-    logits: Float[Tensor, "B A"], uniforms: Float[Tensor, "B A"] | None
-) -> Int64[Tensor, " B"]:
+def sample_actions(logits: Float[Tensor, "B A"], uniforms: Float[Tensor, "B A"] | None) -> Int64[Tensor, " B"]:
     """Actions from the policy's distribution by the Gumbel-max trick.
 
     Args:

@@ -76,9 +76,7 @@ class TappedAgent(nn.Module, ABC):
         """Raise ValueError for a name that is no tap of this network."""
         for name in names:
             if name not in self.taps:
-                raise ValueError(
-                    f"{self.architecture} has no tap {name!r}: choose one of {', '.join(self.taps)}"
-                )
+                raise ValueError(f"{self.architecture} has no tap {name!r}: choose one of {', '.join(self.taps)}")
 
     def forward(
         self,

@@ -140,9 +140,7 @@ def load_agent(path: str | Path, architecture: str | None = None) -> TappedAgent
     name = architecture or metadata.get("architecture", "CustomCNN")
     kind = getattr(networks, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, TappedAgent)):
-        raise ValueError(
-            f"{path} names the architecture {name!r}, which networks/ does not have: pass another one"
-        )
+        raise ValueError(f"{path} names the architecture {name!r}, which networks/ does not have: pass another one")
     config = metadata.get("config", {})
     if "config" not in metadata and "fc3.bias" in tensors:
         config = {"num_actions": len(tensors["fc3.bias"])}

@@ -1,5 +1,6 @@
 """Heist: its part of the state, the shortest-path oracle, labels and scenario edits."""
 
+from environments.heist.inside import inside_maze, maze_bounds
 from environments.heist.labels import Labels, label_states
 from environments.heist.layout import COLOURS, ENTITIES, HeistPart, Layout, Maze, read_layout
 from environments.heist.oracle import DIRECTION_ACTIONS, DIRECTIONS, Advice, advise, main_action, plan, steer
@@ -15,8 +16,10 @@ __all__ = [
     "Layout",
     "Maze",
     "advise",
+    "inside_maze",
     "label_states",
     "main_action",
+    "maze_bounds",
     "plan",
     "read_layout",
     "steer",

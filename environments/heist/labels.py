@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from environments.heist.layout import ENTITIES, read_layout
 from environments.heist.oracle import advise, main_action, steer
@@ -22,6 +22,7 @@ class Labels:
         level: level seed.
         world_dim: side of the world in cells.
         cells: cell of each entity of `ENTITIES`; picked-up keys and opened locks have none.
+        position: the player's centre (x, y) in cells, with fractions.
         held: held keys by colour.
         target: index into `ENTITIES` of the next pickup on the shortest full solution.
         direction: index into `DIRECTIONS` of the first move towards it; the lowest where several are as short.
@@ -36,6 +37,7 @@ class Labels:
     level: Int[np.ndarray, " N"]
     world_dim: Int[np.ndarray, " N"]
     cells: Int[np.ndarray, "N K 2"]
+    position: Float[np.ndarray, "N 2"]
     held: Bool[np.ndarray, "N 3"]
     target: Int[np.ndarray, " N"]
     direction: Int[np.ndarray, " N"]
@@ -57,6 +59,7 @@ def label_states(states: Sequence[bytes]) -> Labels:
     cells = np.full((count, len(ENTITIES), 2), -1, dtype=np.int16)
     numbers = np.empty((count, 9), dtype=np.int64)
     masks = np.empty((count, 2), dtype=np.int64)
+    position = np.empty((count, 2))
     for row, data in enumerate(states):
         state = State.from_bytes(data)
         layout = read_layout(state)
@@ -74,9 +77,8 @@ def label_states(states: Sequence[bytes]) -> Labels:
             advice.tied,
         )
         masks[row] = layout.held, advice.directions
-        places = [(colour, cell) for colour, cell in maze.keys] + [
-            (3 + colour, cell) for colour, cell in maze.locks
-        ]
+        position[row] = layout.position
+        places = [(colour, cell) for colour, cell in maze.keys] + [(3 + colour, cell) for colour, cell in maze.locks]
         for entity, cell in [*places, (_GEM, maze.gem), (_PLAYER, layout.player)]:
             if cell >= 0 and entity < len(ENTITIES):
                 cells[row, entity] = cell % maze.side, cell // maze.side
@@ -86,6 +88,7 @@ def label_states(states: Sequence[bytes]) -> Labels:
         level=level,
         world_dim=side,
         cells=cells,
+        position=position,
         held=held.astype(bool),
         target=target,
         direction=direction,

@@ -67,9 +67,7 @@ class HeistPart:
     def to_tail(self) -> bytes:
         """The bytes that `State.tail` holds."""
         count = len(self.has_keys)
-        return (
-            struct.pack(f"<{3 + count}i", self.num_keys, self.world_dim, count, *self.has_keys) + END_MARKER
-        )
+        return struct.pack(f"<{3 + count}i", self.num_keys, self.world_dim, count, *self.has_keys) + END_MARKER
 
 
 @dataclass(frozen=True, slots=True)

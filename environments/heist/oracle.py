@@ -137,9 +137,7 @@ class Plan:
     def _follow(self, cell: int, held: int) -> Advice:
         here = self._key_at.get(cell, 0) & ~held
         if here:
-            return Advice(
-                (here & -here).bit_length() - 1, 0, self._distance.get((cell, held | here), -1), 0, -1, -1
-            )
+            return Advice((here & -here).bit_length() - 1, 0, self._distance.get((cell, held | here), -1), 0, -1, -1)
         total = self._distance.get((cell, held))
         if total is None:
             return _NOWHERE

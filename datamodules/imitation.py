@@ -1,0 +1,213 @@
+"""Frames of heist with the oracle's advice, on noisy oracle play and on the student's own play (DAgger).
+
+One Lightning epoch plays a little, adds the frames to a replay buffer, and trains on batches drawn from it. Labels are
+sets of acceptable actions, since the oracle's single action is half noise (a sub-cell correction that nobody can see):
+the main direction of every shortest path and the oracle's own steering action while the player moves; where the last
+action did not move the player, only the steering action, which is what frees it from a corner.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from environments import NUM_ACTIONS, EnvironmentSettings, VectorEnvironment
+from environments.heist import DIRECTION_ACTIONS, label_states
+from networks import Policy, Precision, autocast, sample_actions
+
+_DIRECTION_BITS = np.array([1 << bit for bit in range(4)])
+
+
+class ImitationBatch(NamedTuple):
+    """Frames and the actions that the oracle accepts on each."""
+
+    frames: UInt8[Tensor, "B 64 64 3"]
+    acceptable: Bool[Tensor, "B A"]
+
+
+class PlayStatistics(NamedTuple):
+    """How the student did on the frames collected for one epoch, all of them new to it.
+
+    Attributes:
+        accuracy: share of its frames on which its likeliest action was acceptable.
+        solved: share of its finished or abandoned episodes that reached the gem; NaN where none ended.
+        env_steps: frames played so far, everybody's.
+    """
+
+    accuracy: float
+    solved: float
+    env_steps: int
+
+
+class ImitationDataModule(L.LightningDataModule):
+    """Plays heist with the oracle and the student side by side and yields labelled batches.
+
+    The first environments are the oracle's, with random moves mixed in, the others the student's own.
+
+    Args:
+        environment: what is played; it must be heist.
+        num_environments: environments stepped together, on each rank.
+        student_environments: how many of them the student plays.
+        steps_per_epoch: steps of all environments per epoch.
+        buffer_frames: size of the replay buffer.
+        batch_size: frames per optimiser step.
+        samples_per_frame: how often a frame is trained on, on average.
+        random_move_share: share of the oracle's moves replaced by random ones.
+        patience: steps after which a student's episode is abandoned, so that stuck levels do not fill the buffer.
+        student_from: frames played before the student plays its environments; the oracle does until then.
+        precision: of the student's play; take the trainer's.
+        seed: of environments, noise and sampling.
+    """
+
+    def __init__(
+        self,
+        environment: EnvironmentSettings | None = None,
+        num_environments: int = 128,
+        student_environments: int = 64,
+        steps_per_epoch: int = 32,
+        buffer_frames: int = 32_768,
+        batch_size: int = 128,
+        samples_per_frame: int = 2,
+        random_move_share: float = 0.3,
+        patience: int = 250,
+        student_from: int = 100_000,
+        precision: Precision = "bf16",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.environment = environment or EnvironmentSettings()
+        if self.environment.game != "heist":
+            raise ValueError(f"the oracle plays heist only, not {self.environment.game}: train without a warm start")
+        if not 0 <= student_environments <= num_environments:
+            raise ValueError(f"student_environments {student_environments} must lie in 0 to {num_environments}")
+        per_epoch = num_environments * steps_per_epoch
+        if buffer_frames % per_epoch or per_epoch * samples_per_frame % batch_size:
+            raise ValueError(
+                f"an epoch plays {per_epoch} frames: buffer_frames {buffer_frames} must be a multiple of that, "
+                f"and {samples_per_frame} x {per_epoch} a multiple of batch_size {batch_size}"
+            )
+        self.num_environments = num_environments
+        self.students = slice(num_environments - student_environments, num_environments)
+        self.steps_per_epoch = steps_per_epoch
+        self.batch_size = batch_size
+        self.batches_per_epoch = per_epoch * samples_per_frame // batch_size
+        self.random_move_share = random_move_share
+        self.patience = patience
+        self.student_from = student_from
+        self.precision: Precision = precision
+        self.seed = seed
+        self.env_steps = 0
+        self.statistics = PlayStatistics(float("nan"), float("nan"), 0)
+        self._buffer = torch.empty(buffer_frames, 64, 64, 3, dtype=torch.uint8)
+        self._acceptable = torch.empty(buffer_frames, NUM_ACTIONS, dtype=torch.bool)
+        self._env: VectorEnvironment | None = None
+        self._rng = np.random.default_rng(seed)
+        self._written = 0
+
+    def setup(self, stage: str) -> None:
+        """Make the environments in the process that plays them."""
+        if self._env is None:
+            rank = self.trainer.global_rank if self.trainer else 0
+            self._rng = np.random.default_rng([self.seed, rank, self.env_steps])
+            seed = int(self._rng.integers(2**31 - 1))
+            self._env = VectorEnvironment(self.environment, self.num_environments, seed)
+            self._position = np.zeros((self.num_environments, 2))
+            self._age = np.zeros(self.num_environments, dtype=np.int64)
+
+    def train_dataloader(self) -> DataLoader[ImitationBatch]:
+        """Whole batches; each pass over the loader plays one epoch first."""
+        return DataLoader(_Epoch(self), batch_size=None)
+
+    def teardown(self, stage: str) -> None:
+        """Close the environments."""
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Frames played; a resumed run plays new levels into a new buffer."""
+        return {"env_steps": self.env_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on from where the checkpoint stood."""
+        self.env_steps = state_dict["env_steps"]
+
+    def batches(self) -> Iterator[ImitationBatch]:
+        """Play one epoch, then draw its batches from the buffer."""
+        assert self._env is not None and self.trainer is not None
+        module = self.trainer.lightning_module
+        self._play(self._env, module.agent, module.device)
+        generator = torch.Generator().manual_seed(int(self._rng.integers(2**63 - 1)))
+        filled = min(self._written, len(self._buffer))
+        rows = torch.randint(filled, (self.batches_per_epoch, self.batch_size), generator=generator)
+        for chosen in rows:
+            yield ImitationBatch(self._buffer[chosen], self._acceptable[chosen])
+
+    @torch.no_grad()
+    def _play(self, env: VectorEnvironment, student: Policy, device: torch.device) -> None:
+        accepted = ended = solved = judged = 0
+        for _ in range(self.steps_per_epoch):
+            reward, frames, first = env.observe()
+            labels = label_states(env.get_states())
+            positions = labels.position
+            stuck = ~first & (np.abs(positions - self._position).max(-1) < 0.01)
+            self._age = np.where(first, 0, self._age + 1)
+            acceptable = _acceptable_actions(labels.directions, labels.oracle_action, stuck)
+            self._store(frames, acceptable)
+
+            ended += int(first[self.students].sum())
+            solved += int((first & (reward > 0))[self.students].sum())
+            random = self._rng.random(self.num_environments) < self.random_move_share
+            actions = np.where(random, self._rng.integers(9, size=self.num_environments), labels.oracle_action)
+            if self.env_steps >= self.student_from:
+                seen = torch.from_numpy(frames[self.students]).to(device)
+                with autocast(self.precision, device):
+                    logits = student(seen).logits
+                assert logits is not None
+                noise = torch.from_numpy(self._rng.random(logits.shape, dtype=np.float32)).to(device)
+                actions[self.students] = sample_actions(logits, noise).cpu().numpy()
+                best = logits.argmax(-1).cpu().numpy()
+                accepted += int(acceptable[self.students][np.arange(len(best)), best].sum())
+                judged += len(best)
+            actions[self._age >= self.patience] = -1  # the next level
+            self._position = positions
+            env.act(actions)
+            self.env_steps += self.num_environments
+        self.statistics = PlayStatistics(
+            accepted / judged if judged else float("nan"),
+            solved / ended if judged and ended else float("nan"),
+            self.env_steps,
+        )
+
+    def _store(self, frames: UInt8[np.ndarray, "N 64 64 3"], acceptable: Bool[np.ndarray, "N A"]) -> None:
+        start = self._written % len(self._buffer)
+        rows = slice(start, start + len(frames))
+        self._buffer[rows] = torch.from_numpy(frames)
+        self._acceptable[rows] = torch.from_numpy(acceptable)
+        self._written += len(frames)
+
+
+def _acceptable_actions(directions: np.ndarray, steering: np.ndarray, stuck: np.ndarray) -> Bool[np.ndarray, "N A"]:
+    """[N A]: the steering action always; the main directions too, unless the player is stuck."""
+    acceptable = np.zeros((len(directions), NUM_ACTIONS), dtype=bool)
+    acceptable[:, list(DIRECTION_ACTIONS)] = (directions[:, None] & _DIRECTION_BITS > 0) & ~stuck[:, None]
+    acceptable[np.arange(len(directions)), steering] = True
+    return acceptable
+
+
+class _Epoch(IterableDataset[ImitationBatch]):
+    """A loader with a length: without one, Lightning would prefetch and play with a stale student."""
+
+    def __init__(self, data: ImitationDataModule) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return self._data.batches_per_epoch
+
+    def __iter__(self) -> Iterator[ImitationBatch]:
+        yield from self._data.batches()

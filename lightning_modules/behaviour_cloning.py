@@ -1,0 +1,86 @@
+"""A warm start: behaviour cloning from the shortest-path oracle."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from datamodules.imitation import ImitationBatch, ImitationDataModule
+from networks import CustomCNN, TappedAgent
+from networks.compilation import compile_in_place
+
+
+def acceptable_action_loss(logits: Float[Tensor, "B A"], acceptable: Bool[Tensor, "B A"]) -> Float[Tensor, ""]:
+    """Mean of -log of the probability given to the set of acceptable actions, in nats.
+
+    Every row of `acceptable` must hold at least one action.
+    """
+    inside = logits.masked_fill(~acceptable, -torch.inf).logsumexp(-1)
+    return (logits.logsumexp(-1) - inside).mean()
+
+
+class BehaviourCloning(L.LightningModule):
+    """Trains an agent's policy to take one of the actions that the oracle accepts.
+
+    The value head is left as it was: reinforcement learning fits it first (`PPOImpala`, `value_warmup_frames`).
+
+    Args:
+        agent: the network to train.
+        learning_rate: Adam's, falling to zero along a cosine over the run.
+        compile: compile the inner network in place; without a C++ compiler the run goes on eagerly.
+    """
+
+    def __init__(self, agent: TappedAgent | None = None, learning_rate: float = 1e-3, compile: bool = True) -> None:
+        super().__init__()
+        self.agent = agent if agent is not None else CustomCNN()
+        self.agent.to(memory_format=torch.channels_last)
+        self.learning_rate = learning_rate
+        self.compile_agent = compile
+
+    def setup(self, stage: str) -> None:
+        """Compile here, after checkpoints' weights have their places."""
+        if self.compile_agent and stage == "fit":
+            compile_in_place(self.agent)
+
+    def training_step(self, batch: ImitationBatch, batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        logits = self.agent(batch.frames).logits
+        loss = acceptable_action_loss(logits, batch.acceptable)
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            self.log("clone/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log what play showed, a NaN loss stops the run."""
+        data: Any = self.trainer.datamodule
+        assert isinstance(data, ImitationDataModule)
+        statistics = data.statistics
+        if not all(torch.isfinite(parameter).all() for parameter in self.agent.parameters()):
+            raise ValueError(
+                f"the agent's weights are not finite after {statistics.env_steps} frames: "
+                "lower model.init_args.learning_rate and go on from the last checkpoint"
+            )
+        self.log("env_steps", float(statistics.env_steps))
+        if statistics.accuracy == statistics.accuracy:
+            self.log("clone/accuracy", statistics.accuracy, prog_bar=True)
+        if statistics.solved == statistics.solved:
+            self.log("clone/solved", statistics.solved, prog_bar=True)
+
+    def agent_metadata(self) -> dict[str, Any]:
+        """What the saved agent's file says of its training."""
+        data: Any = self.trainer.datamodule
+        return {
+            "environment": data.environment.as_dict(),
+            "env_steps": data.env_steps,
+            "training": "behaviour cloning from the shortest-path oracle",
+            "warm_started": True,
+        }
+
+    def configure_optimizers(self) -> Any:
+        """Adam with a cosine over the whole run."""
+        optimiser = torch.optim.Adam(self.agent.parameters(), lr=self.learning_rate)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

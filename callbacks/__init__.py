@@ -1,0 +1,4 @@
+"""What watches something being optimised."""
+
+from callbacks.agent_export import AgentExport as AgentExport
+from callbacks.run_summary import RunSummary as RunSummary

@@ -1,0 +1,138 @@
+"""What train.py and analyse.py share: a parser that answers a mistake with one message and its mend."""
+
+import difflib
+import importlib
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser
+
+# What a user can get wrong, in the terms of the library that notices it. They are shown as one message as long
+# as no work has been done; afterwards the traceback is worth more.
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, MisconfigurationException)
+
+# Lines of a jsonargparse message that speak of types that were tried and failed, not of what the user wrote.
+_NOISE = (
+    "Does not validate against",
+    "Subtypes:",
+    "Errors:",
+    "- Expected a <class 'NoneType'>",
+    "Given value",
+    "Expected a path but",
+    "Subclass types expect",
+    "- a class path (str)",
+    "- a dict ",
+)
+_MISPLACED = "Not a valid subclass of"
+
+
+def quieten() -> None:
+    """Hide what the libraries say about themselves, so that what is left on the screen is about the run."""
+    advertisements = ("💡 Tip", "GPU available", "TPU available", "HPU available")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(advertisements))
+    for message in (".*treespec, LeafSpec.*", ".*is smaller than the logging interval.*", ".*many workers.*"):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def config_files(args: Sequence[str]) -> list[str]:
+    """The files named by `--config FILE`, `--config=FILE` and `-c FILE`.
+
+    Read from the arguments because the parsed namespace no longer has them where an interpolation was resolved.
+    """
+    words = [word for argument in args for word in argument.split("=", 1)]
+    return [value for option, value in pairwise(words) if option in ("-c", "--config")]
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception without the line breaks and the quotes that KeyError adds."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class OneMessageParser(LightningArgumentParser):
+    """Lightning's parser, except that a key must be spelt out and that a mistake is one message on stderr.
+
+    An abbreviated key (``--trainer.max_step 5``) is an error: argparse would otherwise take it for the longer one.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong and what would be right; exit code 2."""
+        if not self.exit_on_error:  # the parser of one class inside another: the outer one explains
+            super().error(message, ex)
+        sys.stderr.write(f"error: {explain(message, self)}\n")
+        raise SystemExit(2)
+
+
+def explain(message: str, parser: ArgumentParser) -> str:
+    """Turn a message of jsonargparse into one that names the whole key and the nearest correct one.
+
+    Only the form of the messages of jsonargparse 4 is relied on; one that is not recognised is shown as it is.
+    """
+    path: list[str] = []
+    class_path = ""
+    misplaced = ""
+    for line in filter(None, (raw.strip() for raw in message.splitlines())):
+        text = line.removeprefix("- ")
+        if key := re.fullmatch(r'Parser key "(.+?)"(?: element \d+)?:', text):
+            path.append(key[1])
+        elif problem := re.fullmatch(r"Problem with given class_path '(.+)':", text):
+            class_path = problem[1]
+            path.append("init_args")
+        elif text.startswith(_MISPLACED):
+            misplaced = misplaced or text
+        elif not (text.startswith(_NOISE) or line.startswith(_NOISE)):
+            return _leaf(text, path, class_path, parser) or " ".join(message.split())
+    if misplaced:
+        return f"{'.'.join(path)}: write class_path, and the arguments of the class under init_args"
+    return " ".join(message.split())
+
+
+def _leaf(text: str, path: list[str], class_path: str, parser: ArgumentParser) -> str:
+    """Explain the innermost line of a message; an empty string where it is not about the innermost thing."""
+    where = ".".join(path)
+    owner = class_path or "this command"
+    if match := re.fullmatch(r"Option '(.+)' is not accepted", text):
+        return _unknown(match[1], where, owner, _keys(class_path, parser))
+    if match := re.fullmatch(r"Group '(.+)' does not accept option '(.+)'", text):
+        return _unknown(f"{match[1]}.{match[2]}", where, owner, _keys(class_path, parser))
+    if match := re.fullmatch(r"unrecognized arguments: --([^ =]+)(?:[ =].*)?", text):
+        return _unknown(match[1], where, owner, _keys(class_path, parser))
+    if match := re.fullmatch(r"module '(.+)' has no attribute '(.+)'", text):
+        names = [name for name in dir(importlib.import_module(match[1])) if not name.startswith("_")]
+        key = where.removesuffix("init_args") + "class_path"
+        return f"{key}: {match[1]} has no class {match[2]}{_nearest(match[2], names)}"
+    return f"{where}: {text}" if where else text
+
+
+def _unknown(key: str, where: str, owner: str, accepted: list[str]) -> str:
+    roots = sorted({name.partition(".")[0] for name in accepted})
+    mend = _nearest(key, accepted) or _nearest(key.partition(".")[0], roots)
+    if not mend:
+        siblings = [name for name in accepted if name.rpartition(".")[0] == key.rpartition(".")[0]]
+        mend = f"; there are: {', '.join(siblings)}" if siblings else ""
+    return f"unknown key {f'{where}.{key}' if where else key}: {owner} takes no such argument{mend}"
+
+
+def _nearest(word: str, candidates: list[str]) -> str:
+    found = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _keys(class_path: str, parser: ArgumentParser) -> list[str]:
+    """Every key that a class, or without one the command itself, accepts (nested ones with dots)."""
+    if class_path:
+        module, _, name = class_path.rpartition(".")
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(getattr(importlib.import_module(module), name), fail_untyped=False)
+    return [action.dest for action in parser._actions if action.dest not in ("help", "print_config")]

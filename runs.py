@@ -1,0 +1,165 @@
+"""The folder that every run owns: `runs/NAME/version_K/`, and which of them `--ckpt_path auto` goes on with.
+
+config.yaml     the whole configuration, defaults included: `train.py --config` takes it again
+events.out...   TensorBoard
+checkpoints/    written by ModelCheckpoint
+figures/        written by callbacks
+summary.json    final metrics; its presence says that the run is finished
+"""
+
+import fcntl
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+CONFIG = "config.yaml"
+SUMMARY = "summary.json"
+LOCK = ".lock"
+
+# where to go on from is no part of what is run; `config` only names the file that the rest was read from
+_NOT_COMPARED = ("ckpt_path", "config")
+
+
+@dataclass
+class Run:
+    """One run's folder, held by this process until it ends (an operating system lock: a killed process lets go)."""
+
+    folder: Path
+    checkpoint: Path | None = None  # what to go on from
+    resumed: bool = False
+    _lock: IO[str] | None = field(default=None, repr=False)
+
+    @property
+    def version(self) -> int:
+        """The K of `version_K`."""
+        return _number(self.folder)
+
+    def __str__(self) -> str:
+        start = f"goes on from {self.checkpoint}" if self.checkpoint else "starts at step 0"
+        return f"run {self.folder} {start}"
+
+    def release(self) -> None:
+        """Let another process take the folder; the end of this process does the same."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def discard(self) -> None:
+        """Remove the folder of a run that stopped before any work; one that was there before stays."""
+        if not self.resumed:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            for parent in (self.folder.parent, self.folder.parent.parent):
+                if parent.is_dir() and not any(parent.iterdir()):
+                    parent.rmdir()
+
+
+def claim_run(root: Path, name: str, config: str, ckpt_path: str | None) -> Run:
+    """The run that a command with this configuration (YAML text) and this `--ckpt_path` is to write into."""
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        run = join_run(root, name, config, resume=ckpt_path == "auto")
+    else:
+        run = (continue_run(root, name, config) if ckpt_path == "auto" else None) or start_run(root, name, config)
+    if ckpt_path not in (None, "auto"):
+        run.checkpoint = Path(ckpt_path)
+    return run
+
+
+def start_run(root: Path, name: str, config: str) -> Run:
+    """Make the next free `root/name/version_K` and write the configuration (YAML text) into it."""
+    number = max((_number(folder) for folder in _versions(root / name)), default=-1) + 1
+    while True:
+        folder = root / name / f"version_{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:  # another process was quicker
+            number += 1
+            continue
+        run = Run(folder, _lock=_lock(folder))
+        write_atomically(folder / CONFIG, config)
+        return run
+
+
+def continue_run(root: Path, name: str, config: str) -> Run | None:
+    """The newest unfinished run of the same configuration that no other process is busy with; None if there is none.
+
+    Its newest readable checkpoint is what to go on from; None where the run was killed before it wrote one.
+    """
+    for folder in _unfinished(root / name, config):
+        lock = _lock(folder)
+        if lock is not None:
+            return Run(folder, newest_checkpoint(folder), resumed=True, _lock=lock)
+    return None
+
+
+def join_run(root: Path, name: str, config: str, resume: bool, patience: float = 60.0) -> Run:
+    """The run that rank 0 has just started or goes on with, for the other ranks of distributed training.
+
+    Raises TimeoutError if rank 0 has not made its folder within `patience` seconds.
+    """
+    deadline = time.monotonic() + patience
+    while not (folders := _unfinished(root / name, config)):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"rank 0 made no folder under {root / name}")
+        time.sleep(0.1)
+    return Run(folders[0], newest_checkpoint(folders[0]) if resume else None, resumed=True)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint written last of those that can be read; a file cut short by a kill is passed over."""
+    files = sorted(folder.glob("checkpoints/**/*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return next((path for path in files if _readable(path)), None)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a kill leaves the old one or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _versions(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("version_*") if path.is_dir() and path.name[8:].isdigit()]
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix("version_"))
+
+
+def _unfinished(folder: Path, config: str) -> list[Path]:
+    """Runs without a summary whose configuration is the same, newest first."""
+    wanted = _comparable(config)
+    started = [path for path in _versions(folder) if (path / CONFIG).exists() and not (path / SUMMARY).exists()]
+    same = [path for path in started if _comparable((path / CONFIG).read_text()) == wanted]
+    return sorted(same, key=_number, reverse=True)
+
+
+def _comparable(config: str) -> dict[str, Any]:
+    values = yaml.safe_load(config)
+    return {key: value for key, value in values.items() if key not in _NOT_COMPARED}
+
+
+def _readable(path: Path) -> bool:
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # torch, zipfile and pickle each have their own for a broken file
+        return False
+    return True
+
+
+def _lock(folder: Path) -> IO[str] | None:
+    file = (folder / LOCK).open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file

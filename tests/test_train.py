@@ -1,0 +1,268 @@
+"""The command line: run folders, one message for a mistake, and going on after an interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import train
+from runs import start_run
+
+TESTS = Path(__file__).parent
+TINY = """
+seed_everything: 0
+trainer:
+  max_steps: 6
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+  - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+    init_args: {save_last: true, every_n_train_steps: 2, save_top_k: 0}
+model:
+  class_path: tiny_training.TinyModule
+  init_args: {width: "${data.init_args.width}"}
+data:
+  class_path: tiny_training.TinyData
+  init_args:
+    width: 4
+    settings: {game: maze}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments of a tiny run; the working directory is an empty folder."""
+    monkeypatch.syspath_prepend(str(TESTS))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    Path("tiny.yaml").write_text(TINY)
+    return ["--config", "tiny.yaml"]
+
+
+def read_summary(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def unfinish(folder: Path) -> None:
+    """Make a run look as if it had been killed before its end."""
+    (folder / "summary.json").unlink()
+
+
+def test_a_run_owns_a_folder_and_ends_with_a_summary(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(tiny) == 0
+    folder = Path("runs/tiny/version_0")
+    assert {path.name.split(".")[0] for path in folder.iterdir()} >= {"config", "summary", "checkpoints", "events"}
+    summary = read_summary(folder)
+    assert summary["tiny/steps"] == 6
+    assert summary["tiny/loss_high"] == 9.0
+    printed = capsys.readouterr().out
+    assert "tiny/loss" in printed
+    assert "0 to 9" in printed
+    assert f"tensorboard --logdir {folder}" in printed
+
+    assert train.main(["--config", str(folder / "config.yaml")]) == 0, "a saved configuration runs again"
+    assert read_summary(Path("runs/tiny/version_1")) == summary, "and gives the same"
+
+
+def test_name_and_root_of_the_run_can_be_chosen(tiny: list[str]) -> None:
+    assert train.main([*tiny, "--name", "mine", "--trainer.default_root_dir", "elsewhere"]) == 0
+    assert Path("elsewhere/mine/version_0/summary.json").exists()
+    assert not Path("runs").exists()
+
+
+def test_further_loggers_keep_the_runs_own_folder_first(tiny: list[str]) -> None:
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "csv"}}
+    assert train.main([*tiny, "--trainer.logger", json.dumps([logger])]) == 0
+    assert Path("csv").exists()
+    assert list(Path("runs/tiny/version_0").glob("events*"))
+    assert train.main([*tiny, "--trainer.logger", "false"]) == 0
+    assert not list(Path("runs/tiny/version_1").glob("events*"))
+    assert Path("runs/tiny/version_1/summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (["--model.init_args.wdth", "4"], ["model.init_args.wdth", "did you mean width?"]),
+        (["--data.init_args.settings.gmae", "x"], ["data.init_args.settings.gmae", "did you mean settings.game?"]),
+        (["--data.init_args.settings.num_thread", "3"], ["settings.num_thread", "settings.num_threads?"]),
+        (["--trainer.max_step", "3"], ["trainer.max_step", "did you mean trainer.max_steps?"]),
+        (["--ckpt_pth", "auto"], ["ckpt_pth", "did you mean ckpt_path?"]),
+        (["--model.class_path", "tiny_training.TinyModul"], ["model.class_path", "did you mean TinyModule?"]),
+        (["--model.init_args.lr", "fast"], ["model.init_args.lr", "float", "fast"]),
+        (["--model", "3"], ["model", "3"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
+    ],
+)
+def test_wrong_key_is_one_message_before_any_work(
+    tiny: list[str], capsys: pytest.CaptureFixture[str], wrong: list[str], expected: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train.main([*tiny, *wrong])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("error: ")
+    for part in expected:
+        assert part in said[0]
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("model.init_args.wdth", 4, ["model.init_args.wdth", "did you mean width?"]),
+        ("model.wdth", 4, ["model", "init_args"]),
+        ("data.init_args.settings.gmae", 4, ["data.init_args.settings.gmae", "did you mean settings.game?"]),
+        ("trainer.max_step", 4, ["trainer.max_step", "did you mean trainer.max_steps?"]),
+        ("modl", {"class_path": "x"}, ["modl.class_path", "did you mean model"]),
+    ],
+)
+def test_wrong_key_in_a_file(
+    tiny: list[str], capsys: pytest.CaptureFixture[str], path: str, value: object, expected: list[str]
+) -> None:
+    config = yaml.safe_load(TINY)
+    *parents, last = path.split(".")
+    branch = config
+    for parent in parents:
+        branch = branch[parent]
+    branch[last] = value
+    Path("tiny.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit, match="2"):
+        train.main(tiny)
+    said = capsys.readouterr().err
+    assert all(part in said for part in expected), said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (["--ckpt_path", "nowhere.ckpt"], "--ckpt_path: there is no file nowhere.ckpt"),
+        (["--trainer.accelerator", "abacus"], "abacus"),
+        (["--model.init_args.kind", "bad"], "bad is no kind; use plain"),
+        (["--data.init_args.fails_in", "setup"], "set --data.init_args.agent"),
+        (["--name", "${nowhere}"], "nowhere"),
+    ],
+)
+def test_wrong_value_is_one_message_and_leaves_nothing(
+    tiny: list[str], capsys: pytest.CaptureFixture[str], wrong: list[str], expected: str
+) -> None:
+    assert train.main([*tiny, *wrong]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Seed set")]
+    assert len(said) == 1, said
+    assert said[0].startswith("error: ")
+    assert expected in said[0]
+    assert not Path("runs").exists()
+
+
+def test_an_error_in_training_shows_where_it_was_and_keeps_the_run(tiny: list[str]) -> None:
+    with pytest.raises(ValueError, match="a fault while training"):
+        train.main([*tiny, "--data.init_args.fails_in", "training"])
+    assert Path("runs/tiny/version_0/config.yaml").exists()
+    assert not Path("runs/tiny/version_0/summary.json").exists()
+
+
+def test_help_and_print_config(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        train.main(["--help"])
+    assert "--ckpt_path" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        train.main([*tiny, "--data.init_args.width", "3", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["width"] == 3, "overrides come first"
+
+
+def test_auto_goes_on_in_the_newest_unfinished_run_of_the_same_configuration(
+    tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    auto = [*tiny, "--ckpt_path", "auto"]
+    assert train.main(auto) == 0, "without a run to go on with, it starts one"
+    first = Path("runs/tiny/version_0")
+    unfinish(first)
+    last = first / "checkpoints/last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    checkpoint["state_dict"]["steps"] += 100
+    checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"] -= 2
+    for progress in ("total", "current"):
+        for kind in ("ready", "completed"):
+            loop = checkpoint["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
+            loop["optimizer"]["step"][progress][kind] -= 2
+    torch.save(checkpoint, last)
+
+    assert train.main([*auto, "--model.init_args.lr", "0.5"]) == 0
+    assert "version_1 starts at step 0" in capsys.readouterr().out, "another configuration is another run"
+    assert train.main(auto) == 0
+    assert f"version_0 goes on from {last}" in capsys.readouterr().out
+    assert read_summary(first)["tiny/steps"] == 108, "two more steps on top of the checkpoint's"
+    assert train.main(auto) == 0
+    assert "version_2 starts at step 0" in capsys.readouterr().out, "a finished run is left alone"
+
+
+def test_auto_passes_over_a_checkpoint_cut_short(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(tiny) == 0
+    folder = Path("runs/tiny/version_0")
+    unfinish(folder)
+    last = folder / "checkpoints/last.ckpt"
+    (folder / "checkpoints/older.ckpt").write_bytes(last.read_bytes())
+    time.sleep(0.01)
+    last.write_bytes(last.read_bytes()[:500])
+    assert train.main([*tiny, "--ckpt_path", "auto"]) == 0
+    assert "older.ckpt" in capsys.readouterr().out
+
+
+def test_auto_leaves_a_run_alone_that_another_process_is_busy_with(
+    tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(tiny) == 0
+    folder = Path("runs/tiny/version_0")
+    config = (folder / "config.yaml").read_text()
+    unfinish(folder)
+    busy = start_run(Path("runs"), "tiny", config)  # held as long as the object lives
+    assert train.main([*tiny, "--ckpt_path", "auto"]) == 0
+    assert "version_0 goes on" in capsys.readouterr().out
+    assert train.main([*tiny, "--ckpt_path", "auto"]) == 0
+    assert "version_2 starts" in capsys.readouterr().out
+    assert busy.folder.name == "version_1"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_run_goes_on(
+    tiny: list[str], capsys: pytest.CaptureFixture[str], number: signal.Signals, code: int
+) -> None:
+    usual = signal.getsignal(signal.SIGINT)
+    Path("signal").write_text(str(int(number)))
+    save = ["--trainer.callbacks.init_args.save_on_exception", "true"]
+    try:
+        assert train.main([*tiny, *save]) == code
+    finally:
+        signal.signal(signal.SIGINT, usual)  # Lightning ignores it from the first Ctrl-C on
+    assert "--ckpt_path auto goes on" in capsys.readouterr().err
+    assert not Path("runs/tiny/version_0/summary.json").exists()
+    assert train.main([*tiny, *save, "--ckpt_path", "auto"]) == 0
+    assert "version_0" in capsys.readouterr().out
+    assert read_summary(Path("runs/tiny/version_0"))["tiny/steps"] == 6
+
+
+def test_a_run_killed_while_training_goes_on(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    slow = [*tiny, "--ckpt_path", "auto", "--data.init_args.seconds_per_batch", "0.1", "--trainer.max_steps", "12"]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, str(TESTS.parent / "train.py"), *slow], env=environment)
+    checkpoint = Path("runs/tiny/version_0/checkpoints/last.ckpt")
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not Path("runs/tiny/version_0/summary.json").exists()
+    assert train.main(slow) == 0
+    assert "version_0 goes on from" in capsys.readouterr().out
+    assert read_summary(Path("runs/tiny/version_0"))["tiny/steps"] == 12

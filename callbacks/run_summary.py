@@ -71,9 +71,8 @@ def summary_table(metrics: dict[str, float], title: str) -> Table:
 def where_to_look(folder: Path) -> list[str]:
     """Sentences that name the pictures, the curves and the weights which a run has left."""
     figures = sorted(path for path in (folder / "figures").glob("**/*") if path.is_file())
-    weights = sorted(folder.glob("checkpoints/**/*.ckpt"))
     lines = [f"pictures  {folder / 'figures'} ({len(figures)} files)"] if figures else []
     lines.append(f"curves    tensorboard --logdir {folder}")
-    if weights:
-        lines.append(f"weights   {max(weights, key=lambda path: path.stat().st_mtime)}")
-    return lines
+    lines += [f"weights   {path}" for path in sorted(folder.glob("*.safetensors"))]
+    checkpoints = sorted(folder.glob("checkpoints/**/*.ckpt"), key=lambda path: path.stat().st_mtime)
+    return [*lines, *(f"state     {path}" for path in checkpoints[-1:])]

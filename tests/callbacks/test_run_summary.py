@@ -79,4 +79,6 @@ def test_points_at_what_is_there(tmp_path: Path) -> None:
     assert where_to_look(tmp_path) == [f"curves    tensorboard --logdir {tmp_path}"]
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "latents.png").touch()
+    (tmp_path / "agent.safetensors").touch()
+    assert [line.split()[0] for line in where_to_look(tmp_path)] == ["pictures", "curves", "weights"]
     assert "(1 files)" in where_to_look(tmp_path)[0]

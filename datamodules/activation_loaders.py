@@ -1,0 +1,288 @@
+"""One batch type of activations and the three loaders that yield it whole: cached, streamed, and for validation."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, Shaped, UInt8
+from torch import Tensor
+
+from datamodules.cache import ActivationCache
+from datamodules.recorder import Recorder, Rows
+
+_RUNS = 8  # places of the cache that one batch mixes, at most
+_GROUP_BYTES = 2**22  # batches cut from the same places: long reads, in memory that the allocator uses again
+_POOL_BLOCKS = 4  # recorded blocks that the stream mixes
+
+
+@dataclass
+class ActivationBatch:
+    """R rows: positions of frames, or whole frames.
+
+    Attributes:
+        activations: by tap, in the type and with the values that the agent yields: [R C] for positions and flat taps,
+            [R C H W] (channels last in memory) for whole maps.
+        levels: level seed of each row.
+        frames: what the agent saw.
+        labels: by field of `environments.heist.Labels`.
+        inside: by tap with a map, whether a position shows the maze: [R H W], or [R] for positions.
+    """
+
+    activations: dict[str, Shaped[Tensor, "R C *HW"]]
+    levels: Int[Tensor, " R"]
+    frames: UInt8[Tensor, "R 64 64 3"] | None = None
+    labels: dict[str, Shaped[Tensor, "R ..."]] | None = None
+    inside: dict[str, Bool[Tensor, "R *HW"]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    @classmethod
+    def from_rows(cls, rows: Rows) -> "ActivationBatch":
+        """Sort columns into a batch without copying."""
+        groups: dict[str, dict[str, Tensor]] = {"activations": {}, "labels": {}, "inside": {}}
+        for name, column in rows.items():
+            group, _, key = name.partition("/")
+            if key:
+                groups[group][key] = column.permute(0, 3, 1, 2) if column.ndim == 4 else column
+        return cls(
+            groups["activations"],
+            rows["levels"],
+            rows.get("frames"),
+            groups["labels"] or None,
+            groups["inside"] or None,
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "ActivationBatch":
+        """The same batch on another device."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: move(tensor) for key, tensor in value.items()}
+            return None if value is None else value.to(device, non_blocking=non_blocking)
+
+        return ActivationBatch(**{field.name: move(getattr(self, field.name)) for field in fields(self)})
+
+
+@dataclass
+class Position:
+    """Where training stands: what a checkpoint keeps of a loader.
+
+    Attributes:
+        epoch: passes begun before this one.
+        batch: batches of this epoch already handed out on each rank.
+        block: next block that the stream records.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    block: int = 1
+
+    def advance(self, batches: int) -> None:
+        """Count one batch of an epoch of so many; before it is yielded, for nothing may run after the last one."""
+        self.batch += 1
+        if self.batch >= batches:
+            self.epoch, self.batch = self.epoch + 1, 0
+
+
+class _TrainingLoader:
+    """What the loaders of training data share: a length, and a position that survives a checkpoint.
+
+    `__iter__` goes on at the position, so an iterator dropped halfway leaves its rest to the next one.
+    """
+
+    def __init__(self, position: Position, batches: int) -> None:
+        self._position, self._batches = position, batches
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def state_dict(self) -> dict[str, int]:
+        """Empty: the data module keeps the position, for Lightning restores a loader in mid-epoch only.
+
+        Being stateful tells Lightning that this loader goes on where a checkpoint was written.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Nothing to load: see `state_dict`."""
+
+
+class CacheLoader(_TrainingLoader):
+    """Shuffled whole batches from shards whose rows are already in random order.
+
+    A batch is made of runs of rows from up to 8 random places of the cache. Some batches (4 MB of them) share their
+    places, each of which is then read in one contiguous piece. The places are drawn anew in each epoch from
+    (seed, epoch) alone. What does not fill a group of batches is left out, another part in each epoch. Ranks take
+    every world-th group.
+
+    Raises:
+        ValueError: too few rows for one batch.
+    """
+
+    def __init__(
+        self, shards: list[Rows], batch_size: int, *, seed: int, position: Position, rank: int = 0, world: int = 1
+    ) -> None:
+        columns = [name for name in shards[0] if not name.startswith("sums/")]
+        self._like = {name: shards[0][name][:0] for name in columns}
+        self._bytes = [{name: _as_bytes(shard[name]) for name in columns} for shard in shards]
+        self._rows = [len(shard["levels"]) for shard in shards]
+        self._seed, self._rank, self._world = seed, rank, world
+        self._runs = math.gcd(batch_size, _RUNS)
+        self._run = batch_size // self._runs
+        row_bytes = sum(column.shape[1] for column in self._bytes[0].values())
+        together = min(
+            _GROUP_BYTES // (row_bytes * batch_size),
+            sum(self._rows) // (32 * batch_size * world),
+            max(self._rows) // self._run,
+        )
+        self._together = max(1, together)
+        self._piece = self._run * self._together
+        groups = sum(rows // self._piece for rows in self._rows) // self._runs // world
+        if groups == 0:
+            raise ValueError(
+                f"{sum(self._rows)} rows are too few for a batch of {batch_size} on each of {world} processes: "
+                "raise num_frames or lower batch_size"
+            )
+        super().__init__(position, groups * self._together)
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        places = self._places(self._position.epoch)
+        first, skip = divmod(self._position.batch, self._together)
+        for group in range(first, len(self) // self._together):
+            start = (group * self._world + self._rank) * self._runs
+            batches = self._read(places[start : start + self._runs])
+            for batch in batches[skip:]:
+                self._position.advance(len(self))
+                yield batch
+            skip = 0
+
+    def _places(self, epoch: int) -> Int[np.ndarray, "places 2"]:
+        """(shard, first row) of every piece of this epoch, in random order."""
+        rng = np.random.default_rng((self._seed, epoch))
+        places = []
+        for shard, rows in enumerate(self._rows):
+            starts = rng.integers(rows % self._piece + 1) + np.arange(rows // self._piece) * self._piece
+            places.append(np.stack([np.full_like(starts, shard), starts], 1))
+        return rng.permutation(np.concatenate(places))
+
+    def _read(self, places: Int[np.ndarray, "runs 2"]) -> list[ActivationBatch]:
+        groups = {}
+        for name, like in self._like.items():
+            rows = torch.empty((self._together, self._runs, self._run, *like.shape[1:]), dtype=like.dtype)
+            # numpy copies such pieces with a fraction of torch's cost for each call
+            target = _as_bytes(rows.flatten(0, 2)).reshape(self._together, self._runs, -1)
+            for run, (shard, start) in enumerate(places.tolist()):
+                piece = self._bytes[shard][name][start : start + self._piece]
+                target[:, run] = piece.reshape(self._together, -1)
+            groups[name] = rows.flatten(1, 2).unbind()
+        return [
+            ActivationBatch.from_rows({name: batches[index] for name, batches in groups.items()})
+            for index in range(self._together)
+        ]
+
+
+def _as_bytes(column: Shaped[Tensor, "R ..."]) -> UInt8[np.ndarray, "R bytes"]:
+    """The same memory, a row of bytes for each row."""
+    return column.reshape(len(column), -1).view(torch.uint8).numpy()
+
+
+class StreamLoader(_TrainingLoader):
+    """Batches from play that goes on while training: fresh frames in every epoch, nothing on disk.
+
+    A pool holds the rows of 4 blocks. Once a block's worth of random rows has been handed out, a new block takes their
+    place. After a resume the pool is filled anew from the next block that was not yet recorded.
+
+    Args:
+        first: block 0, which every rank has recorded for the statistics.
+
+    Raises:
+        ValueError: a batch larger than a block, or an epoch smaller than a batch.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        first: Rows,
+        frames: int,
+        batch_size: int,
+        *,
+        seed: int,
+        position: Position,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._recorder, self._first = recorder, first
+        self._batch_size, self._seed, self._rank, self._world = batch_size, seed, rank, world
+        block = len(first["levels"])
+        batches = frames * recorder.rows_per_frame // (batch_size * world)
+        if batch_size > block or batches == 0:
+            raise ValueError(
+                f"batch_size {batch_size} is more than the {block} rows of a recorded block or than an epoch's "
+                f"{frames * recorder.rows_per_frame} rows over {world} processes: lower it, or raise "
+                "play.environments, play.steps or num_frames"
+            )
+        super().__init__(position, batches)
+        self._mixed = self._mix()
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        for _ in range(self._position.batch, len(self)):
+            batch = next(self._mixed)
+            self._position.advance(len(self))
+            yield batch
+
+    def _record(self) -> Rows:
+        """This rank's next block; ranks take turns, and block 0 belongs to the statistics."""
+        index = 1 + (self._position.block - 1) * self._world + self._rank
+        self._position.block += 1
+        return self._recorder.block(index)
+
+    def _mix(self) -> Iterator[ActivationBatch]:
+        blocks = [self._first, *(self._record() for _ in range(_POOL_BLOCKS - 1))]
+        rng = np.random.default_rng((self._seed, self._rank, self._position.block))
+        noise = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        pool = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+        size = len(blocks[0]["levels"])
+        del blocks
+        while True:
+            chosen = torch.randperm(_POOL_BLOCKS * size, generator=noise)[:size]
+            for rows in chosen.split(self._batch_size):
+                if len(rows) == self._batch_size:
+                    yield ActivationBatch.from_rows({name: column[rows] for name, column in pool.items()})
+            for name, column in self._record().items():
+                pool[name][chosen] = column
+
+
+class ValidationLoader:
+    """Every row of a cache once and in order, in batches shared out over ranks; recorded when first iterated.
+
+    Maps are not copied: tensors are the mapped file, so write to none of them in place.
+    """
+
+    def __init__(self, cache: ActivationCache, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
+        self._cache, self._batch_size, self._rank, self._world = cache, batch_size, rank, world
+        self._shards: list[Rows] | None = None
+
+    def __len__(self) -> int:
+        batches = sum(-(-frames // self._batch_size) for frames in self._cache.shard_frames)
+        return len(range(self._rank, batches, self._world))
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        if self._shards is None:
+            self._cache.build()
+            self._shards = self._cache.open()
+        places = [
+            (shard, start)
+            for shard, frames in enumerate(self._cache.shard_frames)
+            for start in range(0, frames, self._batch_size)
+        ]
+        for shard, start in places[self._rank :: self._world]:
+            rows = {
+                name: column[start : start + self._batch_size]
+                for name, column in self._shards[shard].items()
+                if not name.startswith("sums/")
+            }
+            yield ActivationBatch.from_rows(rows)

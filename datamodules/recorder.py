@@ -1,0 +1,288 @@
+"""Playing a frozen agent and keeping what its taps yield, in the same forward pass as it acts."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from torch import Tensor
+
+from environments import FRAME_SHAPE, EnvironmentSettings, State, VectorEnvironment
+from environments.heist import Labels, inside_maze, label_states
+from networks import Precision, TappedAgent, autocast, hash_tensors, sample_actions
+
+Rows = dict[str, Tensor]
+"""Columns of equal length by name: `activations/TAP`, `inside/TAP`, `labels/NAME`, `frames`, `levels`."""
+
+MAX_POSITIONS = 64
+_HOLD = 4  # steps for which a random opening action is held: single ones hardly leave the start
+_STAY = 4  # procgen's action for standing still
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaySettings:
+    """How the agent plays while it is recorded. One block of rows is `environments` x `steps` frames.
+
+    Attributes:
+        environments: levels played side by side; each block begins every one of them on a new level.
+        steps: recorded steps of each in a block. It should exceed the length of usual episodes, so that late phases
+            are met; it also ends the play of stuck ones, which would otherwise fill the data with one picture.
+        temperature: divides the logits; 0 plays greedily.
+        epsilon: share of actions drawn uniformly.
+        random_start: each environment first takes between 0 and this many random, unrecorded steps, so that
+            episodes do not march in step and begin in more places than the levels' own.
+    """
+
+    environments: int = 64
+    steps: int = 128
+    temperature: float = 1.0
+    epsilon: float = 0.0
+    random_start: int = 32
+
+    def __post_init__(self) -> None:
+        if self.environments < 1 or self.steps < 1 or self.random_start < 0:
+            raise ValueError(
+                f"play.environments {self.environments} and play.steps {self.steps} must be at least 1, "
+                f"play.random_start {self.random_start} at least 0"
+            )
+        if self.temperature < 0 or not 0 <= self.epsilon <= 1:
+            raise ValueError(
+                f"play.temperature {self.temperature} must be at least 0 and play.epsilon {self.epsilon} in 0 to 1"
+            )
+
+
+class Recorder:
+    """Records blocks of rows, each from its own seeds: block i is the same whichever blocks were made before it.
+
+    Activations are stored in the very type that the agent yields under `precision`. Maps are kept with channels last
+    in memory [R H W C], as the agent computes them. With `positions_per_frame` a row is one position of a frame [R C]:
+    that many different random positions of each frame, fewer where the smallest tap has fewer, drawn for each tap.
+
+    Args:
+        agent: plays and is recorded; moved to `device`.
+        settings: what is played; levels are drawn from its range.
+        taps: what is recorded.
+        positions_per_frame: None keeps whole maps.
+        frames: keep the frames (whole maps only).
+        labels: keep `environments.heist.label_states` of every frame.
+        inside: keep which positions of each map show the maze (heist in easy and hard mode only).
+        seed: fixes levels, action noise and the order of rows.
+
+    Raises:
+        ValueError: an unknown tap, or columns that the game or the kind of rows cannot have.
+    """
+
+    def __init__(
+        self,
+        agent: TappedAgent,
+        settings: EnvironmentSettings,
+        taps: Sequence[str],
+        *,
+        positions_per_frame: int | None = None,
+        frames: bool = False,
+        labels: bool = False,
+        inside: bool = False,
+        precision: Precision = "bf16",
+        play: PlaySettings,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        agent.check_taps(taps)
+        if labels and settings.game != "heist":
+            raise ValueError(f"labels exist for heist, not for {settings.game}: set labels to false")
+        if frames and positions_per_frame is not None:
+            raise ValueError(
+                "frames go with whole maps: set positions_per_frame to null, or frames to false "
+                "(validation batches carry frames in any case)"
+            )
+        self.agent, self.settings, self.taps, self.play = agent.to(device), settings, tuple(taps), play
+        self.frames, self.labels, self.precision = frames, labels, precision
+        self.inside = inside and shows_whole_maze(settings)
+        self.seed, self.device = seed, torch.device(device)
+        self.positions_per_frame = positions_per_frame
+        maps = [shape[1] * shape[2] if len(shape) == 3 else 1 for shape in (agent.taps[tap] for tap in self.taps)]
+        self.rows_per_frame = 1 if positions_per_frame is None else min(positions_per_frame, *maps)
+        self._environment: VectorEnvironment | None = None
+
+    def description(self) -> dict[str, Any]:
+        """Everything that decides the rows, as primitives: two recorders that agree here record the same."""
+        return {
+            "format": 1,
+            "agent": hash_tensors(self.agent.state_dict()),
+            "architecture": {"name": self.agent.architecture, **self.agent.config()},
+            "environment": {k: v for k, v in self.settings.as_dict().items() if k != "num_threads"},
+            "taps": list(self.taps),
+            "rows": [self.positions_per_frame, self.frames, self.labels, self.inside],
+            "precision": self.precision,
+            "play": dataclasses.asdict(self.play),
+            "seed": self.seed,
+        }
+
+    @property
+    def frames_per_block(self) -> int:
+        """Frames of a whole block."""
+        return self.play.environments * self.play.steps
+
+    def block(self, index: int, frames: int | None = None, progress: Callable[[int], object] | None = None) -> Rows:
+        """Play block `index` and return its rows in random order.
+
+        Args:
+            index: of the block.
+            frames: how many frames, a whole block by default; a shorter one plays fewer steps.
+            progress: called with the number of new frames after each step.
+        """
+        play, count = self.play, self.play.environments
+        wanted = self.frames_per_block if frames is None else frames
+        steps = -(-wanted // count)
+        rng = np.random.default_rng((self.seed, index))
+        noise = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        order = torch.randperm(steps * count * self.rows_per_frame, generator=noise).split(count * self.rows_per_frame)
+        game = self._game(rng)
+        game.begin(play.random_start)
+        rows: Rows = {}
+        for step in range(steps):
+            with torch.no_grad(), autocast(self.precision, self.device):
+                output = self.agent(torch.from_numpy(game.frames).to(self.device), record=self.taps)
+            columns = self._columns(output.activations, game, noise)
+            if not rows:
+                rows = {
+                    name: torch.empty((steps * len(column), *column.shape[1:]), dtype=column.dtype)
+                    for name, column in columns.items()
+                }
+            for name, column in columns.items():
+                rows[name][order[step]] = column
+            if step + 1 < steps:
+                assert output.logits is not None
+                game.act(self._choose(output.logits.cpu(), noise))
+            if progress is not None:
+                progress(min(count, wanted - step * count))
+        return {name: column[: wanted * self.rows_per_frame] for name, column in rows.items()}
+
+    def _game(self, rng: np.random.Generator) -> "_Game":
+        if self._environment is None:
+            self._environment = VectorEnvironment(self.settings, self.play.environments)
+        shapes = {self.agent.taps[tap][1:] for tap in self.taps if len(self.agent.taps[tap]) == 3}
+        return _Game(self._environment, rng, shapes if self.inside else set())
+
+    def _choose(self, logits: Float[Tensor, "N A"], noise: torch.Generator) -> Int[np.ndarray, " N"]:
+        uniforms = torch.rand(logits.shape, generator=noise)
+        if self.play.temperature == 0:
+            actions = sample_actions(logits, None)
+        else:
+            actions = sample_actions(logits / self.play.temperature, uniforms)
+        if self.play.epsilon > 0:
+            random = torch.randint(logits.shape[1], actions.shape, generator=noise)
+            actions = torch.where(torch.rand(actions.shape, generator=noise) < self.play.epsilon, random, actions)
+        return actions.numpy()
+
+    def _columns(self, activations: dict[str, Tensor], game: "_Game", noise: torch.Generator) -> Rows:
+        """One step's rows: those of frame n before those of frame n + 1."""
+        columns: Rows = {}
+        for tap in self.taps:
+            maps = _channels_last(activations[tap].cpu())
+            inside = torch.from_numpy(game.inside[maps.shape[1:3]]) if self.inside and maps.ndim == 4 else None
+            if self.positions_per_frame is not None:
+                maps = maps.flatten(1, -2) if maps.ndim > 2 else maps.unsqueeze(1)
+                chosen = self._positions(maps.shape[0], maps.shape[1], noise)
+                maps = _pick(maps, chosen)
+                inside = None if inside is None else _pick(inside.flatten(1), chosen)
+            columns[f"activations/{tap}"] = maps
+            if inside is not None:
+                columns[f"inside/{tap}"] = inside
+        per_frame: Rows = {"levels": torch.from_numpy(game.levels.copy())}
+        if self.frames:
+            per_frame["frames"] = torch.from_numpy(game.frames)
+        if self.labels:
+            labels = label_states(game.states())
+            for field in dataclasses.fields(Labels):
+                values = np.ascontiguousarray(getattr(labels, field.name))
+                per_frame[f"labels/{field.name}"] = torch.from_numpy(values)
+        return columns | {name: c.repeat_interleave(self.rows_per_frame, 0) for name, c in per_frame.items()}
+
+    def _positions(self, frames: int, positions: int, noise: torch.Generator) -> Int[Tensor, "N P"] | None:
+        if positions == self.rows_per_frame:
+            return None
+        return torch.rand(frames, positions, generator=noise).topk(self.rows_per_frame).indices
+
+    def frame_bytes(self) -> int:
+        """Bytes of one frame's rows, found by recording one step."""
+        noise = torch.Generator().manual_seed(0)
+        game = self._game(np.random.default_rng(0))
+        game.begin(0)
+        with torch.no_grad(), autocast(self.precision, self.device):
+            output = self.agent(torch.from_numpy(game.frames).to(self.device), record=self.taps, outputs=False)
+        columns = self._columns(output.activations, game, noise)
+        return sum(column.nbytes for column in columns.values()) // self.play.environments
+
+    def close(self) -> None:
+        """Free the environment; the next block makes a new one."""
+        if self._environment is not None:
+            self._environment.close()
+            self._environment = None
+
+
+def shows_whole_maze(settings: EnvironmentSettings) -> bool:
+    """Whether frames show heist's whole world, so that a position's place in the maze is known."""
+    return settings.game == "heist" and settings.distribution_mode in ("easy", "hard")
+
+
+def _channels_last(acts: Shaped[Tensor, "N ..."]) -> Shaped[Tensor, "N ... C"]:
+    if acts.ndim == 4:
+        return acts.permute(0, 2, 3, 1)
+    return acts.flatten(1) if acts.ndim > 1 else acts.unsqueeze(1)
+
+
+def _pick(maps: Shaped[Tensor, "N HW ..."], chosen: Int[Tensor, "N P"] | None) -> Shaped[Tensor, "NP ..."]:
+    if chosen is None:
+        return maps.flatten(0, 1)
+    return maps[torch.arange(len(maps)).unsqueeze(1), chosen].flatten(0, 1)
+
+
+class _Game:
+    """N environments on levels of our choosing, so that play depends on nothing but the block's own seeds.
+
+    `levels` [N], `frames` [N 64 64 3] and `inside` (by map size, [N H W]) are those of the frames to act on.
+    """
+
+    def __init__(self, environment: VectorEnvironment, rng: np.random.Generator, shapes: set[tuple[int, ...]]) -> None:
+        self._environment, self._rng = environment, rng
+        count = environment.num_environments
+        self.levels: Int[np.ndarray, " N"] = np.zeros(count, dtype=np.int32)
+        self.frames: UInt8[np.ndarray, "N 64 64 3"] = np.zeros((count, *FRAME_SHAPE), dtype=np.uint8)
+        self.inside: dict[tuple[int, ...], Bool[np.ndarray, "N H W"]] = {
+            shape: np.zeros((count, *shape), dtype=bool) for shape in shapes
+        }
+
+    def begin(self, random_start: int) -> None:
+        """Put every environment on a new level and let it take its random number of random steps."""
+        count = len(self.levels)
+        self._place(np.arange(count))
+        moving = self._rng.integers(random_start + 1, size=count)
+        actions = np.full(count, _STAY)
+        for step in range(random_start):
+            if step % _HOLD == 0:
+                actions = self._rng.integers(self._environment.num_actions, size=count)
+            self.act(np.where(step < moving, actions, _STAY))
+
+    def act(self, actions: Int[np.ndarray, " N"]) -> None:
+        """Step; an environment whose episode ended goes on with a new level."""
+        self._environment.act(actions)
+        _, self.frames, first = self._environment.observe()
+        if first.any():
+            self._place(np.flatnonzero(first))
+
+    def _place(self, slots: Int[np.ndarray, " n"]) -> None:
+        settings = self._environment.settings
+        self.levels[slots] = settings.start_level + self._rng.integers(settings.num_levels, size=len(slots))
+        self._environment.play_levels(self.levels[slots], slots.tolist())
+        _, self.frames, _ = self._environment.observe()
+        if self.inside:
+            states = [State.from_bytes(state) for state in self._environment.get_states(slots.tolist())]
+            for (height, width), mask in self.inside.items():
+                mask[slots] = inside_maze(states, height, width)
+
+    def states(self) -> list[bytes]:
+        """The saved states behind the frames."""
+        return self._environment.get_states()

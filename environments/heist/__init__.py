@@ -4,6 +4,7 @@ from environments.heist.inside import inside_maze, maze_bounds
 from environments.heist.labels import Labels, label_states
 from environments.heist.layout import COLOURS, ENTITIES, HeistPart, Layout, Maze, read_layout
 from environments.heist.oracle import DIRECTION_ACTIONS, DIRECTIONS, Advice, advise, main_action, plan, steer
+from environments.heist.scenarios import copy_state, find_entity, move_entity
 
 __all__ = [
     "COLOURS",
@@ -16,10 +17,13 @@ __all__ = [
     "Layout",
     "Maze",
     "advise",
+    "copy_state",
+    "find_entity",
     "inside_maze",
     "label_states",
     "main_action",
     "maze_bounds",
+    "move_entity",
     "plan",
     "read_layout",
     "steer",

@@ -55,14 +55,11 @@ class HeistPart:
         Raises:
             ValueError: the state is of another game.
         """
-        try:
-            num_keys, world_dim, count = struct.unpack_from("<3i", tail)
-            held = struct.unpack_from(f"<{count}i", tail, 12)
-        except struct.error:
-            count = -1
-        if len(tail) != 16 + 4 * count:
+        numbers = struct.unpack(f"<{len(tail) // 4}i", tail)
+        if len(numbers) < 4 or len(numbers) != 4 + numbers[2]:
             raise ValueError("this state is not one of heist: only heist has keys, locks and an oracle here")
-        return cls(num_keys, world_dim, [bool(flag) for flag in held])
+        num_keys, world_dim, count = numbers[:3]
+        return cls(num_keys, world_dim, [bool(flag) for flag in numbers[3 : 3 + count]])
 
     def to_tail(self) -> bytes:
         """The bytes that `State.tail` holds."""

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+
+from environments import EnvironmentSettings, State, VectorEnvironment, held_out_levels
+
+
+@pytest.fixture
+def env():
+    env = VectorEnvironment(EnvironmentSettings(num_threads=0), 8, seed=1)
+    yield env
+    env.close()
+
+
+def first_frame(seed: int, game: str = "heist", mode: str = "easy") -> np.ndarray:
+    env = VectorEnvironment(EnvironmentSettings(game, mode, start_level=seed, num_levels=1), 1)
+    frame = env.observe()[1][0].copy()
+    env.close()
+    return frame
+
+
+@pytest.mark.parametrize(("game", "mode"), [("heist", "easy"), ("heist", "memory"), ("maze", "hard")])
+def test_play_levels_shows_what_a_one_level_environment_shows(game, mode):
+    env = VectorEnvironment(EnvironmentSettings(game, mode), 3, seed=9)
+    seeds = [7, 50_001, 1_000_000]
+    env.play_levels(seeds)
+    _, frames, first = env.observe()
+    assert first.all()
+    for slot, seed in enumerate(seeds):
+        np.testing.assert_array_equal(frames[slot], first_frame(seed, game, mode))
+    assert [State.from_bytes(state).level_seed for state in env.get_states()] == seeds
+    env.close()
+
+
+def test_play_levels_leaves_the_other_slots_alone(env):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        env.observe()
+        env.act(rng.integers(9, size=8))
+    before = env.observe()[1].copy()
+    states = env.get_states()
+    env.play_levels([3, 4], slots=[2, 6])
+    _, after, first = env.observe()
+    untouched = [0, 1, 3, 4, 5, 7]
+    np.testing.assert_array_equal(after[untouched], before[untouched])
+    assert [env.get_states()[slot] for slot in untouched] == [states[slot] for slot in untouched]
+    assert first[[2, 6]].all()
+
+
+def test_states_can_be_put_back_and_play_on_identically(env):
+    actions = np.random.default_rng(1).integers(9, size=(30, 8))
+    env.observe()
+    start = env.get_states()
+
+    def play() -> list[np.ndarray]:
+        seen = []
+        for row in actions:
+            env.act(row)
+            seen.append(env.observe()[1].copy())
+        return seen
+
+    once = play()
+    env.set_states(start)
+    for a, b in zip(once, play(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_seeds_fix_the_levels():
+    levels = []
+    for seed in (4, 4, 5):
+        env = VectorEnvironment(EnvironmentSettings(), 4, seed)
+        levels.append([State.from_bytes(state).level_seed for state in env.get_states()])
+        env.close()
+    assert levels[0] == levels[1] != levels[2]
+    assert min(min(row) for row in levels) >= 100_000
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"num_levels": 0}, "num_levels 0"),
+        ({"start_level": 2**31 - 1}, "start_level"),
+        ({"game": "heists"}, "choose one of .*heist"),
+        ({"distribution_mode": "simple"}, "choose one of easy"),
+        ({"game": "coinrun", "distribution_mode": "memory"}, "refuses coinrun|memory"),
+    ],
+)
+def test_wrong_settings_are_named(settings, reason):
+    with pytest.raises(ValueError, match=reason):
+        VectorEnvironment(EnvironmentSettings(**settings), 2)
+
+
+def test_held_out_levels_stay_in_their_split():
+    assert held_out_levels("validation", 3, 10) == range(10, 13)
+    assert held_out_levels("test", 50_000) == range(50_000, 100_000)
+    with pytest.raises(ValueError, match="ask for fewer"):
+        held_out_levels("test", 50_001)

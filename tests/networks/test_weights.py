@@ -1,0 +1,130 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from networks import CustomCNN, hash_tensors, load_agent, read_weights, save_weights
+
+
+@pytest.fixture(scope="module")
+def net() -> CustomCNN:
+    torch.manual_seed(0)
+    return CustomCNN()
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    mine, theirs = a.state_dict(), b.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_an_agent_comes_back_with_what_was_said_of_it(net, tmp_path):
+    path = tmp_path / "agents" / "a.safetensors"
+    settings = {"game": "heist", "distribution_mode": "easy"}
+    saved = save_weights(path, net.to(memory_format=torch.channels_last), {"environment": settings, "env_steps": 7})
+    agent = load_agent(path)
+    assert same(agent, net)
+    assert agent.metadata["environment"] == settings
+    assert agent.metadata["env_steps"] == 7
+    assert agent.metadata["architecture"] == "CustomCNN"
+    assert agent.weights_hash == saved == hash_tensors(net.state_dict())
+    assert not agent.training
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model_state_dict"])
+def test_a_published_state_dict_loads_by_name(net, tmp_path, wrap):
+    path = tmp_path / "published.pt"
+    tensors = net.state_dict()
+    torch.save({wrap: tensors} if wrap else tensors, path)
+    assert same(load_agent(path), net)
+
+
+def test_a_bare_safetensors_file_loads_too(net, tmp_path):
+    path = tmp_path / "bare.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, path)
+    assert same(load_agent(path), net)
+
+
+def test_every_wrong_key_and_shape_is_named(net, tmp_path):
+    path = tmp_path / "wrong.pt"
+    tensors = dict(net.state_dict())
+    tensors["conv5a.weight"] = tensors.pop("conv4a.weight")
+    tensors["fc1.bias"] = torch.zeros(128)
+    torch.save(tensors, path)
+    with pytest.raises(
+        ValueError, match=r"missing conv4a.weight; unexpected conv5a.weight; fc1.bias is \(128,\), not \(256,\)"
+    ):
+        load_agent(path)
+
+
+def test_missing_truncated_altered_and_foreign_files_are_refused(net, tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_weights(path, net, {})
+    data = path.read_bytes()
+    with pytest.raises(ValueError, match="there is no file"):
+        load_agent(tmp_path / "b.safetensors")
+    (tmp_path / "short.safetensors").write_bytes(data[:-100])
+    with pytest.raises(ValueError, match=r"short\.safetensors is no whole"):
+        load_agent(tmp_path / "short.safetensors")
+    flipped = bytearray(data)
+    flipped[-50] ^= 1
+    (tmp_path / "flipped.safetensors").write_bytes(flipped)
+    with pytest.raises(ValueError, match="was altered"):
+        load_agent(tmp_path / "flipped.safetensors")
+    (tmp_path / "short.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        load_agent(tmp_path / "short.pt")
+
+
+class Payload:
+    """An object whose unpickling would run code."""
+
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+def test_code_in_a_checkpoint_is_never_run(tmp_path, capsys):
+    path = tmp_path / "evil.pt"
+    torch.save({"conv1a.weight": Payload()}, path)
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        read_weights(path)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_not_finite_and_unknown_architectures_are_refused(net, tmp_path):
+    tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    tensors["fc2.bias"][3] = torch.nan
+    torch.save(tensors, tmp_path / "nan.pt")
+    with pytest.raises(ValueError, match=r"NaN or infinity in fc2\.bias"):
+        load_agent(tmp_path / "nan.pt")
+    torch.save(net.state_dict(), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="'ResNet'"):
+        load_agent(tmp_path / "a.pt", architecture="ResNet")
+
+
+def test_a_failed_save_leaves_the_old_file_whole(net, tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    save_weights(path, net, {})
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("networks.weights.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        save_weights(path, net, {})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_hash_sees_names_shapes_types_and_values():
+    base = {"a": torch.arange(6.0), "b": torch.zeros(2)}
+    seen = {
+        hash_tensors(base),
+        hash_tensors({"a": torch.arange(6.0).view(2, 3), "b": base["b"]}),
+        hash_tensors({"c": base["a"], "b": base["b"]}),
+        hash_tensors({"a": base["a"].double(), "b": base["b"]}),
+        hash_tensors({"a": base["a"] + 1, "b": base["b"]}),
+    }
+    assert len(seen) == 5
+    assert hash_tensors({"b": base["b"], "a": base["a"]}) in seen

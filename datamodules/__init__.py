@@ -1,0 +1,9 @@
+"""What a training step is fed with: rollouts, activations, demonstrations, and the cache they stand on."""
+
+from datamodules.activation_loaders import ActivationBatch as ActivationBatch
+from datamodules.activations import ActivationDataModule as ActivationDataModule
+from datamodules.imitation import ImitationBatch as ImitationBatch
+from datamodules.imitation import ImitationDataModule as ImitationDataModule
+from datamodules.recorder import PlaySettings as PlaySettings
+from datamodules.rollouts import RolloutBatch as RolloutBatch
+from datamodules.rollouts import RolloutDataModule as RolloutDataModule

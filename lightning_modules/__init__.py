@@ -1,0 +1,4 @@
+"""What is optimised: one Lightning module a task, its losses as pure functions beside it."""
+
+from lightning_modules.behaviour_cloning import BehaviourCloning as BehaviourCloning
+from lightning_modules.ppo_impala import PPOImpala as PPOImpala

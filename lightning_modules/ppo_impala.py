@@ -1,0 +1,230 @@
+"""Proximal policy optimisation with procgen's standard recipe, from scratch or from a cloned agent."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from datamodules.rollouts import RolloutBatch, RolloutDataModule
+from lightning_modules.ppo_losses import (
+    clipped_policy_loss,
+    clipped_value_loss,
+    explained_variance,
+    policy_divergence,
+    policy_entropy,
+)
+from networks import AgentOutput, TappedAgent, load_agent, log_probabilities
+from networks.compilation import compile_in_place
+from networks.weights import load_into
+
+_METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "reference_kl")
+
+
+class PPOImpala(LightningModule):
+    """PPO (Schulman et al. 2017) as the procgen papers run it: one rollout an epoch, one minibatch a step.
+
+    With `warm_start` the agent begins as a saved one, cloned from the oracle, say. A clone's value head knows nothing
+    and its mistakes are of a kind that fills rollouts with time-outs, so that plain PPO destroys it. Therefore, in
+    environment frames: for the first `value_warmup_frames` only the value head learns, on the play of the clone; from
+    there on a penalty of KL(clone || agent), fading linearly over `kl_frames`, holds the agent near the clone.
+    `RolloutDataModule.time_limit` keeps stuck episodes short meanwhile.
+
+    `callbacks.AgentExport` writes the agent for `load_agent`.
+
+    Args:
+        agent: the network to train.
+        learning_rate: Adam's.
+        anneal_frames: let the learning rate fall linearly, to a hundredth at so many environment frames; None keeps it.
+        clip: epsilon of the clipped policy and value losses.
+        value_coefficient: weight of the value loss.
+        entropy_coefficient: weight of the entropy bonus.
+        warm_start: file of the agent to begin as.
+        value_warmup_frames: environment frames for which only the value head learns; needs `warm_start`.
+        kl_coefficient: weight of the KL penalty at its start; needs `warm_start`.
+        kl_frames: environment frames over which the penalty fades to nothing.
+        compile: compile the inner network in place; without a C++ compiler the run goes on eagerly.
+
+    Raises:
+        ValueError: warm-start arguments without a warm start, a KL penalty that never ends.
+    """
+
+    def __init__(
+        self,
+        agent: TappedAgent,
+        learning_rate: float = 5e-4,
+        anneal_frames: int | None = None,
+        clip: float = 0.2,
+        value_coefficient: float = 0.5,
+        entropy_coefficient: float = 0.01,
+        warm_start: str | None = None,
+        value_warmup_frames: int = 0,
+        kl_coefficient: float = 0.0,
+        kl_frames: int = 0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if warm_start is None and (value_warmup_frames or kl_coefficient or kl_frames):
+            raise ValueError(
+                "value_warmup_frames, kl_coefficient and kl_frames are for an agent that can play already: "
+                "set warm_start to its file, or leave them 0"
+            )
+        if bool(kl_coefficient) != bool(kl_frames):
+            raise ValueError(
+                f"kl_coefficient is {kl_coefficient} and kl_frames is {kl_frames}: set both, or neither for no penalty"
+            )
+        self.save_hyperparameters(ignore=["agent", "compile"])
+        self.agent = agent.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.reference: TappedAgent | None = None
+        self.learning_rate = learning_rate
+        self.anneal_frames = anneal_frames
+        self.clip = clip
+        self.value_coefficient = value_coefficient
+        self.entropy_coefficient = entropy_coefficient
+        self.warm_start = warm_start
+        self.value_warmup_frames = value_warmup_frames
+        self.kl_coefficient = kl_coefficient
+        self.kl_frames = kl_frames
+        self.compile_agent = compile
+        self._compiled = False
+        self._sums: Tensor | None = None
+        self._count = 0
+
+    @property
+    def rollouts(self) -> RolloutDataModule:
+        """The data module, which plays with this module and counts environment frames."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, RolloutDataModule):
+            raise ValueError("PPOImpala learns from its own play: set data.class_path to datamodules.RolloutDataModule")
+        return data
+
+    def setup(self, stage: str) -> None:
+        """Load the warm start and compile; before a checkpoint's weights are put in their places."""
+        if stage != "fit":
+            return
+        _ = self.rollouts
+        if self.warm_start is not None:
+            clone = load_agent(self.warm_start)
+            if clone.architecture != self.agent.architecture:
+                raise ValueError(
+                    f"{self.warm_start} is a {clone.architecture}, the agent to train a {self.agent.architecture}: "
+                    "change agent or warm_start"
+                )
+            load_into(self.agent, clone.state_dict(), self.warm_start)
+            if self.kl_coefficient:
+                self.reference = clone.train().requires_grad_(False)
+        if self.compile_agent and not self._compiled:
+            self._compiled = compile_in_place(self.agent)
+            if self.reference is not None:
+                compile_in_place(self.reference)
+
+    def forward(self, frames: UInt8[Tensor, "B 64 64 3"]) -> AgentOutput:
+        """The agent's logits and values."""
+        return self.agent(frames)
+
+    def reference_logits(self, frames: UInt8[Tensor, "B 64 64 3"]) -> Float[Tensor, "B A"] | None:
+        """Logits of the frozen clone while the agent is held to it, else None."""
+        if self.reference is None or not self.kl_weight():
+            return None
+        return self.reference(frames).logits
+
+    def kl_weight(self) -> float:
+        """The KL penalty's weight now: whole while the value warms up, then falling to 0 over `kl_frames`."""
+        if not self.kl_frames:
+            return 0.0
+        passed = (self.rollouts.env_steps - self.value_warmup_frames) / self.kl_frames
+        return self.kl_coefficient * min(1.0, max(0.0, 1.0 - passed))
+
+    def value_warms_up(self) -> bool:
+        """Whether the current rollout still belongs to the value head alone."""
+        return self.rollouts.env_steps <= self.value_warmup_frames
+
+    def on_train_batch_start(self, batch: RolloutBatch, batch_idx: int) -> None:
+        """Set what depends on the environment frames played: learning rate, and what may learn."""
+        if self.anneal_frames is not None:
+            fraction = max(0.01, 1 - self.rollouts.env_steps / self.anneal_frames)
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = self.learning_rate * fraction
+        if self.value_warmup_frames:
+            self.agent.requires_grad_(not self.value_warms_up())
+            self.agent.heads()[1].requires_grad_(True)
+
+    def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
+        """The loss of one minibatch; while the value warms up that of the value alone."""
+        output = self.agent(batch.frames)
+        assert output.logits is not None
+        assert output.value is not None
+        log_probs = log_probabilities(output.logits, batch.actions)
+        policy = clipped_policy_loss(log_probs, batch.log_probs, batch.advantages, self.clip)
+        # an untrained value head has far to go: clipping would let it move by epsilon a rollout
+        value_clip = math.inf if self.value_warms_up() else self.clip
+        value_loss = clipped_value_loss(output.value, batch.values, batch.returns, value_clip)
+        entropy = policy_entropy(output.logits)
+        reference_kl = torch.zeros_like(entropy)
+        if batch.reference_logits is not None:
+            reference_kl = policy_divergence(batch.reference_logits, output.logits)
+        self._accumulate(policy.loss, value_loss, entropy, policy.approx_kl, policy.clip_fraction, reference_kl)
+        loss = self.value_coefficient * value_loss
+        if self.value_warms_up():
+            return loss
+        loss = loss + policy.loss - self.entropy_coefficient * entropy
+        return loss + self.kl_weight() * reference_kl if batch.reference_logits is not None else loss
+
+    def _accumulate(self, *metrics: Tensor) -> None:
+        # On the device, once a rollout to the logger: a log call a step costs a millisecond, and .item() a sync.
+        summed = torch.stack([metric.detach() for metric in metrics])
+        self._sums = summed if self._sums is None else self._sums + summed
+        self._count += 1
+
+    def on_train_batch_end(self, outputs: Any, batch: RolloutBatch, batch_idx: int) -> None:
+        """Stop on NaN, once a rollout and before any callback saves what the rollout has made of the agent.
+
+        Raises:
+            ValueError: a loss or a weight is not finite.
+        """
+        if not self.trainer.is_last_batch:
+            return
+        broken = [f"ppo/{name}" for name, mean in self._means().items() if not math.isfinite(mean)]
+        broken += [name for name, weight in self.agent.named_parameters() if not weight.isfinite().all()]
+        if broken:
+            raise ValueError(
+                f"not finite after {self.rollouts.env_steps} environment frames: {', '.join(broken)}. "
+                "The last checkpoint is from before; lower learning_rate and go on from it"
+            )
+
+    def _means(self) -> dict[str, float]:
+        assert self._sums is not None
+        return dict(zip(_METRICS, (self._sums / self._count).tolist(), strict=True))
+
+    def on_train_epoch_end(self) -> None:
+        """Log the rollout against environment frames."""
+        if self._sums is None:  # resumed at the very end of an epoch
+            return
+        means = self._means()
+        self._sums, self._count = None, 0
+        frames, rollout = self.rollouts.env_steps, self.rollouts.rollout
+        assert rollout is not None
+        if self.reference is None:
+            del means["reference_kl"]
+        metrics = {f"ppo/{name}": mean for name, mean in means.items()}
+        metrics["ppo/explained_variance"] = explained_variance(rollout.values, rollout.returns).item()
+        shown = self.rollouts.tally.metrics()
+        self.log_dict({**metrics, "env_steps": float(frames)}, logger=False)
+        self.log_dict(shown, prog_bar=True, logger=False)
+        for logger in self.loggers:
+            logger.log_metrics({**metrics, **shown, "env_steps": frames}, step=frames)
+
+    def agent_metadata(self) -> dict[str, Any]:
+        """What the saved agent's file says of its training."""
+        return {
+            "environment": self.rollouts.environment.as_dict(),
+            "env_steps": self.rollouts.env_steps,
+            "training": "PPO",
+            "warm_started": self.warm_start is not None,
+        }
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam with the epsilon of baselines' PPO2; gradients are clipped by the trainer."""
+        return torch.optim.Adam(self.agent.parameters(), lr=self.learning_rate, eps=1e-5)

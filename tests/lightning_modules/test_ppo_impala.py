@@ -1,0 +1,172 @@
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from callbacks import AgentExport
+from datamodules import RolloutDataModule
+from lightning_modules import PPOImpala
+from networks import CustomCNN, load_agent, log_probabilities, save_weights
+
+FRAMES = 32  # of a rollout
+
+
+class FirstRatios(Callback):
+    """|ratio - 1| on the first minibatch after every rollout."""
+
+    def __init__(self):
+        self.deviations = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 0:
+            with torch.no_grad(), trainer.precision_plugin.train_step_context():
+                logits = pl_module.agent(batch.frames).logits
+            ratios = (log_probabilities(logits, batch.actions) - batch.log_probs).exp()
+            self.deviations.append(float((ratios - 1).abs().max()))
+
+
+def fit(folder, epochs, callbacks=(), ckpt_path=None, precision="32-true", data=None, limit=None, **arguments):
+    torch.manual_seed(0)
+    module = PPOImpala(**{"agent": CustomCNN(), **arguments})
+    data = data or RolloutDataModule(num_environments=4, num_steps=8, num_epochs=2, num_minibatches=2)
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        precision=precision,
+        gradient_clip_val=0.5,
+        logger=TensorBoardLogger(folder, "ppo", "run"),
+        callbacks=[*callbacks, AgentExport(1), ModelCheckpoint(save_last=True, filename="{epoch}", save_top_k=-1)],
+        limit_train_batches=limit,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1000,
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    return module
+
+
+@pytest.fixture
+def clone(tmp_path):
+    torch.manual_seed(1)
+    agent = CustomCNN()
+    with torch.no_grad():
+        agent.fc3.weight *= 100  # an opinion, as a clone has
+    path = tmp_path / "clone.safetensors"
+    save_weights(path, agent, {})
+    return str(path)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("32-true", 1e-4), ("bf16-mixed", 1e-2)])
+def test_first_minibatch_is_on_policy(tmp_path, clone, precision, bound):
+    ratios = FirstRatios()
+    fit(tmp_path, 3, [ratios], precision=precision, warm_start=clone)
+    assert len(ratios.deviations) == 3
+    assert max(ratios.deviations) <= bound
+
+
+def test_resumed_training_equals_uninterrupted(tmp_path, clone):
+    warm = {"warm_start": clone, "value_warmup_frames": FRAMES, "kl_coefficient": 1.0, "kl_frames": 3 * FRAMES}
+    whole = fit(tmp_path / "whole", 3, anneal_frames=1000, **warm)
+    fit(tmp_path / "part", 1, anneal_frames=1000, **warm)
+    last = tmp_path / "part/ppo/run/checkpoints/last.ckpt"
+    resumed = fit(tmp_path / "part", 3, ckpt_path=last, anneal_frames=1000, **warm)
+    assert resumed.trainer.global_step == whole.trainer.global_step == 12
+    for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    states = [module.trainer.datamodule.state_dict() for module in (whole, resumed)]
+    assert torch.equal(states[0]["environments"], states[1]["environments"])
+    assert torch.equal(states[0]["generator"], states[1]["generator"])
+    assert states[0]["env_steps"] == states[1]["env_steps"] == 3 * FRAMES
+    assert states[0]["tally"] == states[1]["tally"]
+
+
+def test_metrics_lie_at_environment_frames(tmp_path):
+    fit(tmp_path, 2)
+    events = EventAccumulator(str(tmp_path / "ppo/run"))
+    events.Reload()
+    names = {"policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "explained_variance"}
+    assert {f"ppo/{name}" for name in names} | {"env_steps"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("ppo/entropy")] == [FRAMES, 2 * FRAMES]
+    assert 1 < events.Scalars("ppo/entropy")[0].value <= math.log(15)
+
+
+def test_nan_stops_with_the_frames_and_keeps_the_last_checkpoint(tmp_path):
+    class Break(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                pl_module.agent.fc1.weight.data[0, 0] = torch.nan
+
+    with pytest.raises(ValueError, match=f"not finite after {2 * FRAMES} environment frames: ppo/policy_loss"):
+        fit(tmp_path, 3, [Break()])
+    saved = torch.load(tmp_path / "ppo/run/checkpoints/last.ckpt", weights_only=True)
+    assert saved["epoch"] == 0
+    assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
+    assert load_agent(tmp_path / "ppo/run/agent.safetensors").metadata["env_steps"] == FRAMES
+
+
+def test_agent_is_saved_with_where_it_comes_from(tmp_path, clone):
+    module = fit(tmp_path, 1, warm_start=clone)
+    agent = load_agent(tmp_path / "ppo/run/agent.safetensors")
+    for name, tensor in agent.state_dict().items():
+        assert torch.equal(tensor, module.agent.state_dict()[name])
+    assert agent.metadata["warm_started"] is True
+    assert agent.metadata["env_steps"] == FRAMES
+    assert agent.metadata["environment"]["distribution_mode"] == "easy"
+
+
+def test_value_head_learns_alone_at_first(tmp_path, clone):
+    before = load_agent(clone).state_dict()
+    alone = fit(tmp_path / "alone", 1, warm_start=clone, value_warmup_frames=FRAMES)
+    changed = {name for name, tensor in alone.agent.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"value_fc.weight", "value_fc.bias"}
+    both = fit(tmp_path / "both", 2, warm_start=clone, value_warmup_frames=FRAMES)
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in both.agent.state_dict().items())
+
+
+def test_penalty_holds_the_agent_near_the_clone_and_fades(tmp_path, clone):
+    drift = {}
+    for weight in (0.0, 30.0):
+        penalty = {"kl_coefficient": weight, "kl_frames": 100 * FRAMES} if weight else {}
+        module = fit(tmp_path / str(weight), 3, warm_start=clone, learning_rate=3e-3, **penalty)
+        frames, reference = module.trainer.datamodule.rollout.frames, load_agent(clone)
+        with torch.no_grad():
+            there, here = reference(frames).logits.log_softmax(-1), module.agent(frames).logits.log_softmax(-1)
+        drift[weight] = float((there.exp() * (there - here)).sum(-1).mean())
+    assert drift[30.0] < 0.5 * drift[0.0]
+    assert module.kl_weight() == pytest.approx(30 * 0.97)
+    module.trainer.datamodule.env_steps = 200 * FRAMES
+    assert module.kl_weight() == 0
+    assert module.reference_logits(frames) is None
+
+
+def test_learning_rate_falls_with_frames(tmp_path):
+    module = fit(tmp_path, 2, anneal_frames=4 * FRAMES)
+    assert module.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(5e-4 / 2)
+
+
+def test_a_rollout_cut_short_by_the_trainer_is_logged_and_saved(tmp_path):
+    module = fit(tmp_path, 1, limit=1)
+    assert module.trainer.global_step == 1
+    assert module.trainer.callback_metrics["env_steps"] == FRAMES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"value_warmup_frames": 10}, "set warm_start to its file"),
+        ({"warm_start": "x", "kl_coefficient": 1.0}, "set both, or neither"),
+        ({"warm_start": "nowhere.safetensors"}, r"no file nowhere\.safetensors"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, 1, **arguments)
+
+
+def test_other_data_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"datamodules\.RolloutDataModule"):
+        fit(tmp_path, 1, data=LightningDataModule())

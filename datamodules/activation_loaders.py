@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Int, Shaped, UInt8
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from datamodules.cache import ActivationCache
 from datamodules.recorder import Recorder, Rows
 
 _RUNS = 8  # places of the cache that one batch mixes, at most
-_GROUP_BYTES = 2**22  # batches cut from the same places: long reads, in memory that the allocator uses again
+_APART = 8  # batches between two that share places, at most
+_GROUP_BYTES = 2**23  # of batches read together: each place in one piece, into memory that the allocator uses again
+_MANY_FRAMES, _MANY_LEVELS = 50_000, 1_000  # what dead latents are to be counted over
 _POOL_BLOCKS = 4  # recorded blocks that the stream mixes
 
 
@@ -114,10 +117,10 @@ class _TrainingLoader:
 class CacheLoader(_TrainingLoader):
     """Shuffled whole batches from shards whose rows are already in random order.
 
-    A batch is made of runs of rows from up to 8 random places of the cache. Some batches (4 MB of them) share their
-    places, each of which is then read in one contiguous piece. The places are drawn anew in each epoch from
-    (seed, epoch) alone. What does not fill a group of batches is left out, another part in each epoch. Ranks take
-    every world-th group.
+    A batch is made of runs of rows from up to 8 random places of the cache. Batches are read in groups (8 MB): each
+    place of a group is read in one contiguous piece and shared out over batches that stand 8 apart, so that
+    neighbours come from different places. The places are drawn anew in each epoch from (seed, epoch) alone. What
+    does not fill a group is left out, another part in each epoch. Ranks take every world-th group.
 
     Raises:
         ValueError: too few rows for one batch.
@@ -134,28 +137,27 @@ class CacheLoader(_TrainingLoader):
         self._runs = math.gcd(batch_size, _RUNS)
         self._run = batch_size // self._runs
         row_bytes = sum(column.shape[1] for column in self._bytes[0].values())
-        together = min(
-            _GROUP_BYTES // (row_bytes * batch_size),
-            sum(self._rows) // (32 * batch_size * world),
-            max(self._rows) // self._run,
-        )
-        self._together = max(1, together)
-        self._piece = self._run * self._together
-        groups = sum(rows // self._piece for rows in self._rows) // self._runs // world
-        if groups == 0:
+        # Never more than a 32nd of the data in one group: its last one may be left out.
+        group = min(_GROUP_BYTES // (row_bytes * batch_size), sum(self._rows) // (32 * batch_size * world))
+        self._apart = max(1, min(_APART, group))
+        self._sharing = max(1, min(group // self._apart, max(self._rows) // self._run))
+        self._piece = self._run * self._sharing
+        pieces = sum(rows // self._piece for rows in self._rows)
+        self._groups = pieces // (self._runs * self._apart * world)
+        if self._groups == 0:
             raise ValueError(
                 f"{sum(self._rows)} rows are too few for a batch of {batch_size} on each of {world} processes: "
                 "raise num_frames or lower batch_size"
             )
-        super().__init__(position, groups * self._together)
+        super().__init__(position, self._groups * self._apart * self._sharing)
 
     def __iter__(self) -> Iterator[ActivationBatch]:
         places = self._places(self._position.epoch)
-        first, skip = divmod(self._position.batch, self._together)
-        for group in range(first, len(self) // self._together):
-            start = (group * self._world + self._rank) * self._runs
-            batches = self._read(places[start : start + self._runs])
-            for batch in batches[skip:]:
+        count = self._runs * self._apart
+        first, skip = divmod(self._position.batch, self._apart * self._sharing)
+        for group in range(first, self._groups):
+            start = (group * self._world + self._rank) * count
+            for batch in self._read(places[start : start + count])[skip:]:
                 self._position.advance(len(self))
                 yield batch
             skip = 0
@@ -169,19 +171,20 @@ class CacheLoader(_TrainingLoader):
             places.append(np.stack([np.full_like(starts, shard), starts], 1))
         return rng.permutation(np.concatenate(places))
 
-    def _read(self, places: Int[np.ndarray, "runs 2"]) -> list[ActivationBatch]:
-        groups = {}
+    def _read(self, places: Int[np.ndarray, "places 2"]) -> list[ActivationBatch]:
+        batches = self._sharing * self._apart
+        columns = {}
         for name, like in self._like.items():
-            rows = torch.empty((self._together, self._runs, self._run, *like.shape[1:]), dtype=like.dtype)
-            # numpy copies such pieces with a fraction of torch's cost for each call
-            target = _as_bytes(rows.flatten(0, 2)).reshape(self._together, self._runs, -1)
-            for run, (shard, start) in enumerate(places.tolist()):
+            column = torch.empty((batches * self._runs * self._run, *like.shape[1:]), dtype=like.dtype)
+            # numpy copies such pieces at a fraction of torch's cost for each call
+            target = _as_bytes(column).reshape(self._sharing, len(places), -1)
+            for place, (shard, start) in enumerate(places.tolist()):
                 piece = self._bytes[shard][name][start : start + self._piece]
-                target[:, run] = piece.reshape(self._together, -1)
-            groups[name] = rows.flatten(1, 2).unbind()
+                target[:, place] = piece.reshape(self._sharing, -1)
+            columns[name] = column.unflatten(0, (batches, -1)).unbind()
         return [
-            ActivationBatch.from_rows({name: batches[index] for name, batches in groups.items()})
-            for index in range(self._together)
+            ActivationBatch.from_rows({name: parts[index] for name, parts in columns.items()})
+            for index in range(batches)
         ]
 
 
@@ -272,8 +275,7 @@ class ValidationLoader:
 
     def __iter__(self) -> Iterator[ActivationBatch]:
         if self._shards is None:
-            self._cache.build()
-            self._shards = self._cache.open()
+            self._shards = self._open()
         places = [
             (shard, start)
             for shard, frames in enumerate(self._cache.shard_frames)
@@ -286,3 +288,15 @@ class ValidationLoader:
                 if not name.startswith("sums/")
             }
             yield ActivationBatch.from_rows(rows)
+
+    def _open(self) -> list[Rows]:
+        self._cache.build()
+        shards = self._cache.open()
+        levels = len(torch.cat([shard["levels"] for shard in shards]).unique())
+        rank_zero_info(f"validating on {self._cache.frames} frames of {levels} levels")
+        if self._cache.frames >= _MANY_FRAMES and levels < _MANY_LEVELS:
+            rank_zero_warn(
+                f"{self._cache.frames} validation frames show {levels} levels only, for this agent finishes few: "
+                "lower play.steps, so that the play of stuck ones ends sooner"
+            )
+        return shards

@@ -1,0 +1,196 @@
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.recorder import PlaySettings, Recorder
+from environments import TRAINING_START, EnvironmentSettings, State, VectorEnvironment
+from environments.heist import inside_maze
+from networks import AgentOutput, CustomCNN
+
+PLAY = PlaySettings(environments=4, steps=6, random_start=5)
+
+
+@pytest.fixture(scope="module")
+def agent() -> CustomCNN:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return CustomCNN().eval()
+
+
+@pytest.fixture
+def outputs(agent: CustomCNN) -> Iterator[list[AgentOutput]]:
+    """Everything that the agent yields, as it yields it."""
+    seen: list[AgentOutput] = []
+    handle = agent.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    yield seen
+    handle.remove()
+
+
+def recorder(agent: CustomCNN, taps: tuple[str, ...] = ("conv4a",), **changes: object) -> Recorder:
+    arguments = {"play": PLAY, **changes}
+    settings = arguments.pop("settings", EnvironmentSettings())
+    return Recorder(agent, settings, taps, **arguments)
+
+
+def keys(rows: torch.Tensor) -> list[bytes]:
+    return sorted(row.contiguous().view(torch.uint8).numpy().tobytes() for row in rows)
+
+
+def test_maps_are_what_the_acting_pass_yields(agent: CustomCNN, outputs: list[AgentOutput]) -> None:
+    made = recorder(agent, ("conv4a", "fc1"))
+    rows = made.block(0)
+    made.close()
+    assert len(outputs) == PLAY.steps  # one pass a step: it acts and it is recorded
+    for tap in ("conv4a", "fc1"):
+        yielded = torch.cat([output.activations[tap] for output in outputs])
+        assert rows[f"activations/{tap}"].dtype == yielded.dtype == torch.bfloat16
+        yielded = yielded.permute(0, 2, 3, 1) if yielded.ndim == 4 else yielded
+        assert keys(rows[f"activations/{tap}"]) == keys(yielded)
+
+
+def test_position_rows_are_distinct_positions_of_their_frames(agent: CustomCNN, outputs: list[AgentOutput]) -> None:
+    made = recorder(agent, ("conv1a", "conv4a"), positions_per_frame=48, precision="fp32")
+    rows = made.block(0)
+    made.close()
+    assert made.rows_per_frame == 48
+    assert rows["levels"].shape == (24 * 48,)
+    for tap, channels in (("conv1a", 16), ("conv4a", 32)):
+        assert rows[f"activations/{tap}"].shape == (24 * 48, channels)
+        yielded = torch.cat([output.activations[tap] for output in outputs]).permute(0, 2, 3, 1).flatten(0, 2)
+        assert rows[f"activations/{tap}"].dtype == torch.float32
+        assert set(keys(rows[f"activations/{tap}"])) <= set(keys(yielded))
+
+
+def test_a_flat_tap_has_one_row_a_frame(agent: CustomCNN) -> None:
+    made = recorder(agent, ("fc2",), positions_per_frame=64)
+    assert made.block(0)["activations/fc2"].shape == (24, 512)
+    made.close()
+
+
+def test_a_block_depends_on_its_own_index_only(agent: CustomCNN) -> None:
+    first, second = recorder(agent, frames=True), recorder(agent, frames=True)
+    first.block(0)
+    again, alone = first.block(1), second.block(1)
+    other = second.block(2)
+    first.close()
+    second.close()
+    assert all(torch.equal(again[name], alone[name]) for name in alone)
+    assert not torch.equal(alone["frames"], other["frames"])
+    assert not set(alone["levels"].tolist()) & set(other["levels"].tolist())
+
+
+def test_a_short_block_has_as_many_rows_as_asked(agent: CustomCNN) -> None:
+    made, counts = recorder(agent, positions_per_frame=8), []
+    rows = made.block(0, 10, counts.append)
+    made.close()
+    assert len(rows["levels"]) == 80
+    assert sum(counts) == 10
+
+
+def test_levels_come_from_the_settings_and_match_labels(agent: CustomCNN) -> None:
+    settings = EnvironmentSettings(start_level=TRAINING_START + 7, num_levels=3)
+    made = recorder(agent, settings=settings, labels=True)
+    rows = made.block(0)
+    made.close()
+    assert set(rows["levels"].tolist()) <= set(range(TRAINING_START + 7, TRAINING_START + 10))
+    assert torch.equal(rows["labels/level"], rows["levels"].long())
+    assert rows["labels/cells"].shape == (24, 8, 2)
+
+
+def test_inside_is_the_maze_of_the_row_s_level(agent: CustomCNN) -> None:
+    made = recorder(agent, ("conv3a", "conv4a", "fc1"), inside=True)
+    rows = made.block(0)
+    made.close()
+    environment = VectorEnvironment(EnvironmentSettings(), 1)
+    for row in range(0, 24, 8):
+        environment.play_levels([int(rows["levels"][row])])
+        environment.observe()
+        states = [State.from_bytes(environment.get_states()[0])]
+        for tap, side in (("conv3a", 16), ("conv4a", 8)):
+            assert np.array_equal(rows[f"inside/{tap}"][row].numpy(), inside_maze(states, side, side)[0])
+    environment.close()
+    assert "inside/fc1" not in rows
+
+
+def test_other_games_have_no_inside_and_no_labels(agent: CustomCNN) -> None:
+    maze = EnvironmentSettings(game="maze")
+    made = recorder(agent, settings=maze, inside=True)
+    assert set(made.block(0)) == {"activations/conv4a", "levels"}
+    made.close()
+    with pytest.raises(ValueError, match="set labels to false"):
+        recorder(agent, settings=maze, labels=True)
+
+
+def test_neighbouring_rows_are_strangers(agent: CustomCNN) -> None:
+    made = recorder(agent, positions_per_frame=64, play=PlaySettings(environments=8, steps=8))
+    levels = made.block(0)["levels"].numpy()
+    made.close()
+    same = np.mean(levels[1:] == levels[:-1])
+    expected = np.sum((np.unique(levels, return_counts=True)[1] / len(levels)) ** 2)
+    assert abs(same - expected) < 4 * np.sqrt(expected / len(levels))
+
+
+def test_environments_begin_at_different_points(agent: CustomCNN) -> None:
+    settings = EnvironmentSettings(num_levels=1)
+    play = PlaySettings(environments=8, steps=1, random_start=24)
+    made = recorder(agent, settings=settings, frames=True, play=play)
+    assert len(set(keys(made.block(0)["frames"]))) > 2
+    made.close()
+
+
+def test_greedy_play_and_random_play(agent: CustomCNN) -> None:
+    for changes in ({"temperature": 0.0}, {"epsilon": 1.0}):
+        made = recorder(agent, play=PlaySettings(environments=2, steps=3, random_start=0, **changes))
+        assert len(made.block(0)["levels"]) == 6
+        made.close()
+
+
+def test_global_generators_are_left_alone(agent: CustomCNN) -> None:
+    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    made = recorder(agent, positions_per_frame=8)
+    made.block(0, 8)
+    made.close()
+    assert torch.equal(torch.get_rng_state(), torch_before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
+
+
+def test_bytes_are_known_in_advance(agent: CustomCNN) -> None:
+    made = recorder(agent, frames=True, inside=True)
+    assert made.frame_bytes() * 24 == sum(column.nbytes for column in made.block(0).values())
+    made.close()
+
+
+def test_what_cannot_be_is_refused(agent: CustomCNN) -> None:
+    with pytest.raises(ValueError, match="no tap 'conv9'"):
+        recorder(agent, ("conv9",))
+    with pytest.raises(ValueError, match="frames go with whole maps"):
+        recorder(agent, frames=True, positions_per_frame=4)
+    with pytest.raises(ValueError, match=r"play\.steps 0"):
+        PlaySettings(steps=0)
+    with pytest.raises(ValueError, match=r"play\.epsilon 2"):
+        PlaySettings(epsilon=2)
+
+
+def test_descriptions_differ_with_whatever_decides_the_rows(agent: CustomCNN) -> None:
+    def described(**changes: object) -> str:
+        return repr(recorder(agent, **changes).description())
+
+    same = described()
+    assert described() == same
+    assert described(settings=EnvironmentSettings(num_threads=7)) == same
+    changes = [
+        {"seed": 1},
+        {"precision": "fp32"},
+        {"positions_per_frame": 4},
+        {"taps": ("conv3a",)},
+        {"settings": EnvironmentSettings(distribution_mode="hard")},
+        {"play": PlaySettings()},
+        {"labels": True},
+    ]
+    described_changes = [described(**change) for change in changes]
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        described_changes.append(repr(recorder(CustomCNN()).description()))
+    assert len({same, *described_changes}) == len(changes) + 2

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import networks
+from networks.sae_base import SAEBase
 from networks.taps import TappedAgent
 
 Tensors = dict[str, Tensor]
@@ -149,3 +150,32 @@ def load_agent(path: str | Path, architecture: str | None = None) -> TappedAgent
     agent.weights_hash = hash_tensors(tensors)
     agent.metadata = metadata
     return agent.eval().to(memory_format=torch.channels_last)
+
+
+def load_sae(path: str | Path, agent: TappedAgent | None = None) -> SAEBase:
+    """Load a sparse autoencoder, in evaluation mode, with its `tap`, `weights_hash` and `metadata` as attributes.
+
+    Args:
+        path: what a training run wrote as `sae.safetensors`.
+        agent: the agent it is to be spliced into, to be checked against the one it was trained on.
+
+    Raises:
+        ValueError: the file is missing, cut short or altered, holds no autoencoder, a tensor does not fit, or the
+            autoencoder was trained on another agent.
+    """
+    tensors, metadata = read_weights(path)
+    name = metadata.get("kind")
+    kind = getattr(networks, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, SAEBase)):
+        raise ValueError(f"{path} holds no sparse autoencoder that networks/ knows (kind {name!r}): pass another file")
+    sae = kind(**metadata["config"])
+    load_into(sae, tensors, path)
+    sae.tap, sae.weights_hash, sae.metadata = metadata["tap"], hash_tensors(tensors), metadata
+    if agent is not None:
+        if metadata["agent_hash"] != agent.weights_hash:
+            raise ValueError(
+                f"{path} was trained on another agent (hash {metadata['agent_hash'][:12]}, "
+                f"this one has {agent.weights_hash[:12] or 'none'}): load that agent, or train one on this agent"
+            )
+        agent.check_taps([sae.tap])
+    return sae.eval()

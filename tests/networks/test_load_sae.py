@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from networks import CustomCNN, SparseAutoencoder, load_agent, load_sae, save_weights
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Path]:
+    """An agent's file and that of an autoencoder trained on it."""
+    agent = tmp_path / "agent.safetensors"
+    agent_hash = save_weights(agent, CustomCNN(), {})
+    sae = SparseAutoencoder(32, expansion=2)
+    sae.set_normalisation(torch.randn(32), torch.tensor(0.7))
+    metadata = {"kind": "SparseAutoencoder", "tap": "conv4a", "agent_hash": agent_hash, "metrics": {"sae/l0": 2.5}}
+    save_weights(tmp_path / "sae.safetensors", sae, metadata)
+    return agent, tmp_path / "sae.safetensors"
+
+
+def test_round_trip(saved: tuple[Path, Path]) -> None:
+    agent = load_agent(saved[0])
+    sae = load_sae(saved[1], agent)
+    assert isinstance(sae, SparseAutoencoder)
+    assert (sae.tap, sae.in_channels, sae.num_latents, sae.training) == ("conv4a", 32, 64, False)
+    assert sae.metadata["metrics"] == {"sae/l0": 2.5}
+    assert sae.scale == torch.tensor(0.7)  # the normalisation is part of it
+    frames = torch.rand(1, 64, 64, 3)
+    assert agent(frames, edits=[(sae.tap, sae)]).logits.isfinite().all()
+
+
+def test_refuses_another_agent(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    save_weights(tmp_path / "other.safetensors", CustomCNN(), {})
+    with pytest.raises(ValueError, match="trained on another agent"):
+        load_sae(saved[1], load_agent(tmp_path / "other.safetensors"))
+    with pytest.raises(ValueError, match="this one has none"):
+        load_sae(saved[1], CustomCNN())
+
+
+def test_refuses_what_is_no_autoencoder(saved: tuple[Path, Path]) -> None:
+    with pytest.raises(ValueError, match="no sparse autoencoder"):
+        load_sae(saved[0])
+    with pytest.raises(ValueError, match="SparseAutoencoder"):
+        load_agent(saved[1])

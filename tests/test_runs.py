@@ -1,0 +1,57 @@
+"""Run folders, below the command line."""
+
+from pathlib import Path
+
+import pytest
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from runs import claim_run, continue_run, join_run, start_run, write_atomically
+
+CONFIG = "# made by hand\nmodel: {width: 4}\nckpt_path: null\n"
+
+
+def test_versions_count_up_and_other_folders_are_no_runs(tmp_path: Path) -> None:
+    (tmp_path / "a/version_old").mkdir(parents=True)
+    (tmp_path / "a/version_7").mkdir()
+    run = start_run(tmp_path, "a", CONFIG)
+    assert run.folder == tmp_path / "a/version_8"
+    assert run.version == 8
+    assert (run.folder / "config.yaml").read_text() == CONFIG
+    assert start_run(tmp_path, "b", CONFIG).version == 0
+
+
+def test_discard_takes_away_what_the_run_made_and_no_more(tmp_path: Path) -> None:
+    keep = start_run(tmp_path / "runs", "a", CONFIG)
+    start_run(tmp_path / "runs", "a", CONFIG).discard()
+    assert [path.name for path in (tmp_path / "runs/a").iterdir()] == ["version_0"]
+    keep.release()
+    again = continue_run(tmp_path / "runs", "a", CONFIG)
+    assert again is not None
+    again.discard()
+    assert keep.folder.exists(), "a run that was there before stays"
+    keep.discard()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_where_to_go_on_from_is_no_part_of_the_configuration(tmp_path: Path) -> None:
+    start_run(tmp_path, "a", CONFIG).release()
+    assert continue_run(tmp_path, "a", CONFIG.replace("width: 4", "width: 5")) is None
+    run = continue_run(tmp_path, "a", CONFIG.replace("null", "auto"))
+    assert run is not None
+    assert run.resumed
+    assert run.checkpoint is None
+
+
+def test_other_ranks_join_the_run_of_rank_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TimeoutError, match="rank 0 made no folder"):
+        join_run(tmp_path, "a", CONFIG, resume=False, patience=0.0)
+    first = claim_run(tmp_path, "a", CONFIG, ckpt_path="start.ckpt")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    second = claim_run(tmp_path, "a", CONFIG, ckpt_path="start.ckpt")
+    assert (second.folder, second.checkpoint) == (first.folder, first.checkpoint)
+
+
+def test_a_text_is_replaced_whole(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a.txt", "one")
+    write_atomically(tmp_path / "a.txt", "two")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["two"]

@@ -161,8 +161,9 @@ class ActivationDataModule(LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Free the environments."""
-        self._training_recorder.close()
-        self._validation_recorder.close()
+        for name in ("_training_recorder", "_validation_recorder"):
+            if name in vars(self):  # made when first used
+                vars(self)[name].close()
 
     def _ranks(self) -> dict[str, int]:
         if self.trainer is None:

@@ -17,6 +17,11 @@ DistributionMode = Literal["easy", "hard", "extreme", "memory", "exploration"]
 FRAME_SHAPE = (64, 64, 3)
 NUM_ACTIONS = 15
 _MAX_STATE_BYTES = 2**20
+# From the games' own source: elsewhere procgen ends the whole process.
+_GAMES_WITH = {
+    "memory": ("caveflyer", "dodgeball", "heist", "jumper", "maze", "miner"),
+    "extreme": ("chaser", "dodgeball", "leaper", "starpilot"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +82,12 @@ class VectorEnvironment:
             raise ValueError(
                 f"procgen has no distribution mode {settings.distribution_mode!r}: "
                 f"choose one of {', '.join(DISTRIBUTION_MODE_DICT)}"
+            )
+        games = _GAMES_WITH.get(settings.distribution_mode, ENV_NAMES)
+        if settings.game not in games:
+            raise ValueError(
+                f"procgen has no distribution mode {settings.distribution_mode!r} for {settings.game}, "
+                f"only for {', '.join(games)}"
             )
         if num_environments < 1:
             raise ValueError(f"num_environments is {num_environments}: at least 1 is needed")

@@ -81,7 +81,8 @@ def test_seeds_fix_the_levels():
         ({"start_level": 2**31 - 1}, "start_level"),
         ({"game": "heists"}, "choose one of .*heist"),
         ({"distribution_mode": "simple"}, "choose one of easy"),
-        ({"game": "coinrun", "distribution_mode": "memory"}, "refuses coinrun|memory"),
+        ({"game": "coinrun", "distribution_mode": "memory"}, "only for caveflyer.*heist"),
+        ({"game": "heist", "distribution_mode": "extreme"}, "only for chaser"),
     ],
 )
 def test_wrong_settings_are_named(settings, reason):

@@ -151,7 +151,7 @@ class State:
             offset = _MIDDLE.read(data, offset + entities.nbytes, fields)
             width, height = int(fields["grid_w"]), int(fields["grid_h"])
             if fields["grid_length"] != width * height:
-                raise ValueError(f"grid of {width} x {height} cells holds {fields['grid_length']}")
+                raise ValueError(f"grid of {width} x {height} cells holds {int(fields['grid_length'])}")
             grid = np.frombuffer(data, "<i4", width * height, offset).reshape(height, width).copy()
         except (struct.error, ValueError) as error:
             raise ValueError(

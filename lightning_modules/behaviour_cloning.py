@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from datamodules.imitation import ImitationBatch, ImitationDataModule
 from networks import CustomCNN, TappedAgent
@@ -35,7 +36,7 @@ class BehaviourCloning(L.LightningModule):
     def __init__(self, agent: TappedAgent | None = None, learning_rate: float = 1e-3, compile: bool = True) -> None:
         super().__init__()
         self.agent = agent if agent is not None else CustomCNN()
-        self.agent.to(memory_format=torch.channels_last)
+        convert_conv2d_weight_memory_format(self.agent, torch.channels_last)
         self.learning_rate = learning_rate
         self.compile_agent = compile
 

@@ -56,8 +56,10 @@ class CustomCNN(TappedAgent):
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 gain = {"fc3": 0.01, "value_fc": 1.0}.get(name, 2**0.5)
                 nn.init.orthogonal_(layer.weight, gain)
+                assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
         if self._initialise_centred:
+            assert self.conv1a.bias is not None
             with torch.no_grad():
                 self.conv1a.weight /= PIXEL_STD
                 self.conv1a.bias -= PIXEL_MEAN * self.conv1a.weight.sum((1, 2, 3))

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import networks
 from networks.sae_base import SAEBase
@@ -42,8 +43,9 @@ def save_weights(path: str | Path, module: nn.Module, metadata: Mapping[str, Any
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     known = dict(metadata)
-    if hasattr(module, "config"):
-        known |= {"architecture": type(module).__name__, "config": module.config()}
+    config = getattr(module, "config", None)
+    if callable(config):
+        known |= {"architecture": type(module).__name__, "config": config()}
     known["hash"] = hash_tensors(tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -149,7 +151,8 @@ def load_agent(path: str | Path, architecture: str | None = None) -> TappedAgent
     load_into(agent, tensors, path)
     agent.weights_hash = hash_tensors(tensors)
     agent.metadata = metadata
-    return agent.eval().to(memory_format=torch.channels_last)
+    convert_conv2d_weight_memory_format(agent, torch.channels_last)
+    return agent.eval()
 
 
 def load_sae(path: str | Path, agent: TappedAgent | None = None) -> SAEBase:

@@ -40,6 +40,10 @@ class BehaviourCloning(L.LightningModule):
         self.learning_rate = learning_rate
         self.compile_agent = compile
 
+    @property
+    def _data(self) -> ImitationDataModule:
+        return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
+
     def setup(self, stage: str) -> None:
         """Compile here, after checkpoints' weights have their places."""
         if self.compile_agent and stage == "fit":
@@ -49,15 +53,13 @@ class BehaviourCloning(L.LightningModule):
         """The loss of one batch."""
         logits = self.agent(batch.frames).logits
         loss = acceptable_action_loss(logits, batch.acceptable)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("clone/loss", loss.detach(), prog_bar=True)
         return loss
 
     def on_train_epoch_end(self) -> None:
         """Log what play showed, a NaN loss stops the run."""
-        data: Any = self.trainer.datamodule
-        assert isinstance(data, ImitationDataModule)
-        statistics = data.statistics
+        statistics = self._data.statistics
         if not all(torch.isfinite(parameter).all() for parameter in self.agent.parameters()):
             raise ValueError(
                 f"the agent's weights are not finite after {statistics.env_steps} frames: "
@@ -71,10 +73,9 @@ class BehaviourCloning(L.LightningModule):
 
     def agent_metadata(self) -> dict[str, Any]:
         """What the saved agent's file says of its training."""
-        data: Any = self.trainer.datamodule
         return {
-            "environment": data.environment.as_dict(),
-            "env_steps": data.env_steps,
+            "environment": self._data.environment.as_dict(),
+            "env_steps": self._data.env_steps,
             "training": "behaviour cloning from the shortest-path oracle",
             "warm_started": True,
         }

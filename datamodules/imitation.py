@@ -139,7 +139,8 @@ class ImitationDataModule(L.LightningDataModule):
 
     def batches(self) -> Iterator[ImitationBatch]:
         """Play one epoch, then draw its batches from the buffer."""
-        assert self._env is not None and self.trainer is not None
+        assert self._env is not None
+        assert self.trainer is not None
         module: Any = self.trainer.lightning_module
         self._play(self._env, module.agent, module.device)
         generator = torch.Generator().manual_seed(int(self._rng.integers(2**63 - 1)))

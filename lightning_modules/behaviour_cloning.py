@@ -42,7 +42,7 @@ class BehaviourCloning(L.LightningModule):
 
     @property
     def _data(self) -> ImitationDataModule:
-        return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
+        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
         """Compile here, after checkpoints' weights have their places."""

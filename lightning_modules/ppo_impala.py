@@ -38,7 +38,8 @@ class PPOImpala(LightningModule):
         agent: the network to train.
         learning_rate: Adam's.
         anneal_frames: let the learning rate fall linearly, to a hundredth at so many environment frames; None keeps it.
-        clip: epsilon of the clipped policy and value losses.
+        clip: epsilon of the clipped policy loss.
+        value_clip: epsilon of the clipped value loss, in units of scaled reward; None leaves it unclipped.
         value_coefficient: weight of the value loss.
         entropy_coefficient: weight of the entropy bonus.
         warm_start: file of the agent to begin as.
@@ -57,6 +58,7 @@ class PPOImpala(LightningModule):
         learning_rate: float = 5e-4,
         anneal_frames: int | None = None,
         clip: float = 0.2,
+        value_clip: float | None = 0.2,
         value_coefficient: float = 0.5,
         entropy_coefficient: float = 0.01,
         warm_start: str | None = None,
@@ -81,6 +83,7 @@ class PPOImpala(LightningModule):
         self.learning_rate = learning_rate
         self.anneal_frames = anneal_frames
         self.clip = clip
+        self.value_clip = math.inf if value_clip is None else value_clip
         self.value_coefficient = value_coefficient
         self.entropy_coefficient = entropy_coefficient
         self.warm_start = warm_start
@@ -159,7 +162,7 @@ class PPOImpala(LightningModule):
         log_probs = log_probabilities(output.logits, batch.actions)
         policy = clipped_policy_loss(log_probs, batch.log_probs, batch.advantages, self.clip)
         # an untrained value head has far to go: clipping would let it move by epsilon a rollout
-        value_clip = math.inf if self.value_warms_up() else self.clip
+        value_clip = math.inf if self.value_warms_up() else self.value_clip
         value_loss = clipped_value_loss(output.value, batch.values, batch.returns, value_clip)
         entropy = policy_entropy(output.logits)
         reference_kl = torch.zeros_like(entropy)

@@ -28,7 +28,7 @@ def test_log_probabilities_agree_with_torch_distributions():
 def test_precision_names():
     with autocast("bf16"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
-    with autocast("fp32"):
+    with autocast("bf16"), autocast("fp32"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
     with pytest.raises(ValueError, match="fp64"):
         autocast("fp64")  # type: ignore[arg-type]

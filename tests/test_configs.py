@@ -1,0 +1,165 @@
+"""Every shipped configuration runs two steps through train.py, and the main job survives what it has to survive.
+
+The configurations are taken as they are, except that SHRUNK makes what they configure small. A new class in a
+configuration that takes long needs its line there.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import train
+from networks import CustomCNN, save_weights
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SAE = ROOT / "configs/sae_conv4.yaml"
+
+SHRUNK: dict[str, dict[str, Any]] = {
+    "datamodules.ActivationDataModule": {
+        "agent": "agent.safetensors",
+        "num_frames": 192,
+        "validation_frames": 64,
+        "batch_size": 64,
+        "positions_per_frame": 4,
+        "play": {"environments": 4, "steps": 16, "random_start": 0},
+        "cache_dir": "cache",
+    },
+    "datamodules.ImitationDataModule": {
+        "num_environments": 4,
+        "student_environments": 2,
+        "steps_per_epoch": 4,
+        "buffer_frames": 32,
+        "batch_size": 8,
+        "student_from": 0,
+    },
+    "datamodules.RolloutDataModule": {
+        "num_environments": 4,
+        "num_steps": 4,
+        "num_epochs": 1,
+        "num_minibatches": 2,
+    },
+    "callbacks.SpliceEvaluation": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
+}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with a random agent in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    torch.manual_seed(0)
+    save_weights("agent.safetensors", CustomCNN(), {})
+    return tmp_path
+
+
+def shrink(config: Path) -> list[str]:
+    """Write a small version of a configuration into the working directory; returns the arguments that run it."""
+    values = yaml.safe_load(config.read_text())
+    trainer = values["trainer"] | {
+        "accelerator": "cpu",
+        "max_steps": 2,
+        "max_epochs": None,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    values["trainer"] = trainer
+    for part in [values["model"], values["data"], *trainer["callbacks"]]:
+        part["init_args"] = part.get("init_args", {}) | SHRUNK.get(part["class_path"], {})
+        rhythm = {"every_n_epochs", "every_n_train_steps"} & part["init_args"].keys()
+        part["init_args"] |= dict.fromkeys(rhythm, 1)
+    arguments = values["model"]["init_args"]
+    arguments["compile"] = False  # its own tests compile; here it would take most of the time
+    arguments |= {"warm_start": "agent.safetensors"} if arguments.get("warm_start") else {}
+    small = Path(config.name)
+    small.write_text(yaml.safe_dump(values))
+    return ["--config", str(small)]
+
+
+def summary(name: str, version: int = 0) -> dict[str, float]:
+    return json.loads(Path(f"runs/{name}/version_{version}/summary.json").read_text())
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_runs_two_steps(workplace: Path, config: Path) -> None:
+    assert train.main(shrink(config)) == 0
+    assert summary(config.stem), "a run ends with its metrics"
+    assert list(Path(f"runs/{config.stem}/version_0/checkpoints").iterdir()), "and can be gone on from"
+
+
+def test_the_main_job_streams_with_one_override(workplace: Path) -> None:
+    assert train.main([*shrink(SAE), "--data.init_args.source", "stream"]) == 0
+    assert not list(Path("cache").glob("**/training*/*.safetensors"))
+
+
+def error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one message with which a run stops; nothing is left of it."""
+    capsys.readouterr()
+    assert train.main(arguments) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert not list(Path("runs").glob("sae_conv4/*/summary.json"))
+    return said[0]
+
+
+def test_a_misspelt_key_is_named(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train.main([*shrink(SAE), "--model.init_args.expnsion", "4"])
+    assert "model.init_args.expnsion" in (said := capsys.readouterr().err)
+    assert "did you mean expansion?" in said
+
+
+def test_a_missing_agent_is_named(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = error([*shrink(SAE), "--data.init_args.agent", "nowhere.safetensors"], capsys)
+    assert "nowhere.safetensors" in said
+    assert "data.init_args.agent" in said
+
+
+def test_an_agent_with_other_channels_is_refused(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = CustomCNN().state_dict()
+    weights["conv4a.weight"], weights["conv4a.bias"] = torch.ones(16, 32, 5, 5), torch.ones(16)
+    torch.save(weights, "other.pt")
+    said = error([*shrink(SAE), "--data.init_args.agent", "other.pt"], capsys)
+    assert "conv4a" in said
+    assert "16" in said
+
+
+def test_a_damaged_shard_is_never_used(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = shrink(SAE)
+    assert train.main(arguments) == 0
+    shutil.rmtree("runs")
+    shard = max(Path("cache").glob("**/*.safetensors"), key=lambda path: path.stat().st_size)
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    assert str(shard) in error(arguments, capsys)
+    shard.write_bytes(whole[:-8] + bytes(byte ^ 1 for byte in whole[-8:]))
+    assert str(shard) in error(arguments, capsys)
+    shard.unlink()
+    assert train.main(arguments) == 0, "the mend that the message names"
+
+
+def test_a_run_killed_while_recording_goes_on_from_whole_shards(workplace: Path) -> None:
+    arguments = [*shrink(SAE), "--data.init_args.num_frames", "2048"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *arguments], env=environment)
+    deadline = time.monotonic() + 300
+    while len(whole := sorted(Path("cache").glob("**/shard-*.safetensors"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not list(Path("runs").glob("*/*/checkpoints/*"))
+    first = {path: path.stat().st_mtime_ns for path in whole[:1]}
+    assert train.main([*arguments, "--ckpt_path", "auto"]) == 0
+    assert first == {path: path.stat().st_mtime_ns for path in whole[:1]}, "a whole shard is kept"
+    assert len(list(Path("runs/sae_conv4").iterdir())) == 1, "the killed run's own folder"

@@ -1,0 +1,54 @@
+"""Ask a question of an agent: `python analyse.py --config configs/studies/NAME.yaml [--any.key value]`.
+
+Every run owns the folder `runs/NAME/version_K/` with its configuration, `summary.json`, tables and figures.
+"""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from commands import USER_ERRORS, OneMessageParser, config_files, one_line, quieten
+from runs import start_run
+from studies import Study
+
+
+def build_parser() -> OneMessageParser:
+    """The command line: a configuration file, a study and where to write."""
+    parser = OneMessageParser(description=__doc__, parser_mode="omegaconf+")
+    parser.add_argument("-c", "--config", action="config", help="file to read the arguments from")
+    parser.add_argument("--name", type=str | None, help="NAME in runs/NAME (default: the configuration file's)")
+    parser.add_argument("--root", type=str, default="runs", help="folder of all runs")
+    parser.add_argument("--study", type=Study, required=True, help="the question and its arguments")
+    return parser
+
+
+def main(args: list[str] | None = None) -> int:
+    """Parse, check, run the study, write and print its report; returns the exit code."""
+    quieten()
+    arguments = sys.argv[1:] if args is None else args
+    parser = build_parser()
+    config = parser.parse_args(arguments)
+    if config.name is None:
+        files = config_files(arguments) or [config.study.class_path.rpartition(".")[2]]
+        config.name = Path(files[-1]).stem
+    try:
+        study: Study = parser.instantiate_classes(config).study
+        run = start_run(Path(config.root), config.name, parser.dump(config, skip_unset=False))
+    except USER_ERRORS as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    try:
+        report = study.run()
+        report.write(run.folder)
+    except BaseException:
+        run.discard()
+        raise
+    finally:
+        run.release()
+    report.show(Console(), run.folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,331 @@
+"""Playing fixed levels: one episode each to its end, with or without edits, with action noise that arms share.
+
+This is the one place where an agent is played for measurement: studies and callbacks call it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int, UInt8
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from environments import EnvironmentSettings, VectorEnvironment
+from interpretability.statistics import bootstrap_interval, wilson_interval
+from networks.policy import sample_actions
+from networks.precision import Precision, autocast
+from networks.taps import Edit, TappedAgent
+
+GAME_TIME_OUT = 1_000
+_STAY = 4  # the action that idle slots take
+_SMALLEST_BATCH = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Episodes:
+    """One episode on each of L levels.
+
+    Attributes:
+        levels: the level seeds, in the order asked for.
+        returns: sum of rewards.
+        lengths: steps taken.
+        solved: the episode's last reward was positive (in heist: the gem was reached).
+        cut: stopped by `max_steps` before the game ended it; counted as unsolved.
+    """
+
+    levels: Int[np.ndarray, " L"]
+    returns: Float32[np.ndarray, " L"]
+    lengths: Int[np.ndarray, " L"]
+    solved: Bool[np.ndarray, " L"]
+    cut: Bool[np.ndarray, " L"]
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """`PREFIX/return`, `/solved` and `/episode_length`, each with `_low` and `_high` 95 % bounds over levels."""
+        return {
+            **bootstrap_interval(self.returns).as_metrics(f"{prefix}/return"),
+            **wilson_interval(int(self.solved.sum()), len(self.solved)).as_metrics(f"{prefix}/solved"),
+            **bootstrap_interval(self.lengths).as_metrics(f"{prefix}/episode_length"),
+        }
+
+    def select(self, chosen: Bool[np.ndarray, " L"]) -> "Episodes":
+        """The episodes of some of the levels."""
+        return Episodes(**{field.name: getattr(self, field.name)[chosen] for field in dataclasses.fields(self)})
+
+
+class PlayedStep(NamedTuple):
+    """What an observer is shown at each step: the n slots that still play, before their actions are taken.
+
+    Attributes:
+        levels: level seed of each slot.
+        steps: how many actions its episode has taken so far.
+        frames: what the agent sees.
+        logits: what it makes of it, with the edits, on the CPU.
+        actions: what it chose.
+    """
+
+    levels: Int[np.ndarray, " n"]
+    steps: Int[np.ndarray, " n"]
+    frames: UInt8[np.ndarray, "n 64 64 3"]
+    logits: Float[Tensor, "n A"]
+    actions: Int[np.ndarray, " n"]
+
+
+Observer = Callable[[PlayedStep], None]
+
+
+def play_episodes(
+    agent: TappedAgent,
+    levels: Sequence[int] | Int[np.ndarray, " L"],
+    *,
+    settings: EnvironmentSettings,
+    edits: Sequence[Edit] = (),
+    greedy: bool = False,
+    seed: int = 0,
+    num_environments: int = 64,
+    max_steps: int = GAME_TIME_OUT,
+    precision: Precision = "bf16",
+    observer: Observer | None = None,
+    progress: str | None = None,
+) -> Episodes:
+    """Play every level once, to the end of its episode.
+
+    A slot whose episode ends goes on with the next level, so no level is preferred for being short. The noise of
+    step t on level s depends on (seed, s, t) only: two arms that differ in their edits differ in nothing else, and
+    with `precision="fp32"` neither the number of slots nor the company that a level is played in matters. In bf16,
+    matrix kernels round differently at different batch sizes, which can tip a close choice; two runs of one call
+    are still equal.
+
+    The global random generators of torch, numpy and Python are neither read nor moved; train and eval mode of the
+    agent and the edits are as before afterwards.
+
+    Args:
+        agent: plays on the device where its parameters are.
+        levels: level seeds.
+        settings: game and distribution mode; its own range of levels is not used.
+        edits: put in at the agent's taps, the same for every level.
+        greedy: take the likeliest action rather than sample.
+        seed: of the action noise.
+        num_environments: slots played together.
+        max_steps: cut an episode here. The default is the game's own time-out.
+        precision: of the agent's passes; compare runs of one precision only.
+        observer: called at each step with what the agent saw, computed and chose.
+        progress: title of a progress bar on stderr; None shows none.
+
+    Raises:
+        ValueError: no levels, a repeated or negative one, `max_steps` or `num_environments` below 1, an edit at an
+            unknown tap.
+    """
+    seeds = np.asarray(levels, dtype=np.int64)
+    if len(seeds) == 0 or seeds.min() < 0 or len(np.unique(seeds)) != len(seeds):
+        raise ValueError("levels must be distinct seeds, at least one and none negative: give for example range(200)")
+    if max_steps < 1 or num_environments < 1 or seed < 0:
+        raise ValueError(
+            f"max_steps {max_steps} and num_environments {num_environments} must be at least 1, seed {seed} at least 0"
+        )
+    agent.check_taps([tap for tap, _ in edits])
+    environment = VectorEnvironment(settings, min(num_environments, len(seeds)))
+    bar = tqdm(total=len(seeds), desc=progress, unit="level", disable=progress is None, leave=False)
+    try:
+        with evaluating(agent, *(edit for _, edit in edits)), torch.inference_mode():
+            game = _Game(environment, seeds, seed=seed, max_steps=max_steps, bar=bar)
+            logits_of = FrameLogits(agent, edits, environment.num_environments, precision)
+            return game.play(logits_of, greedy, observer)
+    finally:
+        bar.close()
+        environment.close()
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Put modules into eval mode; every submodule's own mode is restored afterwards."""
+    modes = [(module, module.training) for parent in modules for module in parent.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+class _Game:
+    """The book-keeping of a call: which slot plays which level, and what came of it."""
+
+    def __init__(
+        self, environment: VectorEnvironment, seeds: np.ndarray, *, seed: int, max_steps: int, bar: "tqdm[None]"
+    ) -> None:
+        self.environment = environment
+        self.seeds = seeds
+        self.max_steps = max_steps
+        self.bar = bar
+        slots, levels = environment.num_environments, len(seeds)
+        self.noise = ActionNoise(seed, slots, environment.num_actions)
+        self.playing = np.full(slots, -1)  # index into seeds; -1 is idle
+        self.steps = np.zeros(slots, dtype=np.int64)
+        self.totals = np.zeros(slots, dtype=np.float32)
+        self.dealt = 0
+        self.episodes = Episodes(
+            levels=seeds,
+            returns=np.zeros(levels, dtype=np.float32),
+            lengths=np.zeros(levels, dtype=np.int64),
+            solved=np.zeros(levels, dtype=bool),
+            cut=np.zeros(levels, dtype=bool),
+        )
+
+    def play(self, logits_of: "FrameLogits", greedy: bool, observer: Observer | None) -> Episodes:
+        environment = self.environment
+        frames = self._deal(np.arange(environment.num_environments))
+        while len(slots := np.flatnonzero(self.playing >= 0)):
+            logits = logits_of(frames, slots)
+            uniforms = None if greedy else torch.from_numpy(self.noise(slots, self.steps[slots]))
+            chosen = sample_actions(logits, uniforms).numpy()
+            if observer is not None:
+                levels = self.seeds[self.playing[slots]]
+                observer(PlayedStep(levels, self.steps[slots], frames[slots], logits, chosen))
+            actions = np.full(environment.num_environments, _STAY)
+            actions[slots] = chosen
+            environment.act(actions)
+            # The terminal step's reward comes beside the first frame of what is played next.
+            reward, frames, first = environment.observe()
+            self.steps[slots] += 1
+            self.totals[slots] += reward[slots]
+            ended = slots[first[slots] | (self.steps[slots] >= self.max_steps)]
+            if len(ended):
+                self._book(ended, reward, first)
+                frames = self._deal(ended)
+        return self.episodes
+
+    def _book(self, ended: np.ndarray, reward: np.ndarray, first: np.ndarray) -> None:
+        rows = self.playing[ended]
+        self.episodes.returns[rows] = self.totals[ended]
+        self.episodes.lengths[rows] = self.steps[ended]
+        self.episodes.solved[rows] = first[ended] & (reward[ended] > 0)
+        self.episodes.cut[rows] = ~first[ended]
+        self.bar.update(len(ended))
+
+    def _deal(self, slots: np.ndarray) -> np.ndarray:
+        """Give free slots the next levels, leave them idle when there are none; returns the frames to act on."""
+        self.playing[slots] = -1
+        chosen = slots[: len(self.seeds) - self.dealt]
+        self.playing[chosen] = self.dealt + np.arange(len(chosen))
+        self.dealt += len(chosen)
+        self.steps[slots] = 0
+        self.totals[slots] = 0
+        seeds = self.seeds[self.playing[chosen]]
+        self.noise.start(chosen, seeds)
+        self.environment.play_levels(seeds, chosen.tolist())
+        return self.environment.observe()[1]
+
+
+class ActionNoise:
+    """Uniform numbers that depend on (seed, level, step) only: a Philox stream per level, drawn in blocks of steps.
+
+    Args:
+        seed: shared by all levels.
+        slots: N.
+        num_actions: A, numbers a step.
+    """
+
+    _BLOCK = 64
+
+    def __init__(self, seed: int, slots: int, num_actions: int) -> None:
+        self._seed = seed
+        self._streams: dict[int, np.random.Generator] = {}
+        self._blocks = np.zeros((slots, self._BLOCK, num_actions), dtype=np.float32)
+
+    def start(self, slots: Int[np.ndarray, " n"], levels: Int[np.ndarray, " n"]) -> None:
+        """Begin a level in each of the given slots."""
+        for slot, level in zip(slots.tolist(), levels.tolist(), strict=True):
+            self._streams[slot] = np.random.Generator(np.random.Philox(key=[self._seed, level]))
+
+    def __call__(self, slots: Int[np.ndarray, " n"], steps: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n A"]:
+        """The numbers of each slot's step; each step of a level is asked for once, in order."""
+        places = steps % self._BLOCK
+        for slot in slots[places == 0].tolist():
+            self._streams[slot].random(out=self._blocks[slot], dtype=np.float32)
+        return self._blocks[slots, places]
+
+
+class FrameLogits:
+    """Logits of the slots' frames, running the agent no more than it takes.
+
+    Agents see one frame and remember nothing. So the logits of a frame that has not changed since the last step
+    stand (a stuck greedy agent costs nothing), and a policy whose edits cut it off from the frame altogether (an
+    ablated bottleneck) is computed once.
+
+    Args:
+        agent, edits, precision: what is run, on the agent's device.
+        slots: N.
+    """
+
+    def __init__(self, agent: TappedAgent, edits: Sequence[Edit], slots: int, precision: Precision) -> None:
+        self._agent = agent
+        self._edits = tuple(edits)
+        self._precision: Precision = precision
+        self._device = next(agent.parameters()).device
+        self._frames = np.zeros((slots, 64, 64, 3), dtype=np.uint8)  # the frame that each row of logits belongs to
+        self._logits: Tensor | None = None
+        self._sees_frames = True
+
+    def __call__(self, frames: UInt8[np.ndarray, "N 64 64 3"], slots: Int[np.ndarray, " n"]) -> Float[Tensor, "n A"]:
+        """Float32 logits, on the CPU, of the slots asked for. The first call reads all slots."""
+        if self._logits is None:
+            self._logits = self._run(frames)
+            self._frames[:] = frames
+            self._sees_frames = self._depends_on(frames)
+        elif self._sees_frames:
+            changed = slots[(_words(frames)[slots] != _words(self._frames)[slots]).any(axis=1)]
+            if len(changed):
+                self._logits[changed] = self._run(frames[changed])
+                self._frames[changed] = frames[changed]
+        return self._logits[slots]
+
+    def _run(self, frames: np.ndarray) -> Tensor:
+        """Logits of n frames, padded to a power of two: few batch sizes, hence few kernels to choose or compile."""
+        count = len(frames)
+        size = max(_SMALLEST_BATCH, 1 << (count - 1).bit_length())
+        batch = torch.from_numpy(frames[np.minimum(np.arange(size), count - 1)]).to(self._device)
+        with autocast(self._precision, self._device):
+            logits = self._agent(batch, edits=self._edits).logits
+        assert logits is not None
+        return logits[:count].float().cpu()
+
+    def _depends_on(self, frames: np.ndarray) -> bool:
+        """Whether a frame can still sway the logits: no path for a gradient, and equal logits for unlike frames.
+
+        Either alone would not do: an edit may cut gradients and not the signal, and logits may agree by chance.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            some = torch.from_numpy(frames[: _SMALLEST_BATCH // 2]).to(self._device).float() / 255
+            inputs = torch.cat([some, 1 - some]).requires_grad_()
+            logits = self._agent.forward(inputs, edits=self._edits).logits  # not __call__: no training compilation
+            assert logits is not None
+            if logits.requires_grad and torch.autograd.grad(logits.sum(), inputs, allow_unused=True)[0] is not None:
+                return True
+            return not torch.allclose(logits, logits[:1].expand_as(logits), rtol=0, atol=1e-5)
+
+
+def _words(frames: np.ndarray) -> np.ndarray:
+    """Frames [N 64 64 3] as rows of 8-byte words, which compare faster than bytes."""
+    return frames.reshape(len(frames), -1).view(np.uint64)
+
+
+def first_states(
+    levels: Sequence[int] | Int[np.ndarray, " L"], settings: EnvironmentSettings, num_environments: int = 64
+) -> list[bytes]:
+    """The saved state in which each level begins, as `play_episodes` plays it: for counting its keys and the like."""
+    seeds = np.asarray(levels, dtype=np.int64)
+    environment = VectorEnvironment(settings, min(num_environments, len(seeds)))
+    states: list[bytes] = []
+    try:
+        while len(chunk := seeds[len(states) : len(states) + environment.num_environments]):
+            slots = range(len(chunk))
+            environment.play_levels(chunk, slots)
+            states += environment.get_states(slots)
+    finally:
+        environment.close()
+    return states

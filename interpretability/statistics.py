@@ -1,0 +1,110 @@
+"""Intervals for what was measured on a fixed list of levels.
+
+The unit that is resampled is always the level: frames of one level are far from independent.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from scipy import stats
+
+CONFIDENCE = 0.95
+_RESAMPLES = 9_999
+
+
+class Interval(NamedTuple):
+    """A measured value with its 95 % bounds."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_metrics(self, name: str) -> dict[str, float]:
+        """`name`, `name_low` and `name_high`, as summaries carry them."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+
+def wilson_interval(successes: int, trials: int) -> Interval:
+    """A fraction with Wilson's score interval, which stays sensible when all or none succeed.
+
+    Raises:
+        ValueError: there are no trials, or more successes than trials.
+    """
+    if not 0 <= successes <= trials or trials < 1:
+        raise ValueError(f"{successes} successes of {trials} trials is no fraction: measure at least one trial")
+    bounds = stats.binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(successes / trials, float(bounds.low), float(bounds.high))
+
+
+def bootstrap_interval(values: Shaped[np.ndarray, " L"], *, seed: int = 0) -> Interval:
+    """The mean over levels with its percentile bootstrap interval.
+
+    Where all values are equal the interval has no width: a bootstrap knows nothing about what it never saw (the
+    Wilson interval of the solved fraction does).
+    """
+    return paired_bootstrap(_mean, [values], seed=seed)
+
+
+def paired_bootstrap(
+    statistic: Callable[..., Float[np.ndarray, " *resamples"]],
+    samples: Sequence[Shaped[np.ndarray, " L"]],
+    *,
+    seed: int = 0,
+) -> Interval:
+    """A statistic of several arms played on the same levels, with its percentile bootstrap interval.
+
+    A resample draws levels and takes all arms' values on each, so that what the arms share cancels.
+
+    Args:
+        statistic: maps as many arrays as there are samples, and `axis`, to the statistic along that axis.
+        samples: one array per arm, the value on each level, in the same order of levels.
+        seed: of the resampling, which draws from a generator of its own.
+
+    Returns:
+        The interval; NaN bounds where the statistic is undefined on some resamples (a ratio over zero).
+
+    Raises:
+        ValueError: the arms have different numbers of levels, or none.
+    """
+    arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
+    counts = {array.shape for array in arrays}
+    if len(counts) != 1 or arrays[0].ndim != 1 or arrays[0].size == 0:
+        raise ValueError(f"paired samples need one value a level and the same levels, got shapes {sorted(counts)}")
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # NaN bounds say it already
+        value = float(statistic(*arrays, axis=-1))
+        if arrays[0].size == 1:  # scipy refuses a single observation: its interval is the point itself
+            return Interval(value, value, value)
+        bounds = stats.bootstrap(
+            arrays,
+            statistic,
+            paired=True,
+            vectorized=True,
+            n_resamples=_RESAMPLES,
+            batch=1_000,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    return Interval(value, float(bounds.low), float(bounds.high))
+
+
+def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.mean(values, axis=axis)
+
+
+def ratio_of_means(numerator: np.ndarray, denominator: np.ndarray, axis: int = -1) -> np.ndarray:
+    """mean(numerator) / mean(denominator): for `paired_bootstrap`. NaN or infinite over a mean of zero."""
+    return np.mean(numerator, axis=axis) / np.mean(denominator, axis=axis)
+
+
+def fraction_recovered(clean: np.ndarray, spliced: np.ndarray, ablated: np.ndarray, axis: int = -1) -> np.ndarray:
+    """(spliced - ablated) / (clean - ablated) of the means: for `paired_bootstrap`.
+
+    1 is as good as the clean agent, 0 as bad as the ablated one; meaningless where those two do not differ.
+    """
+    baseline = np.mean(ablated, axis=axis)
+    return (np.mean(spliced, axis=axis) - baseline) / (np.mean(clean, axis=axis) - baseline)

@@ -1,0 +1,6 @@
+"""One file per question asked of an agent: scenario in, numbers and pictures out."""
+
+from studies.evaluate_agent import EvaluateAgent as EvaluateAgent
+from studies.report import Report as Report
+from studies.report import Study as Study
+from studies.report import Table as Table

@@ -1,0 +1,88 @@
+"""What a study is, and what it hands back."""
+
+import csv
+import json
+import math
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table as RichTable
+
+Cell = str | int | float
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns.
+
+    Attributes:
+        columns: their headings.
+        rows: one cell a column each.
+        printed: shown in the terminal; a long one is only written.
+    """
+
+    columns: list[str]
+    rows: list[list[Cell]]
+    printed: bool = True
+
+    def __post_init__(self) -> None:
+        assert all(len(row) == len(self.columns) for row in self.rows), "a cell a column"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of a study.
+
+    Attributes:
+        summary: metric name -> number; 95 % bounds as `NAME_low` and `NAME_high`.
+        tables: by name.
+        figures: by name.
+    """
+
+    summary: dict[str, float]
+    tables: dict[str, Table] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write `figures/NAME.png` and `tables/NAME.csv`, and at last `summary.json` (not a number becomes null)."""
+        for name, figure in self.figures.items():
+            path = folder / "figures" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=120)
+        for name, table in self.tables.items():
+            path = folder / "tables" / f"{name}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("w", newline="") as file:
+                csv.writer(file).writerows([table.columns, *table.rows])
+        finite = {name: value if math.isfinite(value) else None for name, value in sorted(self.summary.items())}
+        temporary = folder / f".summary.json.{os.getpid()}.tmp"
+        temporary.write_text(json.dumps(finite, indent=2) + "\n")
+        temporary.replace(folder / "summary.json")
+
+    def show(self, console: Console, folder: Path) -> None:
+        """Print the tables, and where the rest lies."""
+        for name, table in self.tables.items():
+            if table.printed:
+                shown = RichTable(*table.columns, title=name.replace("_", " "), title_justify="left")
+                for row in table.rows:
+                    shown.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+                console.print(shown)
+        pictures = [str(folder / "figures" / f"{name}.png") for name in self.figures]
+        for line in (*(f"picture  {path}" for path in pictures), f"numbers  {folder / 'summary.json'}"):
+            console.print(line, soft_wrap=True, highlight=False)
+
+
+class Study(ABC):
+    """A question asked of an agent.
+
+    The constructor's typed arguments are its configuration. It loads and checks what they name, so that a mistake
+    stops before any work; `run` does the work.
+    """
+
+    @abstractmethod
+    def run(self) -> Report:
+        """Answer the question."""

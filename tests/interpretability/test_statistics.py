@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from interpretability.statistics import (
+    bootstrap_interval,
+    fraction_recovered,
+    paired_bootstrap,
+    ratio_of_means,
+    wilson_interval,
+)
+
+
+def naive_wilson(successes: int, trials: int) -> tuple[float, float]:
+    z = 1.959963984540054
+    p = successes / trials
+    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * np.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    return centre - half, centre + half
+
+
+def naive_bootstrap(statistic, samples, resamples: int = 4_000) -> tuple[float, float]:
+    generator = np.random.default_rng(123)
+    levels = len(samples[0])
+    draws = []
+    for _ in range(resamples):
+        rows = generator.integers(0, levels, levels)
+        draws.append(statistic(*[sample[rows] for sample in samples]))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 20), (20, 20), (7, 20), (912, 1000)])
+def test_wilson_agrees_with_the_formula(successes, trials):
+    interval = wilson_interval(successes, trials)
+    assert interval.value == successes / trials
+    assert interval[1:] == pytest.approx(naive_wilson(successes, trials), abs=1e-12)
+    assert interval.as_metrics("agent/solved").keys() == {
+        "agent/solved",
+        "agent/solved_low",
+        "agent/solved_high",
+    }
+
+
+def test_bootstraps_agree_with_a_naive_loop():
+    generator = np.random.default_rng(0)
+    clean = 10.0 * (generator.random(200) < 0.9)
+    spliced = np.where(generator.random(200) < 0.95, clean, 0.0)
+    ablated = 10.0 * (generator.random(200) < 0.1)
+    for statistic, samples in (
+        (np.mean, [clean]),
+        (ratio_of_means, [spliced, clean]),
+        (fraction_recovered, [clean, spliced, ablated]),
+    ):
+        found = bootstrap_interval(clean) if statistic is np.mean else paired_bootstrap(statistic, samples)
+        assert found.value == pytest.approx(statistic(*samples))
+        assert found[1:] == pytest.approx(naive_bootstrap(statistic, samples), rel=0.01)
+        assert found.low < found.value < found.high
+
+
+def test_pairing_cancels_what_the_arms_share():
+    returns = 10.0 * (np.arange(100) % 2)
+    assert paired_bootstrap(ratio_of_means, [returns, returns]) == (1.0, 1.0, 1.0)
+
+
+def test_bootstrap_is_repeatable_and_leaves_numpys_global_generator_alone():
+    values = np.arange(30.0)
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
+    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_degenerate_samples():
+    assert bootstrap_interval(np.full(5, 10.0)) == (10.0, 10.0, 10.0)
+    assert bootstrap_interval(np.array([4.0])) == (4.0, 4.0, 4.0)
+    assert np.isnan(paired_bootstrap(ratio_of_means, [np.zeros(5), np.zeros(5)])).all()
+    with pytest.raises(ValueError, match="same levels"):
+        paired_bootstrap(ratio_of_means, [np.zeros(5), np.zeros(4)])
+    with pytest.raises(ValueError, match="at least one trial"):
+        wilson_interval(0, 0)

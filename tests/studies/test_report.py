@@ -1,0 +1,28 @@
+import csv
+import io
+import json
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from studies import Report, Table
+
+
+def test_writes_and_shows(tmp_path):
+    report = Report(
+        {"agent/return": 9.5, "agent/undefined": float("nan")},
+        {"keys": Table(["keys", "return"], [[0, 10.0], [1, 9.12345]]), "all": Table(["level"], [[7]], printed=False)},
+        {"curve": Figure()},
+    )
+    report.write(tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"agent/return": 9.5, "agent/undefined": None}
+    with (tmp_path / "tables/keys.csv").open() as file:
+        assert list(csv.reader(file)) == [["keys", "return"], ["0", "10.0"], ["1", "9.12345"]]
+    assert (tmp_path / "tables/all.csv").exists()
+    assert (tmp_path / "figures/curve.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "summary.json", "tables"]
+    screen = io.StringIO()
+    report.show(Console(file=screen, width=60), tmp_path)
+    assert "9.123" in screen.getvalue()
+    assert "level" not in screen.getvalue()
+    assert str(tmp_path / "figures" / "curve.png") in screen.getvalue()

@@ -89,8 +89,8 @@ class SAEBase(nn.Module, ABC):
         self.mean.copy_(mean)
         self.scale.copy_(scale)
 
-    def encode(self, acts: Float[Tensor, "B C *HW"]) -> Float[Tensor, "B F *HW"]:
-        """Latents of raw activations.
+    def pre_activations(self, acts: Float[Tensor, "B C *HW"]) -> Float[Tensor, "B F *HW"]:
+        """What `activate` makes latents of: has a gradient also where a latent is silent.
 
         Raises:
             ValueError: another number of channels, or flat activations with a kernel wider than 1.
@@ -103,7 +103,12 @@ class SAEBase(nn.Module, ABC):
         with torch.autocast(acts.device.type, enabled=False):
             acts = acts.to(self.mean.dtype)
             normal = (acts - _along_channels(self.mean, acts)) / self.scale
-            return self.activate(self._convolve(normal, self.encoder_weight, self.encoder_bias))
+            return self._convolve(normal, self.encoder_weight, self.encoder_bias)
+
+    def encode(self, acts: Float[Tensor, "B C *HW"]) -> Float[Tensor, "B F *HW"]:
+        """Latents of raw activations; raises like `pre_activations`."""
+        with torch.autocast(acts.device.type, enabled=False):
+            return self.activate(self.pre_activations(acts))
 
     def decode(self, latents: Float[Tensor, "B F *HW"]) -> Float[Tensor, "B C *HW"]:
         """Raw activations from latents."""

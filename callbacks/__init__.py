@@ -1,5 +1,8 @@
 """What watches something being optimised."""
 
 from callbacks.agent_export import AgentExport as AgentExport
+from callbacks.dead_neurons import DeadNeurons as DeadNeurons
 from callbacks.run_summary import RunSummary as RunSummary
+from callbacks.sae_export import SAEExport as SAEExport
+from callbacks.splice_evaluation import SpliceEvaluation as SpliceEvaluation
 from callbacks.throughput import Throughput as Throughput

@@ -1,4 +1,5 @@
 """What is optimised: one Lightning module a task, its losses as pure functions beside it."""
 
 from lightning_modules.behaviour_cloning import BehaviourCloning as BehaviourCloning
+from lightning_modules.conv_sae import ConvSAE as ConvSAE
 from lightning_modules.ppo_impala import PPOImpala as PPOImpala

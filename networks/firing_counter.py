@@ -65,7 +65,7 @@ class FiringCounter(nn.Module):
         return self.since_fired >= self.window
 
     def frequency(self) -> Float[Tensor, " F"]:
-        """Share of inputs on which each latent fired, over the last one to two windows (float64; NaN without inputs)."""
+        """Share of inputs on which each latent fired, over the last one to two windows (float64; NaN if none)."""
         return (self.counts + self.last_counts).double() / (self.inputs + self.last_inputs).double()
 
     @torch.no_grad()

@@ -1,0 +1,125 @@
+"""Metrics of an autoencoder over a whole validation set: sums over batches and ranks first, one division at the end."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class ExplainedVariance(Metric):
+    """1 - squared error / variance over everything seen, about the per-channel and about the per-position mean.
+
+    A channel that never changes (or a neuron, for the per-position mean) has no variance to explain: it is left out of
+    both sums, and counted. Sums are in float64, good for means up to about 10 000 standard deviations.
+
+    Args:
+        shape: the tap's shape for one input, (C, H, W) or (C,).
+    """
+
+    full_state_update = False
+    errors: Tensor
+    sums: Tensor
+    squares: Tensor
+    low: Tensor
+    high: Tensor
+    rows: Tensor
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        for name in ("errors", "sums", "squares"):
+            self.add_state(name, torch.zeros(*shape, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("low", torch.full(tuple(shape), torch.inf, dtype=torch.float64), dist_reduce_fx="min")
+        self.add_state("high", torch.full(tuple(shape), -torch.inf, dtype=torch.float64), dist_reduce_fx="max")
+        self.add_state("rows", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, reconstruction: Float[Tensor, "B C *HW"], acts: Float[Tensor, "B C *HW"]) -> None:
+        """Add a batch of raw activations and what the autoencoder makes of them."""
+        acts = acts.double()
+        self.errors += (reconstruction - acts).square().sum(0)
+        self.sums += acts.sum(0)
+        self.squares += acts.square().sum(0)
+        self.low = torch.minimum(self.low, acts.amin(0))
+        self.high = torch.maximum(self.high, acts.amax(0))
+        self.rows += len(acts)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Fractions `explained_variance`, `explained_variance_position`, NaN where nothing varies; and how many were
+        left out, `zero_variance_channels` and `zero_variance_neurons`.
+        """
+        states = (self.sums, self.squares, self.errors, self.low, self.high)
+        sums, squares, errors, low, high = (state.flatten(1) if state.ndim > 1 else state[:, None] for state in states)
+        neuron_variances = squares - sums.square() / self.rows
+        neuron_varies = high > low
+        inputs = self.rows * sums.shape[1]
+        channel_variances = squares.sum(1) - sums.sum(1).square() / inputs
+        channel_varies = high.amax(1) > low.amin(1)
+        return {
+            "explained_variance": 1 - errors.sum(1)[channel_varies].sum() / channel_variances[channel_varies].sum(),
+            "explained_variance_position": 1 - errors[neuron_varies].sum() / neuron_variances[neuron_varies].sum(),
+            "zero_variance_channels": (~channel_varies).sum(),
+            "zero_variance_neurons": (~neuron_varies).sum(),
+        }
+
+
+class Sparsity(Metric):
+    """How many units are above 0 at once, and which never are.
+
+    Args:
+        units: latents F, or channels C of the raw tap.
+    """
+
+    full_state_update = False
+    counts: Tensor
+    inputs: Tensor
+    inside_firings: Tensor
+    inside_inputs: Tensor
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.add_state("counts", torch.zeros(units, dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("inputs", "inside_firings", "inside_inputs"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, values: Float[Tensor, "B F *HW"], inside: Bool[Tensor, "B *HW"] | None = None) -> None:
+        """Add a batch of latents or activations, with the mask of positions inside the maze where there is one."""
+        active = values.movedim(1, -1) > 0
+        self.counts += active.flatten(0, -2).sum(0)
+        self.inputs += active[..., 0].numel()
+        if inside is not None:
+            self.inside_firings += (active.sum(-1) * inside).sum()
+            self.inside_inputs += inside.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """`l0` and `l0_inside`: units above 0 per position, everywhere and inside the maze (NaN without a mask);
+        `dead_fraction`: share of units that were never above 0.
+        """
+        return {
+            "l0": self.counts.sum() / self.inputs,
+            "l0_inside": self.inside_firings / self.inside_inputs,
+            "dead_fraction": (self.counts == 0).double().mean(),
+        }
+
+
+class Coverage(Metric):
+    """What a validation looked at: how many frames, of how many levels."""
+
+    full_state_update = False
+    levels: list[Tensor]
+    frames: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("levels", [], dist_reduce_fx="cat")
+        self.add_state("frames", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, levels: Int[Tensor, " B"]) -> None:
+        """Add the level seed of each frame of a batch."""
+        self.levels.append(levels.unique())
+        self.frames += len(levels)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Counts `validation_frames` and `validation_levels`."""
+        levels = self.levels if isinstance(self.levels, Tensor) else torch.cat(self.levels)
+        return {"validation_frames": self.frames, "validation_levels": torch.tensor(len(levels.unique()))}

@@ -1,0 +1,154 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_modules import ConvSAE
+from lightning_modules.sae_revival import resample_latents
+from networks import SparseAutoencoder
+from tests.sae_training import PlantedData, small_trainer
+
+
+def small_module(**arguments: Any) -> ConvSAE:
+    torch.manual_seed(0)
+    defaults: dict[str, Any] = {"tap": "planted", "expansion": 2, "compile": False, "warmup_steps": 5}
+    return ConvSAE(**(defaults | {"sparsity_warmup_steps": 10, "resample_every": None} | arguments))
+
+
+@pytest.mark.parametrize("size", [None, 2])
+def test_recovers_a_planted_dictionary(size: int | None) -> None:
+    data = PlantedData(batches=700, batch_size=512 if size is None else 128, size=size)
+    module = small_module(
+        sparsity_coefficient=1.0, sparsity_knee=1.0, dead_window=20_000, resample_every=50, learning_rate=2e-2
+    )
+    trainer = small_trainer(700, limit_val_batches=1.0)
+    trainer.fit(module, datamodule=data)
+    trainer.validate(module, datamodule=data, verbose=False)
+    found = module.sae.directions()[:, :, 0, 0]
+    similarity = (found / found.norm(dim=1, keepdim=True)) @ data.directions.T
+    assert similarity.amax(0).median() > 0.98
+    assert (similarity.amax(0) > 0.9).float().mean() > 0.85
+    metrics = trainer.callback_metrics
+    assert metrics["sae/explained_variance"] > 0.9  # the penalty shrinks
+    assert metrics["sae/l0"] < 3  # 1.6 are planted
+    assert metrics["sae/l0_raw"] > metrics["sae/l0"]
+    assert ("sae/l0_inside" in metrics) == (size is not None)
+    assert metrics["sae/validation_frames"] == 2 * data.batch_size
+
+
+def test_the_scale_of_the_activations_does_not_matter() -> None:
+    """Raw activations in and out; the same training whatever their unit is."""
+    found = []
+    for scale in (1.0, 64.0):
+        data = PlantedData(scale=scale)
+        module = small_module()
+        small_trainer(30).fit(module, datamodule=data)
+        acts = data.sample(50, 7)
+        found.append((module.sae.encode(acts), module.sae(acts) / scale))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"dead_window": 500, "resample_every": 4, "decay_fraction": 0.2}
+    checkpoints = ModelCheckpoint(tmp_path, every_n_train_steps=9, save_top_k=-1, filename="{step}")
+    whole = small_module(**arguments)
+    torch.manual_seed(1)
+    small_trainer(20, callbacks=[checkpoints], enable_checkpointing=True).fit(whole, datamodule=PlantedData())
+    resumed = small_module(**arguments)
+    torch.manual_seed(5)
+    trainer = small_trainer(20)
+    path = tmp_path / "step=9.ckpt"
+    trainer.fit(resumed, datamodule=PlantedData(), ckpt_path=path, weights_only=True)
+    assert trainer.global_step == 20
+    assert whole.state_dict().keys() == resumed.state_dict().keys()
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert resumed.firing.seen == 20 * 256
+
+
+@pytest.mark.parametrize("step", [0, 6, 19])
+def test_not_a_number_stops_naming_the_step(step: int, tmp_path: Path) -> None:
+    checkpoints = ModelCheckpoint(tmp_path, every_n_train_steps=5)
+    with pytest.raises(ValueError, match=rf"not finite since step {step}:"):
+        small_trainer(20, callbacks=[checkpoints], enable_checkpointing=True, log_every_n_steps=7).fit(
+            small_module(), datamodule=PlantedData(bad_step=step)
+        )
+    for path in tmp_path.glob("*.ckpt"):
+        weights = torch.load(path, weights_only=True)["state_dict"]
+        assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_refuses_data_that_do_not_fit() -> None:
+    for arguments, message in (
+        ({"tap": "conv9"}, "model.init_args.tap is 'conv9', but the data hold planted"),
+        ({"in_channels": 32}, "in_channels is 32, but planted of this agent has 8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            small_trainer(2).fit(small_module(**arguments), datamodule=PlantedData())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "data", "message"),
+    [
+        ({}, {"agent_hash": "another"}, "another agent"),
+        ({"expansion": 3}, {}, "coder_weight of this checkpoint is .*16"),
+    ],
+)
+def test_refuses_a_checkpoint_that_does_not_fit(
+    tmp_path: Path, arguments: dict[str, Any], data: dict[str, Any], message: str
+) -> None:
+    trainer = small_trainer(2)
+    trainer.fit(small_module(), datamodule=PlantedData())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=message):
+        small_trainer(4).fit(
+            small_module(**arguments), datamodule=PlantedData(**data), ckpt_path=tmp_path / "a.ckpt", weights_only=True
+        )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"learning_rate": 0.0},
+        {"sparsity_knee": -1.0},
+        {"sparsity_coefficient": -1.0},
+        {"decay_fraction": 1.5},
+        {"resample_every": 0},
+    ],
+)
+def test_refuses_arguments(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        small_module(**arguments)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_resampling_changes_the_chosen_latents_only(kernel_size: int) -> None:
+    torch.manual_seed(0)
+    sae = SparseAutoencoder(4, 2, kernel_size)
+    with torch.no_grad():
+        sae.decoder_bias.copy_(torch.randn(4))
+    optimiser = torch.optim.Adam(sae.parameters(), lr=1e-2)
+    acts = torch.randn(20, 4, 5, 5)
+    sae(acts).square().mean().backward()
+    optimiser.step()
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    which = torch.tensor([False, True, False, False, True, False, False, False])
+    resample_latents(sae, optimiser, which, acts, seed=0)
+
+    after = sae.state_dict()
+    for name in ("decoder_bias", "mean", "scale"):
+        assert torch.equal(after[name], before[name])
+    for name, axis in (("encoder_weight", 0), ("encoder_bias", 0), ("decoder_weight", 1)):
+        same = (after[name] == before[name]).movedim(axis, 0).reshape(8, -1).all(1)
+        assert torch.equal(same, ~which), name
+        for moment in ("exp_avg", "exp_avg_sq"):
+            state = optimiser.state[sae.get_parameter(name)][moment].movedim(axis, 0).reshape(8, -1)
+            assert torch.equal((state == 0).all(1), which), (name, moment)
+    torch.testing.assert_close(sae.decoder_norms()[which], torch.ones(2))
+    lengths = sae.encoder_weight.flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths[which], 0.2 * lengths[~which].mean().expand(2))
+    fires = (sae.encode(acts)[:, which] > 0).float().mean((0, 2, 3))
+    assert (fires > 0).all()  # at least at the input it was pointed at
+    assert (fires < 0.75).all()

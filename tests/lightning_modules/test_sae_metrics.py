@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Sparsity
+
+
+def naive_variance(acts: Tensor, reconstruction: Tensor, per_position: bool) -> tuple[float, int]:
+    """Everything at once, in float64; channels or neurons in a loop."""
+    x, y = acts.double().numpy(), reconstruction.double().numpy()
+    if not per_position:
+        x, y = np.moveaxis(x, 1, -1).reshape(-1, x.shape[1]), np.moveaxis(y, 1, -1).reshape(-1, y.shape[1])
+    x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
+    error = total = 0.0
+    constant = 0
+    for column in range(x.shape[1]):
+        if (x[:, column] == x[0, column]).all():
+            constant += 1
+            continue
+        error += ((x[:, column] - y[:, column]) ** 2).sum()
+        total += ((x[:, column] - x[:, column].mean()) ** 2).sum()
+    return 1 - error / total, constant
+
+
+@pytest.mark.parametrize(("space", "dtype"), [((), torch.float32), ((3, 2), torch.float32), ((3, 2), torch.bfloat16)])
+def test_explained_variance_matches_naive_code(space: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    acts = (torch.randn(50, 5, *space) + 100 * torch.randn(5, *[1] * len(space))).to(dtype)
+    acts[:, 2] = 7.3  # a channel that never changes; its error does not count
+    if space:
+        acts[:, 4, 1, 1] = 0  # a neuron that never changes, in a channel that does
+    reconstruction = (acts + 0.1 * torch.randn_like(acts)).to(dtype)
+    reconstruction[:, 2] += 5
+    metric = ExplainedVariance((5, *space))
+    for rows in torch.arange(50).split(13):  # uneven batches
+        metric.update(reconstruction[rows], acts[rows])
+    values = metric.compute()
+    for name, count, per_position in (
+        ("explained_variance", "zero_variance_channels", False),
+        ("explained_variance_position", "zero_variance_neurons", True),
+    ):
+        expected, constant = naive_variance(acts, reconstruction, per_position)
+        assert values[name].item() == pytest.approx(expected, abs=1e-9)
+        assert values[count] == constant
+    assert values["zero_variance_channels"] == 1
+    assert values["zero_variance_neurons"] == (7 if space else 1)
+
+
+def test_the_mean_explains_nothing() -> None:
+    """Variance is about the mean: measured from zero the same reconstruction would score .9999."""
+    acts = torch.randn(1000, 3) + 100
+    metric = ExplainedVariance((3,))
+    metric.update(acts.mean(0).expand(1000, 3), acts)
+    assert metric.compute()["explained_variance"].item() == pytest.approx(0, abs=1e-4)
+
+
+def test_a_per_position_mean_explains_less() -> None:
+    pattern = torch.randn(1, 2, 4, 4)
+    acts = pattern + 0.1 * torch.randn(200, 2, 4, 4)
+    metric = ExplainedVariance((2, 4, 4))
+    metric.update(pattern.expand_as(acts), acts)
+    values = metric.compute()
+    assert values["explained_variance"] > 0.95
+    assert abs(values["explained_variance_position"]) < 0.05
+
+
+def test_sparsity_matches_naive_code() -> None:
+    torch.manual_seed(0)
+    latents = (torch.randn(30, 6, 3, 2) - 0.5).relu()
+    latents[:, 4] = 0
+    inside = torch.rand(30, 3, 2) < 0.6
+    metric = Sparsity(6)
+    for rows in torch.arange(30).split(11):
+        metric.update(latents[rows], inside[rows])
+    counts = [
+        (int((latents[row, :, y, x] > 0).sum()), bool(inside[row, y, x]))
+        for row in range(30)
+        for y in range(3)
+        for x in range(2)
+    ]
+    values = metric.compute()
+    assert values["l0"].item() == pytest.approx(np.mean([count for count, _ in counts]))
+    assert values["l0_inside"].item() == pytest.approx(np.mean([count for count, within in counts if within]))
+    assert values["dead_fraction"].item() == pytest.approx(1 / 6)
+    flat = Sparsity(6)
+    flat.update(latents.movedim(1, -1).flatten(0, -2))
+    assert flat.compute()["l0"] == values["l0"]
+    assert flat.compute()["l0_inside"].isnan()
+
+
+def test_dead_is_over_everything_not_one_batch() -> None:
+    metric = Sparsity(2)
+    metric.update(torch.tensor([[1.0, 0.0]]))
+    metric.update(torch.tensor([[0.0, 1.0]]))
+    assert metric.compute()["dead_fraction"] == 0
+
+
+def test_coverage_counts_frames_and_distinct_levels() -> None:
+    metric = Coverage()
+    metric.update(torch.tensor([3, 3, 5], dtype=torch.int32))
+    metric.update(torch.tensor([5, 9], dtype=torch.int32))
+    assert {name: int(value) for name, value in metric.compute().items()} == {
+        "validation_frames": 5,
+        "validation_levels": 3,
+    }
+
+
+def _reduce_over_two_ranks(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    acts, reconstruction, latents, levels = torch.load(f"{folder}/data.pt")
+    half = slice(0, 13) if rank == 0 else slice(13, 40)
+    variance, sparsity, coverage = ExplainedVariance((3, 2, 2)), Sparsity(4), Coverage()
+    variance.update(reconstruction[half], acts[half])
+    sparsity.update(latents[half])
+    coverage.update(levels[half])
+    values = {**variance.compute(), **sparsity.compute(), **coverage.compute()}
+    torch.save(values, f"{folder}/rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_reduces_over_ranks(tmp_path: object) -> None:
+    torch.manual_seed(0)
+    acts = torch.randn(40, 3, 2, 2)
+    acts[:, 1] = torch.where(torch.arange(40) < 13, 1.0, 2.0)[:, None, None]  # constant on each rank, not over both
+    latents = torch.zeros(40, 4, 2, 2)
+    latents[0, 0] = latents[20, 1] = 1  # each fires on one rank only
+    data = (acts, acts + 0.1, latents, torch.arange(40) // 4)
+    torch.save(data, f"{tmp_path}/data.pt")
+    torch.multiprocessing.spawn(_reduce_over_two_ranks, (str(tmp_path),), nprocs=2)
+    variance, sparsity, coverage = ExplainedVariance((3, 2, 2)), Sparsity(4), Coverage()
+    variance.update(data[1], data[0])
+    sparsity.update(latents)
+    coverage.update(data[3])
+    for rank in (0, 1):
+        values = torch.load(f"{tmp_path}/rank{rank}.pt")
+        for name, expected in {**variance.compute(), **sparsity.compute(), **coverage.compute()}.items():
+            torch.testing.assert_close(values[name], expected, equal_nan=True, check_dtype=False)

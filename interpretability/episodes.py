@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from environments import EnvironmentSettings, VectorEnvironment
-from interpretability.statistics import bootstrap_interval, wilson_interval
+from interpretability.frame_logits import FrameLogits
+from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
 from networks.policy import sample_actions
-from networks.precision import Precision, autocast
+from networks.precision import Precision
 from networks.taps import Edit, TappedAgent
 
 GAME_TIME_OUT = 1_000
 _STAY = 4  # the action that idle slots take
-_SMALLEST_BATCH = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +43,17 @@ class Episodes:
     solved: Bool[np.ndarray, " L"]
     cut: Bool[np.ndarray, " L"]
 
-    def metrics(self, prefix: str) -> dict[str, float]:
-        """`PREFIX/return`, `/solved` and `/episode_length`, each with `_low` and `_high` 95 % bounds over levels."""
+    def intervals(self) -> dict[str, Interval]:
+        """`return`, `solved` and `episode_length` over the levels."""
         return {
-            **bootstrap_interval(self.returns).as_metrics(f"{prefix}/return"),
-            **wilson_interval(int(self.solved.sum()), len(self.solved)).as_metrics(f"{prefix}/solved"),
-            **bootstrap_interval(self.lengths).as_metrics(f"{prefix}/episode_length"),
+            "return": bootstrap_interval(self.returns),
+            "solved": wilson_interval(int(self.solved.sum()), len(self.solved)),
+            "episode_length": bootstrap_interval(self.lengths),
         }
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """`intervals` as `PREFIX/NAME`, each with `_low` and `_high`."""
+        return join_metrics({f"{prefix}/{name}": interval for name, interval in self.intervals().items()})
 
     def select(self, chosen: Bool[np.ndarray, " L"]) -> "Episodes":
         """The episodes of some of the levels."""
@@ -176,7 +180,7 @@ class _Game:
             cut=np.zeros(levels, dtype=bool),
         )
 
-    def play(self, logits_of: "FrameLogits", greedy: bool, observer: Observer | None) -> Episodes:
+    def play(self, logits_of: FrameLogits, greedy: bool, observer: Observer | None) -> Episodes:
         environment = self.environment
         frames = self._deal(np.arange(environment.num_environments))
         while len(slots := np.flatnonzero(self.playing >= 0)):
@@ -248,70 +252,6 @@ class ActionNoise:
         for slot in slots[places == 0].tolist():
             self._streams[slot].random(out=self._blocks[slot], dtype=np.float32)
         return self._blocks[slots, places]
-
-
-class FrameLogits:
-    """Logits of the slots' frames, running the agent no more than it takes.
-
-    Agents see one frame and remember nothing. So the logits of a frame that has not changed since the last step
-    stand (a stuck greedy agent costs nothing), and a policy whose edits cut it off from the frame altogether (an
-    ablated bottleneck) is computed once.
-
-    Args:
-        agent, edits, precision: what is run, on the agent's device.
-        slots: N.
-    """
-
-    def __init__(self, agent: TappedAgent, edits: Sequence[Edit], slots: int, precision: Precision) -> None:
-        self._agent = agent
-        self._edits = tuple(edits)
-        self._precision: Precision = precision
-        self._device = next(agent.parameters()).device
-        self._frames = np.zeros((slots, 64, 64, 3), dtype=np.uint8)  # the frame that each row of logits belongs to
-        self._logits: Tensor | None = None
-        self._sees_frames = True
-
-    def __call__(self, frames: UInt8[np.ndarray, "N 64 64 3"], slots: Int[np.ndarray, " n"]) -> Float[Tensor, "n A"]:
-        """Float32 logits, on the CPU, of the slots asked for. The first call reads all slots."""
-        if self._logits is None:
-            self._logits = self._run(frames)
-            self._frames[:] = frames
-            self._sees_frames = self._depends_on(frames)
-        elif self._sees_frames:
-            changed = slots[(_words(frames)[slots] != _words(self._frames)[slots]).any(axis=1)]
-            if len(changed):
-                self._logits[changed] = self._run(frames[changed])
-                self._frames[changed] = frames[changed]
-        return self._logits[slots]
-
-    def _run(self, frames: np.ndarray) -> Tensor:
-        """Logits of n frames, padded to a power of two: few batch sizes, hence few kernels to choose or compile."""
-        count = len(frames)
-        size = max(_SMALLEST_BATCH, 1 << (count - 1).bit_length())
-        batch = torch.from_numpy(frames[np.minimum(np.arange(size), count - 1)]).to(self._device)
-        with autocast(self._precision, self._device):
-            logits = self._agent(batch, edits=self._edits).logits
-        assert logits is not None
-        return logits[:count].float().cpu()
-
-    def _depends_on(self, frames: np.ndarray) -> bool:
-        """Whether a frame can still sway the logits: no path for a gradient, and equal logits for unlike frames.
-
-        Either alone would not do: an edit may cut gradients and not the signal, and logits may agree by chance.
-        """
-        with torch.inference_mode(False), torch.enable_grad():
-            some = torch.from_numpy(frames[: _SMALLEST_BATCH // 2]).to(self._device).float() / 255
-            inputs = torch.cat([some, 1 - some]).requires_grad_()
-            logits = self._agent.forward(inputs, edits=self._edits).logits  # not __call__: no training compilation
-            assert logits is not None
-            if logits.requires_grad and torch.autograd.grad(logits.sum(), inputs, allow_unused=True)[0] is not None:
-                return True
-            return not torch.allclose(logits, logits[:1].expand_as(logits), rtol=0, atol=1e-5)
-
-
-def _words(frames: np.ndarray) -> np.ndarray:
-    """Frames [N 64 64 3] as rows of 8-byte words, which compare faster than bytes."""
-    return frames.reshape(len(frames), -1).view(np.uint64)
 
 
 def first_states(

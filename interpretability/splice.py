@@ -14,6 +14,7 @@ from interpretability.episodes import GAME_TIME_OUT, Episodes, PlayedStep, evalu
 from interpretability.statistics import (
     bootstrap_interval,
     fraction_recovered,
+    join_metrics,
     paired_bootstrap,
     ratio_of_means,
 )
@@ -161,10 +162,8 @@ class SpliceResult:
             "action_agreement": paired_bootstrap(ratio_of_means, [self.comparison.agreed, frames]),
             "kl": paired_bootstrap(ratio_of_means, [self.comparison.kl, frames]),
         }
-        metrics = {"splice/levels": float(len(clean))}
-        for name, interval in intervals.items():
-            metrics |= interval.as_metrics(f"splice/{name}")
-        return metrics
+        metrics = join_metrics({f"splice/{name}": interval for name, interval in intervals.items()})
+        return metrics | {"splice/levels": float(len(clean))}
 
 
 def evaluate_splice(

@@ -4,7 +4,7 @@ The unit that is resampled is always the level: frames of one level are far from
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +22,14 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def as_metrics(self, name: str) -> dict[str, float]:
-        """`name`, `name_low` and `name_high`, as summaries carry them."""
-        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+def join_metrics(intervals: Mapping[str, Interval]) -> dict[str, float]:
+    """`NAME`, `NAME_low` and `NAME_high` of each interval, as summaries carry them."""
+    return {
+        f"{name}{ending}": bound
+        for name, interval in intervals.items()
+        for ending, bound in zip(("", "_low", "_high"), interval, strict=True)
+    }
 
 
 def wilson_interval(successes: int, trials: int) -> Interval:

@@ -12,11 +12,12 @@ from environments.heist import read_layout
 from environments.procgen import DistributionMode
 from interpretability.episodes import GAME_TIME_OUT, Episodes, first_states, play_episodes
 from interpretability.splice import PolicyComparison, TapMean, ZeroAblation
-from interpretability.statistics import Interval, bootstrap_interval, wilson_interval
+from interpretability.statistics import Interval, join_metrics
 from networks import Edit, Precision, load_agent, load_sae
 from studies.report import Cell, Report, Study, Table
 
 Choice = Literal["sampled", "greedy"]
+Measured = dict[Choice, dict[str, dict[str, Interval]]]  # by way of choosing, number of keys, and quantity
 _PREFIX: dict[Choice, str] = {"sampled": "agent", "greedy": "agent_greedy"}
 _MEAN_LEVELS = 64
 _MEAN_STEPS = 200
@@ -103,23 +104,27 @@ class EvaluateAgent(Study):
         """Play and count."""
         edits = self._mean_ablation(self.ablate_mean_at) if self.ablate_mean_at else self.edits
         keys = self._count_keys()
+        groups = {"all": np.ones(len(self.levels), dtype=bool)}
+        groups |= {} if keys is None else {str(count): keys == count for count in sorted(set(keys.tolist()))}
+        episodes = {choice: self._play(choice, edits) for choice in self.choices}
+        measured: Measured = {
+            choice: {group: played.select(chosen).intervals() for group, chosen in groups.items()}
+            for choice, played in episodes.items()
+        }
         summary: dict[str, float] = {}
-        by_keys: list[list[Cell]] = []
-        episodes: dict[Choice, Episodes] = {}
-        for choice in self.choices:
-            played = episodes[choice] = self._play(choice, edits)
-            prefix = _PREFIX[choice]
-            for count in [None, *([] if keys is None else sorted(set(keys.tolist())))]:
-                part = played if keys is None or count is None else played.select(keys == count)
-                metrics = part.metrics(prefix if count is None else f"{prefix}/keys_{count}")
-                metrics[f"{prefix}/levels" if count is None else f"{prefix}/keys_{count}/levels"] = len(part.levels)
-                summary |= metrics
-                by_keys.append([choice, "all" if count is None else count, len(part.levels), *_cells(part)])
+        rows: list[list[Cell]] = []
+        for choice, parts in measured.items():
+            for group, intervals in parts.items():
+                prefix = _PREFIX[choice] if group == "all" else f"{_PREFIX[choice]}/keys_{group}"
+                count = int(groups[group].sum())
+                summary |= join_metrics({f"{prefix}/{name}": interval for name, interval in intervals.items()})
+                summary[f"{prefix}/levels"] = count
+                rows.append([choice, group, count, *_cells(intervals)])
         columns = ["actions", "keys", "levels", "return", "solved", "episode length"]
         return Report(
             summary,
-            {"by_number_of_keys": Table(columns, by_keys), "episodes": _episode_table(episodes, keys)},
-            {"episodes": _draw(episodes, keys, self.max_steps)},
+            {"by_number_of_keys": Table(columns, rows), "episodes": _episode_table(episodes, keys)},
+            {"episodes": _draw(measured, episodes, self.max_steps)},
         )
 
     def _play(self, choice: Choice, edits: list[Edit]) -> Episodes:
@@ -159,11 +164,9 @@ class EvaluateAgent(Study):
         return np.array([len(read_layout(State.from_bytes(state)).maze.keys) for state in states])
 
 
-def _cells(episodes: Episodes) -> list[Cell]:
-    solved = wilson_interval(int(episodes.solved.sum()), len(episodes.levels))
-    percent = Interval(*(100 * bound for bound in solved))
-    returns, lengths = bootstrap_interval(episodes.returns), bootstrap_interval(episodes.lengths)
-    return [_text(returns, 2), _text(percent, 1, " %"), _text(lengths, 1)]
+def _cells(intervals: dict[str, Interval]) -> list[Cell]:
+    percent = Interval(*(100 * bound for bound in intervals["solved"]))
+    return [_text(intervals["return"], 2), _text(percent, 1, " %"), _text(intervals["episode_length"], 1)]
 
 
 def _text(interval: Interval, digits: int, unit: str = "") -> str:
@@ -182,22 +185,20 @@ def _episode_table(episodes: dict[Choice, Episodes], keys: np.ndarray | None) ->
     return Table(["actions", "level", "keys", "return", "solved", "length", "cut"], rows, printed=False)
 
 
-def _draw(episodes: dict[Choice, Episodes], keys: np.ndarray | None, max_steps: int) -> Figure:
+def _draw(measured: Measured, episodes: dict[Choice, Episodes], max_steps: int) -> Figure:
     """Return by number of keys with 95 % intervals, beside episode lengths."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    groups = ["all", *([] if keys is None else sorted(set(keys.tolist())))]
     width = 0.8 / len(episodes)
     for place, (choice, played) in enumerate(episodes.items()):
-        parts = [played if group == "all" else played.select(keys == group) for group in groups]
-        bars = [bootstrap_interval(part.returns) for part in parts]
-        errors = np.array([[bar.value - bar.low, bar.high - bar.value] for bar in bars]).T.tolist()
+        groups = list(measured[choice])
+        bars = [intervals["return"] for intervals in measured[choice].values()]
+        errors = [[bar.value - bar.low for bar in bars], [bar.high - bar.value for bar in bars]]
         positions = np.arange(len(groups)) + (place - (len(episodes) - 1) / 2) * width
-        left.bar(positions, [bar.value for bar in bars], width, yerr=errors, capsize=3, label=choice)
+        left.bar(positions, [bar.value for bar in bars], width, yerr=errors, capsize=3)
+        left.set_xticks(range(len(groups)), groups)
         right.hist(played.lengths, bins=np.linspace(0, max_steps, 51).tolist(), histtype="step", label=choice)
-    left.set_xticks(range(len(groups)), [str(group) for group in groups])
     left.set(xlabel="keys in the level", ylabel="mean return, 95 % interval", title="Return by number of keys")
     right.set(xlabel="steps", ylabel="levels", yscale="log", title="Episode length")
-    left.legend(loc="lower left")
     right.legend()
     return figure

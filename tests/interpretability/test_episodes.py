@@ -8,7 +8,8 @@ from torch import nn
 from environments import EnvironmentSettings, VectorEnvironment
 from environments.heist import label_states
 from environments.state import State
-from interpretability.episodes import ActionNoise, Episodes, FrameLogits, first_states, play_episodes
+from interpretability.episodes import ActionNoise, Episodes, first_states, play_episodes
+from interpretability.frame_logits import FrameLogits
 from networks.custom_cnn import CustomCNN
 
 EASY = EnvironmentSettings()

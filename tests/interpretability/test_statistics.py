@@ -4,6 +4,7 @@ import pytest
 from interpretability.statistics import (
     bootstrap_interval,
     fraction_recovered,
+    join_metrics,
     paired_bootstrap,
     ratio_of_means,
     wilson_interval,
@@ -34,7 +35,7 @@ def test_wilson_agrees_with_the_formula(successes, trials):
     interval = wilson_interval(successes, trials)
     assert interval.value == successes / trials
     assert interval[1:] == pytest.approx(naive_wilson(successes, trials), abs=1e-12)
-    assert interval.as_metrics("agent/solved").keys() == {
+    assert join_metrics({"agent/solved": interval}).keys() == {
         "agent/solved",
         "agent/solved_low",
         "agent/solved_high",

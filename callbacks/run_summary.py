@@ -31,7 +31,15 @@ class RunSummary(Callback):
         self.started = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the last values of everything that was logged."""
+        """Take the last values of everything that was logged.
+
+        A run that was killed in its last evaluation goes on from a checkpoint of its last step. Lightning then has no
+        step to take and leaves out `on_train_end`, where that evaluation is; so the hook is called here.
+        """
+        if not self.started:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                callback.on_train_end(trainer, pl_module)
+            pl_module.on_train_end()
         self._collect(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -48,6 +48,12 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "num_epochs": 1,
         "num_minibatches": 2,
     },
+    "callbacks.FeatureVisualisation": {
+        "num_units": 2,
+        "num_examples": 1,
+        "num_frames": 8,
+        "optimisation": {"steps": 2},
+    },
     "callbacks.SpliceEvaluation": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
 }
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -62,6 +62,34 @@ def test_collects_fit_and_the_validation_after_it(tmp_path: Path) -> None:
         "b/undefined": None,
     }
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+class Evaluates(Callback):
+    """Measures something at the end of training, as evaluations do that take long."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.callback_metrics["c/evaluated"] = torch.tensor(3.0)
+
+
+def test_a_run_killed_in_its_last_evaluation_makes_up_for_it(tmp_path: Path) -> None:
+    def fit(summary: RunSummary, checkpoint: Path | None) -> Trainer:
+        trainer = Trainer(
+            max_steps=2,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[Evaluates(), summary],
+        )
+        trainer.fit(Logs(), DataLoader(torch.ones(2, 1)), ckpt_path=checkpoint)
+        return trainer
+
+    first, second = RunSummary(), RunSummary()
+    fit(first, None).save_checkpoint(tmp_path / "last.ckpt")
+    fit(second, tmp_path / "last.ckpt")
+    assert first.metrics == {"a/train": 2.0, "c/evaluated": 3.0}
+    assert second.metrics == {"c/evaluated": 3.0}
 
 
 def test_intervals_share_a_row_with_their_metric() -> None:

@@ -1,9 +1,11 @@
 """Frames of heist with the oracle's advice, on noisy oracle play and on the student's own play (DAgger).
 
-One Lightning epoch plays a little, adds the frames to a replay buffer, and trains on batches drawn from it. Labels are
-sets of acceptable actions, since the oracle's single action is half noise (a sub-cell correction that nobody can see):
-the main direction of every shortest path and the oracle's own steering action while the player moves; where the last
-action did not move the player, only the steering action, which is what frees it from a corner.
+One Lightning epoch plays a little, adds the frames to a replay buffer, and trains on batches drawn from it. The target
+is a distribution over actions, since the oracle's single action is half noise (a sub-cell correction that can hardly be
+seen): most of it lies on the main direction of the shortest paths, some on the oracle's own steering action, and some
+on the diagonals that contain the main direction. Those slide along walls at the same speed, and free a player that a
+corner holds by an offset of less than a pixel; where the last action did not move the player, the steering action gets
+most of it.
 """
 
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -21,20 +23,24 @@ from environments.heist import DIRECTION_ACTIONS, label_states
 from networks import Policy, Precision, autocast, sample_actions
 
 _DIRECTION_BITS = np.array([1 << bit for bit in range(4)])
+_DIAGONALS = np.zeros((NUM_ACTIONS, NUM_ACTIONS), dtype=np.float32)
+"""1 where the column's diagonal move contains the row's straight one."""
+for _straight, _slides in ((1, (0, 2)), (3, (0, 6)), (5, (2, 8)), (7, (6, 8))):
+    _DIAGONALS[_straight, list(_slides)] = 1
 
 
 class ImitationBatch(NamedTuple):
-    """Frames and the actions that the oracle accepts on each."""
+    """Frames and the distribution over actions that is to be learnt on each."""
 
     frames: UInt8[Tensor, "B 64 64 3"]
-    acceptable: Bool[Tensor, "B A"]
+    targets: Float[Tensor, "B A"]
 
 
 class PlayStatistics(NamedTuple):
     """How the student did on the frames collected for one epoch, all of them new to it.
 
     Attributes:
-        accuracy: share of its frames on which its likeliest action was acceptable.
+        accuracy: share of its frames on which its likeliest action was the target's likeliest.
         solved: share of its finished or abandoned episodes that reached the gem; NaN where none ended.
         env_steps: frames played so far, everybody's.
     """
@@ -74,7 +80,7 @@ class ImitationDataModule(L.LightningDataModule):
         batch_size: int = 128,
         samples_per_frame: int = 2,
         random_move_share: float = 0.3,
-        patience: int = 250,
+        patience: int = 120,
         student_from: int = 100_000,
         precision: Precision = "bf16",
         seed: int = 0,
@@ -104,7 +110,7 @@ class ImitationDataModule(L.LightningDataModule):
         self.env_steps = 0
         self.statistics = PlayStatistics(float("nan"), float("nan"), 0)
         self._buffer = torch.empty(buffer_frames, 64, 64, 3, dtype=torch.uint8)
-        self._acceptable = torch.empty(buffer_frames, NUM_ACTIONS, dtype=torch.bool)
+        self._targets = torch.empty(buffer_frames, NUM_ACTIONS)
         self._env: VectorEnvironment | None = None
         self._rng = np.random.default_rng(seed)
         self._written = 0
@@ -147,7 +153,7 @@ class ImitationDataModule(L.LightningDataModule):
         filled = min(self._written, len(self._buffer))
         rows = torch.randint(filled, (self.batches_per_epoch, self.batch_size), generator=generator)
         for chosen in rows:
-            yield ImitationBatch(self._buffer[chosen], self._acceptable[chosen])
+            yield ImitationBatch(self._buffer[chosen], self._targets[chosen])
 
     @torch.no_grad()
     def _play(self, env: VectorEnvironment, student: Policy, device: torch.device) -> None:
@@ -158,8 +164,8 @@ class ImitationDataModule(L.LightningDataModule):
             positions = labels.position
             stuck = ~first & (np.abs(positions - self._position).max(-1) < 0.01)
             self._age = np.where(first, 0, self._age + 1)
-            acceptable = _acceptable_actions(labels.directions, labels.oracle_action, stuck)
-            self._store(frames, acceptable)
+            targets = target_distribution(labels.directions, labels.oracle_action, stuck)
+            self._store(frames, targets)
 
             ended += int(first[self.students].sum())
             solved += int((first & (reward > 0))[self.students].sum())
@@ -173,7 +179,8 @@ class ImitationDataModule(L.LightningDataModule):
                 noise = torch.from_numpy(self._rng.random(logits.shape, dtype=np.float32)).to(device)
                 actions[self.students] = sample_actions(logits, noise).cpu().numpy()
                 best = logits.argmax(-1).cpu().numpy()
-                accepted += int(acceptable[self.students][np.arange(len(best)), best].sum())
+                wanted = targets[self.students]
+                accepted += int((wanted[np.arange(len(best)), best] >= wanted.max(-1)).sum())
                 judged += len(best)
             actions[self._age >= self.patience] = -1  # the next level
             self._position = positions
@@ -185,20 +192,36 @@ class ImitationDataModule(L.LightningDataModule):
             self.env_steps,
         )
 
-    def _store(self, frames: UInt8[np.ndarray, "N 64 64 3"], acceptable: Bool[np.ndarray, "N A"]) -> None:
+    def _store(self, frames: UInt8[np.ndarray, "N 64 64 3"], targets: Float32[np.ndarray, "N A"]) -> None:
         start = self._written % len(self._buffer)
         rows = slice(start, start + len(frames))
         self._buffer[rows] = torch.from_numpy(frames)
-        self._acceptable[rows] = torch.from_numpy(acceptable)
+        self._targets[rows] = torch.from_numpy(targets)
         self._written += len(frames)
 
 
-def _acceptable_actions(directions: np.ndarray, steering: np.ndarray, stuck: np.ndarray) -> Bool[np.ndarray, "N A"]:
-    """[N A]: the steering action always; the main directions too, unless the player is stuck."""
-    acceptable = np.zeros((len(directions), NUM_ACTIONS), dtype=bool)
-    acceptable[:, list(DIRECTION_ACTIONS)] = (directions[:, None] & _DIRECTION_BITS > 0) & ~stuck[:, None]
-    acceptable[np.arange(len(directions)), steering] = True
-    return acceptable
+def target_distribution(
+    directions: Int[np.ndarray, " N"], steering: Int[np.ndarray, " N"], stuck: Bool[np.ndarray, " N"]
+) -> Float32[np.ndarray, "N A"]:
+    """What the student is to do.
+
+    Args:
+        directions: bit masks of all shortest first moves (`Labels.directions`).
+        steering: the oracle's own action (`Labels.oracle_action`).
+        stuck: whether the last action failed to move the player.
+
+    Returns:
+        [N A], rows summing to 1: half on the main directions, a quarter on steering, a quarter on the diagonals that
+        contain a main direction; where stuck 0.1, 0.8 and 0.1; steering alone where there is no direction.
+    """
+    main = (directions[:, None] & _DIRECTION_BITS > 0) @ np.eye(NUM_ACTIONS, dtype=np.float32)[list(DIRECTION_ACTIONS)]
+    slide = (main @ _DIAGONALS > 0).astype(np.float32)
+    steer = np.eye(NUM_ACTIONS, dtype=np.float32)[steering]
+    moving = np.stack([np.where(stuck, 0.1, 0.5), np.where(stuck, 0.8, 0.25), np.where(stuck, 0.1, 0.25)], axis=-1)
+    weights = np.where((directions > 0)[:, None], moving, [[0.0, 1.0, 0.0]]).astype(np.float32)
+    parts = np.stack([main, steer, slide], axis=1)
+    parts /= parts.sum(-1, keepdims=True).clip(1)
+    return np.einsum("np,npa->na", weights, parts)
 
 
 class _Epoch(IterableDataset[ImitationBatch]):

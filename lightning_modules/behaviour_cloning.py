@@ -4,38 +4,39 @@ from typing import Any
 
 import lightning as L
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from datamodules.imitation import ImitationBatch, ImitationDataModule
-from networks import CustomCNN, TappedAgent
+from networks import CustomCNN, TappedAgent, read_weights
 from networks.compilation import compile_in_place
-
-
-def acceptable_action_loss(logits: Float[Tensor, "B A"], acceptable: Bool[Tensor, "B A"]) -> Float[Tensor, ""]:
-    """Mean of -log of the probability given to the set of acceptable actions, in nats.
-
-    Every row of `acceptable` must hold at least one action.
-    """
-    inside = logits.masked_fill(~acceptable, -torch.inf).logsumexp(-1)
-    return (logits.logsumexp(-1) - inside).mean()
+from networks.weights import load_into
 
 
 class BehaviourCloning(L.LightningModule):
-    """Trains an agent's policy to take one of the actions that the oracle accepts.
+    """Trains an agent's policy towards the oracle's distribution over actions (`target_distribution`).
 
     The value head is left as it was: reinforcement learning fits it first (`PPOImpala`, `value_warmup_frames`).
 
     Args:
         agent: the network to train.
+        weights: a saved agent to go on from; null begins afresh.
         learning_rate: Adam's, falling to zero along a cosine over the run.
         compile: compile the inner network in place; without a C++ compiler the run goes on eagerly.
     """
 
-    def __init__(self, agent: TappedAgent | None = None, learning_rate: float = 1e-3, compile: bool = True) -> None:
+    def __init__(
+        self,
+        agent: TappedAgent | None = None,
+        weights: str | None = None,
+        learning_rate: float = 1e-3,
+        compile: bool = True,
+    ) -> None:
         super().__init__()
         self.agent = agent if agent is not None else CustomCNN()
+        if weights is not None:
+            load_into(self.agent, read_weights(weights)[0], weights)
         convert_conv2d_weight_memory_format(self.agent, torch.channels_last)
         self.learning_rate = learning_rate
         self.compile_agent = compile
@@ -52,7 +53,7 @@ class BehaviourCloning(L.LightningModule):
     def training_step(self, batch: ImitationBatch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
         logits = self.agent(batch.frames).logits
-        loss = acceptable_action_loss(logits, batch.acceptable)
+        loss = functional.cross_entropy(logits, batch.targets)
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("clone/loss", loss.detach(), prog_bar=True)
         return loss

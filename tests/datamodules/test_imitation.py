@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from datamodules import ImitationDataModule
-from datamodules.imitation import _acceptable_actions
+from datamodules.imitation import target_distribution
 from environments import EnvironmentSettings
 from lightning_modules import BehaviourCloning
 from networks import AgentOutput
@@ -27,9 +27,15 @@ class Still(nn.Module):
 
 def small(**changes) -> ImitationDataModule:
     arguments = {
-        "environment": EnvironmentSettings(num_threads=0), "num_environments": 8, "student_environments": 3, "steps_per_epoch": 4,
-        "buffer_frames": 64, "batch_size": 16, "student_from": 0, "precision": "fp32",
-    }  # fmt: skip
+        "environment": EnvironmentSettings(num_threads=0),
+        "num_environments": 8,
+        "student_environments": 3,
+        "steps_per_epoch": 4,
+        "buffer_frames": 64,
+        "batch_size": 16,
+        "student_from": 0,
+        "precision": "fp32",
+    }
     return ImitationDataModule(**(arguments | changes))
 
 
@@ -43,11 +49,26 @@ def attach(data: ImitationDataModule, agent: nn.Module) -> None:
     data.setup("fit")
 
 
-def test_acceptable_actions():
-    directions = np.array([0b0001, 0b1010, 0b0001, 0])
-    steering = np.array([2, 7, 2, 4])
-    sets = [set(np.flatnonzero(row)) for row in _acceptable_actions(directions, steering, np.array([0, 0, 1, 0], bool))]
-    assert sets == [{1, 2}, {3, 7}, {2}, {4}]
+def test_targets_by_hand():
+    """Left with a straight steering action; right, sliding up; the same while stuck; no direction at all."""
+    directions, steering = np.array([0b0001, 0b1000, 0b1000, 0]), np.array([1, 8, 8, 4])
+    targets = target_distribution(directions, steering, np.array([0, 0, 1, 0], dtype=bool))
+    expected = np.zeros((4, 15))
+    expected[0, [1, 0, 2]] = 0.75, 0.125, 0.125
+    expected[1, [7, 8, 6]] = 0.5, 0.25 + 0.125, 0.125
+    expected[2, [7, 8, 6]] = 0.1, 0.8 + 0.05, 0.05
+    expected[3, 4] = 1
+    np.testing.assert_allclose(targets, expected, atol=1e-6)
+
+
+def test_targets_are_distributions_and_treat_ties_alike():
+    rng = np.random.default_rng(0)
+    directions, steering = rng.integers(16, size=200), rng.integers(9, size=200)
+    targets = target_distribution(directions, steering, rng.random(200) < 0.3)
+    np.testing.assert_allclose(targets.sum(-1), 1, atol=1e-6)
+    assert (targets >= 0).all()
+    tied = target_distribution(np.array([0b1001]), np.array([4]), np.array([False]))[0]
+    assert tied[1] == tied[7] == pytest.approx(0.25)
 
 
 def test_an_epoch_plays_first_and_yields_labelled_batches_of_what_was_played():
@@ -62,22 +83,23 @@ def test_an_epoch_plays_first_and_yields_labelled_batches_of_what_was_played():
         assert agent.seen == 3 * 4 * epoch
         for batch in batches:
             assert batch.frames.shape == (16, 64, 64, 3)
-            assert batch.acceptable.any(-1).all()
+            torch.testing.assert_close(batch.targets.sum(-1), torch.ones(16))
             kept = data._buffer[: data._written].flatten(1)
             for row in batch.frames.flatten(1):
                 assert (kept == row).all(1).any()
     data.teardown("fit")
 
 
-def test_stuck_students_get_the_steering_action_alone_and_are_given_up():
+def test_stuck_students_get_the_steering_action_and_are_given_up():
     """A student that never moves is stuck on every frame but each episode's first, and unsolved at `patience`."""
     data = small(
         num_environments=4, student_environments=4, steps_per_epoch=20, buffer_frames=80, batch_size=16, patience=6
     )
     attach(data, Still())
     next(data.batches())
-    rows = data._acceptable.view(20, 4, 15).sum(-1)
-    assert (rows[1:6] == 1).all()
+    rows = data._targets.view(20, 4, 15).max(-1).values
+    assert (rows[1:6] > 0.8).all()
+    assert (rows[0] < 0.8).all()
     assert data.statistics.solved == 0
     assert data.statistics.env_steps == 80
     data.teardown("fit")

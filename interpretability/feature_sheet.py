@@ -1,0 +1,119 @@
+"""One sheet for a tap: what its units want to see, beside what in the game drives them most."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from interpretability.colour import ColourStatistics
+from interpretability.dataset_examples import DatasetExamples, Example
+from interpretability.optimised_images import OptimisationSettings, OptimisedImages, Unit, optimise_images
+from interpretability.pictures import TILE, Row, Tile, enlarge, outlined, sheet, spotlight
+from interpretability.receptive_field import ReceptiveField, receptive_field
+from networks import Precision, SAEBase, TappedAgent
+
+_LARGEST_PATCH = 32  # pixels; a larger receptive field shows so much that the whole frame is plainer
+
+
+@dataclass(frozen=True)
+class FeatureSheet:
+    """What a sheet shows, and the sheet.
+
+    Attributes:
+        units: the units shown, top to bottom.
+        whole: an image a unit for its mean over the map.
+        single: an image a unit for the position of its best example; None for flat taps, where it is the same.
+        picture: the sheet.
+    """
+
+    units: list[int]
+    whole: OptimisedImages
+    single: OptimisedImages | None
+    picture: UInt8[Tensor, "H W 3"]
+
+
+def draw_feature_sheet(
+    agent: TappedAgent,
+    tap: str,
+    units: Sequence[int],
+    examples: DatasetExamples,
+    colours: ColourStatistics,
+    *,
+    sae: SAEBase | None = None,
+    settings: OptimisationSettings | None = None,
+    precision: Precision = "bf16",
+    title: str,
+) -> FeatureSheet:
+    """Optimise images for units and lay them out beside their dataset examples.
+
+    Args:
+        agent, tap, sae, settings, precision: as for `optimise_images`.
+        units: which channels, or latents of the autoencoder where one is given.
+        examples: gathered on frames of the game, for all units of the tap.
+        colours: of those frames.
+        title: of the sheet.
+    """
+    found = [examples.of_unit(unit) for unit in units]
+    flat = found[0][0].heat.numel() == 1
+    wanted = [Unit(unit) for unit in units]
+    if not flat:
+        wanted += [Unit(unit, best[0].peak) for unit, best in zip(units, found, strict=True)]
+    images = optimise_images(agent, tap, wanted, colours, sae=sae, settings=settings, precision=precision)
+    whole = OptimisedImages(*(part[: len(units)] for part in images))
+    single = None if flat else OptimisedImages(*(part[len(units) :] for part in images))
+    patch = _patch(agent, tap, sae)
+    rows = []
+    for index, unit in enumerate(units):
+        maximum = float(examples.maximum[unit])
+        tiles: list[Tile | None] = [_image_tile(whole, whole.peak, index, maximum)]
+        if single is not None:
+            tiles.append(_image_tile(single, single.achieved, index, maximum))
+        tiles += [_example_tile(example, maximum, patch) for example in found[index]]
+        tiles += [None] * (examples.per_unit - len(found[index]))
+        share = f"active at {float(examples.frequency[unit]):.1%}"
+        lines = [share, "of frames" if flat else "of positions", f"highest {maximum:.3g}"]
+        rows.append(Row(f"{'latent' if sae else 'channel'} {unit}", lines, tiles))
+    columns = [("optimised", 1)] if flat else [("whole map", 1), ("one position", 1)]
+    seen = "frames" if patch is None else f"patches of {patch.size[0]} x {patch.size[1]} pixels"
+    columns += [(f"its best {seen} in the game", examples.per_unit)]
+    text = _explanation(examples, flat, patch is not None)
+    return FeatureSheet(list(units), whole, single, sheet(title, text, columns, rows))
+
+
+def _patch(agent: TappedAgent, tap: str, sae: SAEBase | None) -> ReceptiveField | None:
+    """The receptive field, if it is small enough that showing it alone is plainer than showing the frame."""
+    field = receptive_field(agent, tap)
+    if field is not None and sae is not None:
+        field = field.widened(sae.kernel_size)
+    return field if field is not None and max(field.size) <= _LARGEST_PATCH else None
+
+
+def _image_tile(images: OptimisedImages, reached: Float[Tensor, " U"], index: int, maximum: float) -> Tile:
+    if not images.driven[index]:
+        return Tile(images.images[index], "could not be driven")
+    value = float(reached[index])
+    return Tile(images.images[index], f"{value:.3g}" + (f"  ({value / maximum:.1f} x)" if maximum > 0 else ""))
+
+
+def _example_tile(example: Example, maximum: float, patch: ReceptiveField | None) -> Tile:
+    level = "" if example.level < 0 else f"  level {example.level}"
+    caption = f"{example.score:.3g}{level}" if example.score > 0 else f"never active{level}"
+    if patch is not None:
+        return Tile(patch.cut(example.frame, *example.peak), caption)
+    if example.heat.numel() == 1 or example.score <= 0:
+        return Tile(example.frame, caption)
+    height, width = (TILE / side for side in example.heat.shape)
+    y, x = example.peak
+    lit = enlarge(spotlight(example.frame, example.heat, maximum))
+    return Tile(outlined(lit, (y * height, x * width, (y + 1) * height, (x + 1) * width)), caption)
+
+
+def _explanation(examples: DatasetExamples, flat: bool, patches: bool) -> list[str]:
+    goal = "the unit" if flat else "the mean of the unit's map (below, its highest activation), or one position alone"
+    left = f"Left: images optimised to drive {goal}. In brackets: how many times its highest activation in the game."
+    each = ", at most one a level" if examples.one_per_level else ""
+    right = f"Right: the best of {examples.num_frames} frames{each}, with the unit's highest activation."
+    if not flat and not patches:
+        right += " Light shows where it is active, the box its peak, which for the first is the position optimised for."
+    return [left, right]

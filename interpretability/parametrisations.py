@@ -1,0 +1,89 @@
+"""What optimised images are made of: spectra and colours of the game, and how unlike the game an image is."""
+
+import copy
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from interpretability.colour import ColourStatistics
+
+SIZE = 64
+
+
+class FourierImages(nn.Module):
+    """Images as spectra whose amplitude falls with frequency and whose colours vary together as the game's do.
+
+    They start as noise of the game's mean, contrast and colours. A uniform grey would silence most of an agent's
+    ReLUs, and what is silent stays grey.
+
+    Args:
+        count: U.
+        colours: of the game.
+        decay: power of the frequency by which the amplitude falls.
+        generator: of the starting noise, on the CPU.
+    """
+
+    amplitude: Tensor
+    decorrelation: Tensor
+    mean: Tensor
+
+    def __init__(self, count: int, colours: ColourStatistics, decay: float, generator: torch.Generator) -> None:
+        super().__init__()
+        frequencies = torch.fft.fftfreq(SIZE)
+        amplitude = torch.hypot(frequencies[:, None], frequencies[None]).clamp(min=1 / SIZE) ** -decay
+        mean = colours.mean.clamp(0.05, 0.95)
+        # of the planes before colours are mixed, in units of the sigmoid's argument
+        contrast = colours.square_root.norm(dim=0).max() / (mean * (1 - mean)).mean()
+        # an orthonormal transform of entries with variance 2 (real and imaginary part) has their mean square
+        amplitude *= contrast.float() / (2 * amplitude.square().mean()).sqrt()
+        self.register_buffer("amplitude", amplitude[:, : SIZE // 2 + 1])
+        self.register_buffer("decorrelation", colours.decorrelation)
+        self.register_buffer("mean", mean.float().logit())
+        self.spectrum = nn.Parameter(torch.randn(count, 3, SIZE, SIZE // 2 + 1, 2, generator=generator))
+
+    def forward(self) -> Float[Tensor, "U 64 64 3"]:
+        """Images in 0 to 1."""
+        spectrum = torch.view_as_complex(self.spectrum) * self.amplitude
+        planes = torch.fft.irfft2(spectrum, s=(SIZE, SIZE), norm="ortho")
+        return torch.sigmoid(planes.permute(0, 2, 3, 1) @ self.decorrelation.T + self.mean)
+
+    def as_shown(self) -> Float[Tensor, "U 64 64 3"]:
+        """Images rounded to 8 bits a colour, without gradient."""
+        with torch.no_grad():
+            return (self() * 255).round() / 255
+
+    def select(self, rows: Int64[Tensor, " U"]) -> "FourierImages":
+        """The images of the given rows, each with a spectrum of its own."""
+        chosen = copy.deepcopy(self)
+        chosen.spectrum = nn.Parameter(self.spectrum.detach()[rows].clone())
+        return chosen
+
+
+class Unlikeness(nn.Module):
+    """How unlike the game images are: total variation, and colours far outside the game's own.
+
+    Args:
+        colours: of the game.
+        smoothness: weight of the mean difference between neighbouring pixels.
+        palette: weight of colours' squared distance from the game's mean, in standard deviations, beyond 3.
+    """
+
+    mean: Tensor
+    whitening: Tensor
+
+    def __init__(self, colours: ColourStatistics, smoothness: float, palette: float) -> None:
+        super().__init__()
+        self._smoothness, self._palette = smoothness, palette
+        self.register_buffer("mean", colours.mean.float())
+        # a little variance in every direction: a colour that a game hardly uses would rule out the faintest tint
+        blurred = ColourStatistics(colours.mean, colours.covariance + 0.02**2 * torch.eye(3, dtype=torch.float64))
+        self.register_buffer("whitening", torch.linalg.inv(blurred.square_root).float())
+
+    def forward(self, images: Float[Tensor, "U 64 64 3"]) -> Float[Tensor, " U"]:
+        """One number an image, 0 for a uniform one in the game's mean colour."""
+        rows, columns = images.diff(dim=1).abs(), images.diff(dim=2).abs()
+        variation = rows.mean((1, 2, 3)) + columns.mean((1, 2, 3))
+        whitened = (images - self.mean) @ self.whitening.T
+        excess = (whitened.square().sum(-1) - 9).clamp(min=0).mean((1, 2))
+        return self._smoothness * variation + self._palette * excess

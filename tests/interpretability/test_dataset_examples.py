@@ -1,0 +1,91 @@
+import pytest
+import torch
+from torch import Tensor
+
+from interpretability.dataset_examples import DatasetExamples
+
+
+def stream(count: int = 150, units: int = 5, levels: int = 20) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8, generator=generator)
+    # few distinct values, so that ties are the rule
+    activations = torch.randint(0, 40, (count, units, 3, 5), generator=generator).float() / 8
+    activations *= torch.rand(count, 1, 1, 1, generator=generator) < 0.3
+    return frames, activations, torch.randint(0, levels, (count,), generator=generator)
+
+
+def brute_force(scores: Tensor, levels: Tensor | None, k: int) -> list[int]:
+    chosen: list[int] = []
+    for index in scores.sort(descending=True, stable=True).indices.tolist():
+        if levels is None or all(levels[index] != levels[other] for other in chosen):
+            chosen.append(index)
+    return chosen[:k]
+
+
+@pytest.mark.parametrize("one_per_level", [True, False])
+@pytest.mark.parametrize("batch", [1, 37, 150])
+@pytest.mark.parametrize("k", [1, 9, 50])
+def test_examples_equal_brute_force(one_per_level: bool, batch: int, k: int) -> None:
+    frames, activations, levels = stream()
+    examples = DatasetExamples(k, one_per_level)
+    for start in range(0, len(frames), batch):
+        rows = slice(start, start + batch)
+        examples.update(frames[rows], activations[rows], levels[rows])
+    scores = activations.amax((2, 3))
+    for unit in range(activations.shape[1]):
+        found = examples.of_unit(unit)
+        expected = brute_force(scores[:, unit], levels if one_per_level else None, k)
+        assert [example.place for example in found] == expected
+        for example in found:
+            assert example.score == scores[example.place, unit]
+            assert example.level == levels[example.place]
+            assert example.heat[example.peak] == example.score
+            assert torch.equal(example.heat, activations[example.place, unit])
+            assert torch.equal(example.frame, frames[example.place])
+
+
+def test_statistics_are_those_of_the_whole_stream() -> None:
+    frames, activations, levels = stream()
+    examples = DatasetExamples(2)
+    for rows in torch.arange(len(frames)).split(64):
+        examples.update(frames[rows], activations[rows], levels[rows])
+    torch.testing.assert_close(examples.mean, activations.mean((0, 2, 3)))
+    torch.testing.assert_close(examples.frequency, (activations > 0).float().mean((0, 2, 3)))
+    torch.testing.assert_close(examples.maximum, activations.amax((0, 2, 3)))
+    assert examples.num_frames == len(frames)
+
+
+def test_memory_does_not_grow_with_the_stream() -> None:
+    frames, activations, levels = stream()
+    examples = DatasetExamples(3)
+
+    def held() -> int:
+        return sum(value.nbytes for value in vars(examples).values() if isinstance(value, Tensor))
+
+    examples.update(frames[:50], activations[:50], levels[:50])
+    before = held()
+    for _ in range(5):
+        examples.update(frames, activations, levels)
+    assert held() == before
+
+
+def test_flat_taps_and_bfloat16_and_missing_levels() -> None:
+    examples = DatasetExamples(2, one_per_level=False)
+    frames = torch.zeros(3, 64, 64, 3, dtype=torch.uint8)
+    examples.update(frames, torch.tensor([[0.0], [2.0], [1.0]], dtype=torch.bfloat16))
+    assert [(example.place, example.score, example.peak, example.level) for example in examples.of_unit(0)] == [
+        (1, 2.0, (0, 0), -1),
+        (2, 1.0, (0, 0), -1),
+    ]
+
+
+def test_faults_are_named() -> None:
+    frames, activations, levels = stream(4)
+    with pytest.raises(ValueError, match="at least 1"):
+        DatasetExamples(0)
+    with pytest.raises(ValueError, match="one_per_level=False"):
+        DatasetExamples(1).update(frames, activations)
+    with pytest.raises(ValueError, match="another number"):
+        DatasetExamples(1).update(frames, activations[:3], levels)
+    with pytest.raises(ValueError, match="diverged"):
+        DatasetExamples(1).update(frames, activations * torch.nan, levels)

@@ -1,0 +1,186 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from interpretability.colour import ColourMoments, ColourStatistics
+from interpretability.optimised_images import OpenedReLU, OptimisationSettings, Unit, optimise_images
+from networks import CustomCNN, SparseAutoencoder, TappedAgent
+from networks.taps import Step
+
+# a planted answer is told from another one soon; pictures for people take longer
+QUICK = OptimisationSettings(steps=48, starts=8, tries=1)
+STEADY = OptimisationSettings(steps=96, starts=8, tries=2)
+
+
+class Planted(TappedAgent):
+    """One layer of filters that each look at a block of 32 x 32 pixels; what drives them most is known."""
+
+    def __init__(self, filters: Tensor, bias: float = 0.0) -> None:
+        super().__init__()
+        self.filters = nn.Conv2d(3, len(filters), 32, stride=32)
+        self.filters.weight.data.copy_(filters)
+        self.filters.bias.data.fill_(bias)
+        self.actor, self.critic = nn.Linear(4 * len(filters), 15), nn.Linear(4 * len(filters), 1)
+        self._find_taps()
+
+    def trunk(self) -> Iterator[tuple[str, Step]]:
+        yield "seen.pre", self.filters
+        yield "seen", torch.relu
+        yield "flat", lambda acts: acts.flatten(1)
+
+    def heads(self) -> tuple[Step, Step]:
+        return self.actor, self.critic
+
+    def config(self) -> dict[str, int | float | bool | str]:
+        return {}
+
+
+def filters() -> Tensor:
+    """A patch (bright square on dark), an orientation (a diagonal edge) and a colour edge, [3 3 32 32]: what drives
+    each most is bright exactly where it is positive."""
+    y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    square = torch.where(((y - 15.5).abs() < 11) & ((x - 15.5).abs() < 11), 1.0, -1.0).expand(3, 32, 32)
+    diagonal = torch.where(y + x < 31, 1.0, -1.0).expand(3, 32, 32)
+    left_right = torch.where(x < 16, 1.0, -1.0)
+    # red and no blue on the left, the reverse on the right; green does not matter
+    colour = torch.stack([left_right, torch.zeros(32, 32), -left_right])
+    return torch.stack([square, diagonal, colour]) / 100
+
+
+def game_colours() -> ColourStatistics:
+    """Colours that mostly vary together, as heist's do."""
+    generator = torch.Generator().manual_seed(0)
+    light = torch.rand(4, 64, 64, 1, generator=generator)
+    noise = torch.rand(4, 64, 64, 3, generator=generator)
+    moments = ColourMoments()
+    moments.update(((0.7 * light + 0.3 * noise) * 255).to(torch.uint8))
+    return moments.statistics()
+
+
+def correlation(image: Tensor, wanted: Tensor) -> float:
+    pair = torch.stack([image.flatten().float(), wanted.flatten()])
+    return float(pair.corrcoef()[0, 1])
+
+
+@pytest.mark.parametrize("bias", [0.0, -1000.0])
+def test_images_of_planted_filters_are_what_they_like(bias: float) -> None:
+    """Also where a bias silences them on every image that noise can make: then the gradient comes from before it."""
+    wanted = filters()
+    places = [(0, 0), (0, 1), (1, 0)]
+    units = [Unit(number, place) for number, place in enumerate(places)]
+    found = optimise_images(Planted(wanted, bias), "seen", units, game_colours(), settings=STEADY, precision="fp32")
+    for image, target, (y, x) in zip(found.images, wanted, places, strict=True):
+        block = image[32 * y : 32 * y + 32, 32 * x : 32 * x + 32].permute(2, 0, 1)
+        matters = target != 0
+        assert correlation(block[matters], target[matters]) >= 0.9
+    assert found.driven.tolist() == [bias == 0] * 3
+
+
+def test_the_mean_of_a_map_fills_the_frame() -> None:
+    warm = torch.tensor([1.0, 0.0, -1.0])[:, None, None].expand(1, 3, 32, 32)
+    found = optimise_images(Planted(warm / 100), "seen", [Unit(0)], game_colours(), settings=QUICK, precision="fp32")
+    red, green, blue = found.images[0].float().unbind(-1)
+    assert red.quantile(0.05) > 180
+    assert blue.quantile(0.95) < 75
+    assert 60 < green.mean() < 200
+
+
+def test_what_is_reported_is_reached_by_the_image_shown() -> None:
+    torch.manual_seed(0)
+    agent = CustomCNN().eval()
+    sae = SparseAutoencoder(32, 2)
+    units = [Unit(5), Unit(5, (3, 4)), Unit(63)]
+    settings = OptimisationSettings(steps=2, starts=3)
+    found = optimise_images(agent, "conv4a", units, game_colours(), sae=sae, settings=settings, precision="fp32")
+    with torch.no_grad():
+        latents = sae.encode(agent(found.images, record=("conv4a",), outputs=False).activations["conv4a"])
+    own = latents[[0, 1, 2], [5, 5, 63]]
+    torch.testing.assert_close(found.achieved, torch.stack([own[0].mean(), own[1, 3, 4], own[2].mean()]))
+    torch.testing.assert_close(found.peak, own.amax((1, 2)))
+
+
+class Silent(Planted):
+    """Every hidden unit is silent on every image that noise can make."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.first, self.second = nn.Conv2d(3, 4, 8, stride=8), nn.Conv2d(4, 2, 1)
+        nn.init.constant_(self.first.weight, 0.01)
+        nn.init.constant_(self.first.bias, -1.7)  # uniform white gives 1.92
+        nn.init.constant_(self.second.weight, 1.0)
+        self.second.weight.data[1] = -1.0
+        nn.init.constant_(self.second.bias, 0.0)
+        self.actor, self.critic = nn.Linear(128, 15), nn.Linear(128, 1)
+        self._find_taps()
+
+    def trunk(self) -> Iterator[tuple[str, Step]]:
+        yield "first.pre", self.first
+        yield "first", torch.relu
+        yield "second.pre", self.second
+        yield "second", torch.relu
+        yield "flat", lambda acts: acts.flatten(1)
+
+
+def test_blocked_gradients_are_opened_and_what_cannot_be_driven_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    units = [Unit(0), Unit(1)]  # the second is never above zero
+
+    def driven() -> list[bool]:
+        found = optimise_images(Silent(), "second", units, game_colours(), settings=QUICK, precision="fp32")
+        assert found.images.float().std() > 0
+        return found.driven.tolist()
+
+    assert driven() == [True, False]
+    monkeypatch.setattr(OpenedReLU, "forward", lambda self, acts: acts)
+    assert driven() == [False, False]
+
+
+def test_opened_relu_redirects_only_what_is_blocked_altogether() -> None:
+    acts = torch.tensor([[-1.0, 2.0], [-1.0, -2.0]], requires_grad=True)
+    opened = OpenedReLU()(acts).relu()
+    torch.testing.assert_close(opened, acts.relu(), atol=1e-5, rtol=0)
+    # descending this loss raises the first column and lowers the second
+    (gradient,) = torch.autograd.grad((opened * torch.tensor([-1.0, 1.0])).sum(), acts)
+    assert gradient.tolist() == [[0.0, 1.0], [-1.0, 0.0]]
+
+
+def test_flat_taps_logits_and_values_can_be_seen() -> None:
+    settings = OptimisationSettings(steps=2, starts=2)
+    torch.manual_seed(0)
+    agent = CustomCNN().eval()
+    for tap, number in (("fc1", 255), ("fc2.pre", 0), ("logits", 14), ("value", 0)):
+        found = optimise_images(agent, tap, [Unit(number)], game_colours(), settings=settings)
+        assert found.images.shape == (1, 64, 64, 3)
+        assert found.achieved.equal(found.peak)
+
+
+def test_gradients_random_state_and_inference_mode_do_not_matter() -> None:
+    torch.manual_seed(0)
+    agent = CustomCNN()
+    settings = OptimisationSettings(steps=2, starts=2)
+    agent.conv1a.weight.grad = torch.ones_like(agent.conv1a.weight)
+    state = torch.get_rng_state()
+    first = optimise_images(agent, "conv2a", [Unit(0)], game_colours(), settings=settings)
+    with torch.inference_mode():
+        second = optimise_images(agent, "conv2a", [Unit(0)], game_colours(), settings=settings)
+    assert first.images.equal(second.images)
+    assert torch.get_rng_state().equal(state)
+    assert agent.conv1a.weight.grad.eq(1).all()
+    assert all(parameter.grad is None for name, parameter in agent.named_parameters() if name != "conv1a.weight")
+    assert all(parameter.requires_grad for parameter in agent.parameters())
+
+
+def test_faults_are_named() -> None:
+    agent = CustomCNN()
+    with pytest.raises(ValueError, match="at least one"):
+        optimise_images(agent, "conv4a", [], game_colours())
+    with pytest.raises(ValueError, match="has no tap 'conv9'"):
+        optimise_images(agent, "conv9", [Unit(0)], game_colours())
+    for unit in (Unit(32), Unit(0, (8, 0)), Unit(0, (0, -1))):
+        with pytest.raises(ValueError, match="conv4a has 32 units on maps of 8 x 8"):
+            optimise_images(agent, "conv4a", [unit], game_colours())
+    with pytest.raises(ValueError, match="steps, starts and tries"):
+        OptimisationSettings(steps=0)
+    with pytest.raises(ValueError, match="must not be negative"):
+        OptimisationSettings(jitter=-1)

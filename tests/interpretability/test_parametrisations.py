@@ -1,0 +1,44 @@
+import torch
+
+from interpretability.colour import ColourStatistics
+from interpretability.parametrisations import FourierImages, Unlikeness
+
+
+def statistics(scale: float = 1.0) -> ColourStatistics:
+    covariance = torch.tensor([[0.04, 0.03, 0.02], [0.03, 0.04, 0.03], [0.02, 0.03, 0.05]], dtype=torch.float64)
+    return ColourStatistics(torch.tensor([0.5, 0.6, 0.4], dtype=torch.float64), covariance * scale)
+
+
+def test_noise_has_the_games_mean_contrast_and_colours() -> None:
+    colours = statistics(0.1)  # small, so that the sigmoid is straight enough
+    images = FourierImages(200, colours, 1.0, torch.Generator().manual_seed(0))().detach()
+    pixels = images.reshape(-1, 3).double()
+    torch.testing.assert_close(pixels.mean(0), colours.mean, atol=0.02, rtol=0)
+    torch.testing.assert_close(pixels.T.cov() / colours.covariance, torch.ones(3, 3).double(), atol=0.25, rtol=0)
+
+
+def test_amplitude_falls_with_frequency() -> None:
+    images = FourierImages(100, statistics(0.1), 1.5, torch.Generator().manual_seed(0))()
+    power = torch.fft.fft(images[..., 0].detach() - images[..., 0].mean().detach(), dim=2).abs().square().mean((0, 1))
+    assert power[1] > 4 * power[4] > 16 * power[16]
+
+
+def test_selected_images_are_the_same_and_apart() -> None:
+    noise = FourierImages(3, statistics(), 1.5, torch.Generator().manual_seed(0))
+    chosen = noise.select(torch.tensor([2, 2, 0]))
+    assert chosen.as_shown().equal(noise.as_shown()[[2, 2, 0]])
+    chosen.spectrum.data[0] += 1
+    assert chosen.as_shown()[1].equal(noise.as_shown()[2])
+
+
+def test_unlikeness_counts_edges_and_strange_colours() -> None:
+    unlikeness = Unlikeness(statistics(), smoothness=1.0, palette=1.0)
+    plain = torch.tensor([0.5, 0.6, 0.4]).expand(1, 64, 64, 3)
+    assert unlikeness(plain) == 0
+    lighter = plain + 0.2  # along the direction in which the game varies
+    magenta = plain + torch.tensor([0.4, -0.4, 0.4])
+    assert unlikeness(lighter) == 0
+    assert unlikeness(magenta) > 1
+    board = plain.clone()
+    board[:, ::2] += 0.1
+    assert 0.09 < unlikeness(board) < 0.11

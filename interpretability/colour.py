@@ -25,12 +25,6 @@ class ColourStatistics:
         values, vectors = torch.linalg.eigh(self.covariance)
         return vectors * values.clamp(min=0).sqrt()
 
-    @property
-    def decorrelation(self) -> Float[Tensor, "3 3"]:
-        """`square_root` divided by its largest column norm, as lucid does: an optimiser's steps keep their size."""
-        root = self.square_root
-        return (root / root.norm(dim=0).max()).float()
-
     def whiten(self, pixels: Float[Tensor, "... 3"]) -> Float64[Tensor, "... 3"]:
         """Pixels in 0 to 1 as uncorrelated variates of unit variance (zero along a direction that never varies)."""
         return (pixels.double() - self.mean) @ torch.linalg.pinv(self.square_root, rtol=1e-9).T

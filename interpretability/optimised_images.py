@@ -19,6 +19,9 @@ from interpretability.colour import ColourStatistics
 from interpretability.parametrisations import SIZE, FourierImages, Unlikeness
 from networks import Edit, Precision, SAEBase, TappedAgent, autocast
 
+_TRACE = 1e-6  # above zero, but too little to matter; a pool's root of squares must still feel it
+_SILENT = 1e-4  # what traces may add up to
+
 
 class Unit(NamedTuple):
     """What one image is to drive.
@@ -39,7 +42,7 @@ class OptimisationSettings:
     Attributes:
         steps: of Adam.
         learning_rate: of Adam, on a spectrum whose entries start with variance 1.
-        decay: an image's amplitude falls with frequency to this power. lucid's 1 leaves pixel noise at 64 pixels.
+        decay: an image's amplitude falls with frequency to this power; 1, as in lucid, leaves pixel noise at 64 pixels.
         jitter: largest shift, in pixels, each way.
         turn: largest turn in degrees, each way.
         scale: largest relative change of size, each way.
@@ -53,11 +56,11 @@ class OptimisationSettings:
 
     steps: int = 128
     learning_rate: float = 0.15
-    decay: float = 1.5
+    decay: float = 1.75
     jitter: float = 2.5
     turn: float = 4.0
     scale: float = 0.04
-    smoothness: float = 2.0
+    smoothness: float = 6.0
     palette: float = 0.1
     starts: int = 64
     tries: int = 3
@@ -154,14 +157,14 @@ def _ascend(
         with torch.enable_grad():
             images = image()
             before, after = response.maps(_shaken(images, settings, generator), opened=silent)
-            gains = response.goal(torch.where(after > 0, after, settings.leak * before))
+            gains = response.goal(torch.where(after > _SILENT, after, settings.leak * before))
             loss = (gains.detach().clamp(min=0) * unlikeness(images) - gains).sum()
         # autograd.grad rather than backward(): no .grad of the network is written
         gradients = torch.autograd.grad(loss, parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         optimiser.step()
-        silent = bool((response.goal(after) <= 0).any())
+        silent = bool((response.goal(after) <= _SILENT).any())
     return image
 
 
@@ -198,7 +201,7 @@ class OpenedReLU(nn.Module):
 class _OpenedReLU(torch.autograd.Function):
     @staticmethod
     def forward(acts: Tensor) -> Tensor:
-        return acts.clamp(min=1e-6)
+        return acts.clamp(min=_TRACE)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

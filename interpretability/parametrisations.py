@@ -1,6 +1,7 @@
 """What optimised images are made of: spectra and colours of the game, and how unlike the game an image is."""
 
 import copy
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -14,8 +15,9 @@ SIZE = 64
 class FourierImages(nn.Module):
     """Images as spectra whose amplitude falls with frequency and whose colours vary together as the game's do.
 
-    They start as noise of the game's mean, contrast and colours. A uniform grey would silence most of an agent's
-    ReLUs, and what is silent stays grey.
+    They start as noise of the game's mean, contrast and colours: a uniform grey would silence most of an agent's
+    ReLUs, and what is silent stays grey. Pixels are cut off at black and white rather than squashed by lucid's sigmoid,
+    for at this contrast much noise would start where a sigmoid is flat, and stay there.
 
     Args:
         count: U.
@@ -25,28 +27,27 @@ class FourierImages(nn.Module):
     """
 
     amplitude: Tensor
-    decorrelation: Tensor
+    colour_root: Tensor
     mean: Tensor
 
     def __init__(self, count: int, colours: ColourStatistics, decay: float, generator: torch.Generator) -> None:
         super().__init__()
         frequencies = torch.fft.fftfreq(SIZE)
         amplitude = torch.hypot(frequencies[:, None], frequencies[None]).clamp(min=1 / SIZE) ** -decay
-        mean = colours.mean.clamp(0.05, 0.95)
-        # of the planes before colours are mixed, in units of the sigmoid's argument
-        contrast = colours.square_root.norm(dim=0).max() / (mean * (1 - mean)).mean()
-        # an orthonormal transform of entries with variance 2 (real and imaginary part) has their mean square
-        amplitude *= contrast.float() / (2 * amplitude.square().mean()).sqrt()
+        # an orthonormal transform of entries with variance 2 (real and imaginary part) keeps their mean square
+        amplitude /= (2 * amplitude.square().mean()).sqrt()
         self.register_buffer("amplitude", amplitude[:, : SIZE // 2 + 1])
-        self.register_buffer("decorrelation", colours.decorrelation)
-        self.register_buffer("mean", mean.float().logit())
+        # lucid divides the root by its largest column norm; undivided, unit planes have the game's own contrast
+        self.register_buffer("colour_root", colours.square_root.float())
+        self.register_buffer("mean", colours.mean.float())
         self.spectrum = nn.Parameter(torch.randn(count, 3, SIZE, SIZE // 2 + 1, 2, generator=generator))
 
     def forward(self) -> Float[Tensor, "U 64 64 3"]:
         """Images in 0 to 1."""
         spectrum = torch.view_as_complex(self.spectrum) * self.amplitude
         planes = torch.fft.irfft2(spectrum, s=(SIZE, SIZE), norm="ortho")
-        return torch.sigmoid(planes.permute(0, 2, 3, 1) @ self.decorrelation.T + self.mean)
+        images: Tensor = _CutOff.apply(planes.permute(0, 2, 3, 1) @ self.colour_root.T + self.mean)
+        return images
 
     def as_shown(self) -> Float[Tensor, "U 64 64 3"]:
         """Images rounded to 8 bits a colour, without gradient."""
@@ -58,6 +59,25 @@ class FourierImages(nn.Module):
         chosen = copy.deepcopy(self)
         chosen.spectrum = nn.Parameter(self.spectrum.detach()[rows].clone())
         return chosen
+
+
+class _CutOff(torch.autograd.Function):
+    """Values cut off at 0 and 1; a gradient that leads back inside passes."""
+
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        return values.clamp(0, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (values,) = ctx.saved_tensors
+        # the loss is minimised: a negative gradient asks for a higher value
+        outwards = ((values > 1) & (gradient < 0)) | ((values < 0) & (gradient > 0))
+        return gradient.masked_fill(outwards, 0)
 
 
 class Unlikeness(nn.Module):

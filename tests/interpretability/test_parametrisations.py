@@ -10,17 +10,30 @@ def statistics(scale: float = 1.0) -> ColourStatistics:
 
 
 def test_noise_has_the_games_mean_contrast_and_colours() -> None:
-    colours = statistics(0.1)  # small, so that the sigmoid is straight enough
-    images = FourierImages(200, colours, 1.0, torch.Generator().manual_seed(0))().detach()
+    colours = statistics(0.2)  # so small that hardly a pixel is cut off at black or white
+    images = FourierImages(500, colours, 1.0, torch.Generator().manual_seed(0))().detach()
     pixels = images.reshape(-1, 3).double()
     torch.testing.assert_close(pixels.mean(0), colours.mean, atol=0.02, rtol=0)
-    torch.testing.assert_close(pixels.T.cov() / colours.covariance, torch.ones(3, 3).double(), atol=0.25, rtol=0)
+    torch.testing.assert_close(pixels.T.cov() / colours.covariance, torch.ones(3, 3).double(), atol=0.15, rtol=0)
 
 
 def test_amplitude_falls_with_frequency() -> None:
     images = FourierImages(100, statistics(0.1), 1.5, torch.Generator().manual_seed(0))()
     power = torch.fft.fft(images[..., 0].detach() - images[..., 0].mean().detach(), dim=2).abs().square().mean((0, 1))
     assert power[1] > 4 * power[4] > 16 * power[16]
+
+
+def test_gradients_lead_back_from_black_and_white() -> None:
+    """And further out they do not."""
+    images = FourierImages(1, statistics(100.0), 1.5, torch.Generator().manual_seed(0))
+    shown = images()
+    black, white = shown == 0, shown == 1
+    assert black.any()
+    assert white.any()
+    for pixels, brighter in ((black, True), (white, False), (black, False), (white, True)):
+        loss = (shown * pixels).sum() * (-1 if brighter else 1)
+        (gradient,) = torch.autograd.grad(loss, images.spectrum, retain_graph=True)
+        assert bool(gradient.any()) == (brighter == (pixels is black))
 
 
 def test_selected_images_are_the_same_and_apart() -> None:

@@ -81,6 +81,7 @@ class FeatureVisualisation(Callback):
         self.num_units, self.num_examples, self.num_frames = num_units, num_examples, num_frames
         self.every_n_validations, self.tap, self.optimisation = every_n_validations, tap, optimisation
         self._validations = 0
+        self._drawn_at: int | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look whether there is something to show."""
@@ -95,8 +96,9 @@ class FeatureVisualisation(Callback):
             self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw with the final weights."""
-        self._draw(trainer, pl_module)
+        """Draw with the final weights, unless a validation has just done so."""
+        if self._drawn_at != trainer.global_step:
+            self._draw(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """How many validations there were, so that a resumed run keeps the rhythm."""
@@ -108,6 +110,7 @@ class FeatureVisualisation(Callback):
 
     @rank_zero_only
     def _draw(self, trainer: Trainer, module: LightningModule) -> None:
+        self._drawn_at = trainer.global_step
         subject = _Subject(trainer, module, self.tap)
         modules = [subject.agent, *([subject.sae] if subject.sae is not None else [])]
         with _random_state_kept(), evaluating(*modules):

@@ -25,14 +25,17 @@ class SAEObjective(nn.Module):
         self.sae, self.knee = sae, knee
 
     def forward(
-        self, acts: Float[Tensor, "B C *HW"], coefficient: Float[Tensor, ""]
+        self, acts: Float[Tensor, "B C *HW"], coefficients: Float[Tensor, " F"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " 4"], Int[Tensor, " F"]]:
-        """The loss, the four numbers named in `_TRAINING`, and on how many inputs each latent fired."""
+        """The loss, the four numbers named in `_TRAINING`, and on how many inputs each latent fired.
+
+        `coefficients` is the weight of each latent's penalty.
+        """
         latents = self.sae.encode(acts)
         errors = (self.sae.decode(latents) - acts) / self.sae.scale
         reconstruction = reconstruction_loss(errors)
-        sparsity = sparsity_loss(latents, self.sae.decoder_norms(), self.knee)
-        loss = reconstruction + coefficient * sparsity
+        sparsity = sparsity_loss(latents, self.sae.decoder_norms(), coefficients, self.knee)
+        loss = reconstruction + sparsity
         fired = count_firings(latents)
         l0 = fired.sum() / (acts.numel() // acts.shape[1])
         return loss, torch.stack([loss, reconstruction, sparsity, l0]).detach(), fired
@@ -52,6 +55,8 @@ class ConvSAE(LightningModule):
         kernel_size: odd width of the convolutions' window; above 1 training needs whole maps.
         in_channels: how many channels the tap must have; null takes what it has.
         sparsity_coefficient: weight of the penalty.
+        rare_frequency: a latent that fires on a smaller share of inputs is penalised in proportion less, so that it
+            lives on what the others leave unexplained; null penalises all alike.
         sparsity_knee: latents far above it are hardly penalised more (see `sparsity_loss`); null for plain L1.
         learning_rate: Adam's, at its height.
         warmup_steps: steps until it is reached.
@@ -73,6 +78,7 @@ class ConvSAE(LightningModule):
         in_channels: int | None = None,
         sparsity_coefficient: float = 1.0,
         sparsity_knee: float | None = 1.0,
+        rare_frequency: float | None = 1e-3,
         learning_rate: float = 1e-2,
         warmup_steps: int = 100,
         decay_fraction: float = 0.3,
@@ -84,7 +90,11 @@ class ConvSAE(LightningModule):
         super().__init__()
         if not 0 <= decay_fraction <= 1:
             raise ValueError(f"decay_fraction {decay_fraction} is no fraction: choose 0 to 1")
-        for name, value in (("learning_rate", learning_rate), ("sparsity_knee", sparsity_knee)):
+        for name, value in (
+            ("learning_rate", learning_rate),
+            ("sparsity_knee", sparsity_knee),
+            ("rare_frequency", rare_frequency),
+        ):
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}: it must be above 0")
         for name, value in (
@@ -99,7 +109,7 @@ class ConvSAE(LightningModule):
         self.save_hyperparameters()
         self.tap, self.expansion, self.kernel_size, self.in_channels = tap, expansion, kernel_size, in_channels
         self.sparsity_coefficient, self.sparsity_knee = sparsity_coefficient, sparsity_knee
-        self.sparsity_warmup_steps = sparsity_warmup_steps
+        self.rare_frequency, self.sparsity_warmup_steps = rare_frequency, sparsity_warmup_steps
         self.learning_rate, self.warmup_steps, self.decay_fraction = learning_rate, warmup_steps, decay_fraction
         self.dead_window, self.resample_every, self.compile_loss = dead_window, resample_every, compile
         self._sums: Tensor | None = None  # of what is logged, since the last time
@@ -155,7 +165,7 @@ class ConvSAE(LightningModule):
             resample_latents(self.sae, self.optimizers().optimizer, dead, acts, seed=step)  # type: ignore[union-attr]
             self.firing.forget(dead)
         weight = self.sparsity_coefficient * min(1.0, (step + 1) / max(1, self.sparsity_warmup_steps))
-        loss, numbers, fired = self.objective(acts, torch.full((), weight, device=acts.device))
+        loss, numbers, fired = self.objective(acts, weight * self._shares())
         self.firing.update(fired, acts.numel() // acts.shape[1])
         self._tally(numbers, step)
         return loss
@@ -246,6 +256,13 @@ class ConvSAE(LightningModule):
         if self.resample_every is None or step == 0 or step % self.resample_every:
             return False
         return step < (1 - self.decay_fraction) * self.trainer.estimated_stepping_batches
+
+    def _shares(self) -> Float[Tensor, " F"]:
+        """What part of the penalty each latent bears."""
+        if self.rare_frequency is None:
+            return torch.ones(self.sae.num_latents, device=self.device)
+        # not a number before the first input
+        return (self.firing.frequency() / self.rare_frequency).clamp_max(1).nan_to_num(1).float()
 
     def _tally(self, numbers: Float[Tensor, " 4"], step: int) -> None:
         """Add up what is logged; every `log_every_n_steps` log it and look whether all of it was finite."""

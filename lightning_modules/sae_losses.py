@@ -14,9 +14,12 @@ def reconstruction_loss(errors: Float[Tensor, "B C *HW"]) -> Float[Tensor, ""]:
 
 
 def sparsity_loss(
-    latents: Float[Tensor, "B F *HW"], decoder_norms: Float[Tensor, " F"], knee: float | None = None
+    latents: Float[Tensor, "B F *HW"],
+    decoder_norms: Float[Tensor, " F"],
+    coefficients: Float[Tensor, " F"],
+    knee: float | None = None,
 ) -> Float[Tensor, ""]:
-    """Penalty on a = latent x length of its direction, summed over latents, averaged over inputs.
+    """Weighted penalty on a = latent x length of its direction, summed over latents, averaged over inputs.
 
     The length keeps the decoder from growing so that latents can shrink (Conerly et al. 2024, "Update on how we train
     SAEs"). Without a knee the penalty is a, the L1 norm. With one it is knee x log(1 + a / knee): as L1 for a far
@@ -26,12 +29,14 @@ def sparsity_loss(
     Args:
         latents: none below 0.
         decoder_norms: in normalised units.
+        coefficients: weight of each latent's penalty.
         knee: in normalised units, above 0; None for plain L1.
     """
-    penalty = latents * decoder_norms.view(1, -1, *(1 for _ in range(latents.ndim - 2)))
+    along = (1, -1, *(1 for _ in range(latents.ndim - 2)))
+    penalty = latents * decoder_norms.view(along)
     if knee is not None:
         penalty = knee * (penalty / knee).log1p()
-    return penalty.mean() * penalty.shape[1]
+    return (penalty * coefficients.view(along)).mean() * penalty.shape[1]
 
 
 def count_firings(latents: Float[Tensor, "B F *HW"]) -> Int[Tensor, " F"]:

@@ -17,12 +17,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from environments import VALIDATION_LEVELS, EnvironmentSettings
-from interpretability import PlayedStep, play_episodes
-from interpretability.colour import ColourMoments
-from interpretability.dataset_examples import DatasetExamples
+from interpretability import (
+    ColourMoments,
+    DatasetExamples,
+    FeatureSheet,
+    OptimisationSettings,
+    PlayedStep,
+    draw_feature_sheet,
+    play_episodes,
+)
 from interpretability.episodes import evaluating
-from interpretability.feature_sheet import FeatureSheet, draw_feature_sheet
-from interpretability.optimised_images import OptimisationSettings
 from interpretability.pictures import save_png
 from networks import Precision, SAEBase, TappedAgent, autocast
 

@@ -10,7 +10,7 @@ from interpretability.colour import ColourStatistics
 from interpretability.dataset_examples import DatasetExamples, Example
 from interpretability.optimised_images import OptimisationSettings, OptimisedImages, Unit, optimise_images
 from interpretability.pictures import TILE, Row, Tile, enlarge, outlined, sheet, spotlight
-from interpretability.receptive_field import ReceptiveField, receptive_field
+from interpretability.receptive_fields import ReceptiveField, receptive_field
 from networks import Precision, SAEBase, TappedAgent
 
 _LARGEST_PATCH = 32  # pixels; a larger receptive field shows so much that the whole frame is plainer
@@ -110,10 +110,10 @@ def _example_tile(example: Example, maximum: float, patch: ReceptiveField | None
 
 
 def _explanation(examples: DatasetExamples, flat: bool, patches: bool) -> list[str]:
-    goal = "the unit" if flat else "the mean of the unit's map (below, its highest activation), or one position alone"
-    left = f"Left: images optimised to drive {goal}. In brackets: how many times its highest activation in the game."
+    goal = "the unit" if flat else "the mean of the unit's map, or the one position that was highest in the game"
+    left = f"Left: images optimised to drive {goal}. Below: the highest activation reached (x the highest in the game)."
     each = ", at most one a level" if examples.one_per_level else ""
-    right = f"Right: the best of {examples.num_frames} frames{each}, with the unit's highest activation."
+    right = f"Right: the best of {examples.num_frames} frames{each}. Below: the unit's highest activation."
     if not flat and not patches:
-        right += " Light shows where it is active, the box its peak, which for the first is the position optimised for."
+        right += " Light shows where it is active, the box its peak."
     return [left, right]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -48,8 +48,8 @@ class OptimisationSettings:
         scale: largest relative change of size, each way.
         smoothness: weight against differences between neighbouring pixels.
         palette: weight against colours more than 3 standard deviations from the game's mean colour.
-        starts: random images, of which each unit begins with those that drive it most.
-        tries: of these, from how many it makes the first quarter of the steps.
+        starts: random images, of which each unit begins with the one that drives it most.
+        opening: share of the steps, from the first on, in which gradients find a way past ReLUs that block them.
         leak: share of its pre-activation that drives a unit at positions where it is silent; without it they stay so.
         seed: of the starting images and the shifts.
     """
@@ -63,15 +63,25 @@ class OptimisationSettings:
     smoothness: float = 6.0
     palette: float = 0.1
     starts: int = 64
-    tries: int = 3
+    opening: float = 0.5
     leak: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.starts, self.tries) < 1 or self.learning_rate <= 0:
-            raise ValueError("steps, starts and tries must be at least 1, learning_rate above 0")
-        if min(self.decay, self.jitter, self.turn, self.scale, self.smoothness, self.palette, self.leak) < 0:
-            raise ValueError("decay, jitter, turn, scale, smoothness, palette and leak must not be negative")
+        if min(self.steps, self.starts) < 1 or self.learning_rate <= 0:
+            raise ValueError("steps and starts must be at least 1, learning_rate above 0")
+        weights = (
+            self.decay,
+            self.jitter,
+            self.turn,
+            self.scale,
+            self.smoothness,
+            self.palette,
+            self.opening,
+            self.leak,
+        )
+        if min(weights) < 0:
+            raise ValueError("decay, jitter, turn, scale, smoothness, palette, opening and leak must not be negative")
 
 
 class OptimisedImages(NamedTuple):
@@ -81,7 +91,7 @@ class OptimisedImages(NamedTuple):
         images: as shown, 8 bits a colour.
         achieved: what was to be driven (position, or mean over the map) on the image as shown, without shifts.
         peak: the unit's highest activation at any position of that image: comparable with a dataset maximum.
-        driven: False where the image drives the unit no more than the starting noise did.
+        driven: False where the image drives the unit no more than noise does on average.
     """
 
     images: UInt8[Tensor, "U 64 64 3"]
@@ -123,22 +133,16 @@ def optimise_images(
         response = _Response(agent, tap, units, sae, precision)
         generator = torch.Generator().manual_seed(settings.seed)
         noise = FourierImages(settings.starts, colours, settings.decay, generator).to(device)
-        unlikeness = Unlikeness(colours, settings.smoothness, settings.palette).to(device)
-        best_UK = response.rank(noise.as_shown())[:, : settings.tries]
-        # some starts lead nowhere: each unit makes a quarter of its way from several, and goes on with the best
-        tries = best_UK.shape[1]
-        rivals = _Response(agent, tap, [unit for unit in units for _ in range(tries)], sae, precision)
-        quarter = settings.steps // 4 if tries > 1 else 0
-        image = _ascend(noise.select(best_UK.flatten()), rivals, unlikeness, settings, quarter, generator)
-        reached = rivals.goal(rivals.maps(image.as_shown())[0]).view(-1, tries)
-        ahead = reached.argmax(1) + torch.arange(len(units), device=device) * tries
-        image = _ascend(image.select(ahead), response, unlikeness, settings, settings.steps - quarter, generator)
-        started = response.goal(response.maps(noise.select(best_UK[:, 0]).as_shown())[1])
+        before_UK, after_UK = response.to_all(noise.as_shown())
+        image = noise.select(before_UK.argmax(1))
+        _ascend(
+            image, response, Unlikeness(colours, settings.smoothness, settings.palette).to(device), settings, generator
+        )
         shown = image.as_shown()
         final = response.maps(shown)[1]
         achieved, peak = response.goal(final), final.amax((1, 2))
         pixels = (shown * 255).round().to(torch.uint8)
-        return OptimisedImages(pixels.cpu(), achieved.cpu(), peak.cpu(), (achieved > started).cpu())
+        return OptimisedImages(pixels.cpu(), achieved.cpu(), peak.cpu(), (achieved > after_UK.mean(1)).cpu())
 
 
 def _ascend(
@@ -146,17 +150,16 @@ def _ascend(
     response: "_Response",
     unlikeness: Unlikeness,
     settings: OptimisationSettings,
-    steps: int,
     generator: torch.Generator,
-) -> FourierImages:
+) -> None:
     """Optimise the images in place."""
     parameters = list(image.parameters())
     optimiser = torch.optim.Adam(parameters, settings.learning_rate)
-    silent = True
-    for _ in range(steps):
+    for step in range(settings.steps):
         with torch.enable_grad():
             images = image()
-            before, after = response.maps(_shaken(images, settings, generator), opened=silent)
+            opened = step < settings.opening * settings.steps
+            before, after = response.maps(_shaken(images, settings, generator), opened)
             gains = response.goal(torch.where(after > _SILENT, after, settings.leak * before))
             loss = (gains.detach().clamp(min=0) * unlikeness(images) - gains).sum()
         # autograd.grad rather than backward(): no .grad of the network is written
@@ -164,8 +167,6 @@ def _ascend(
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         optimiser.step()
-        silent = bool((response.goal(after) <= _SILENT).any())
-    return image
 
 
 def _shaken(
@@ -186,11 +187,12 @@ def _shaken(
 
 
 class OpenedReLU(nn.Module):
-    """An edit before a ReLU that lets a gradient past it where the ReLU would block all of an image's.
+    """An edit before a ReLU that lets a gradient past it where the ReLU would block nearly all of an image's.
 
-    The value is raised to a trace above zero, so that the ReLU behind it passes whatever gradient this edit lets by.
-    Where no entry of a sample is above zero, the gradient that would raise the others passes: lucid's
-    `redirected_relu_grad`.
+    The value is raised to a trace above zero, so that the ReLU behind it passes whatever gradient this edit lets by:
+    that of active entries, and, in a sample where this is less than a tenth of what silent entries would be raised by,
+    that as well. lucid's `redirected_relu_grad` does so where nothing at all passes, which leaves units stuck behind
+    a few active entries that hardly matter to them. Redirecting always leads nowhere.
     """
 
     def forward(self, acts: Tensor) -> Tensor:
@@ -210,10 +212,12 @@ class _OpenedReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (active,) = ctx.saved_tensors
-        usual = gradient * active
-        blocked = ~usual.flatten(1).any(1).view(-1, *[1] * (gradient.ndim - 1))
+        passing = gradient * active
         # the loss is minimised: a negative gradient asks for a higher activation
-        return torch.where(blocked, gradient.clamp(max=0), usual)
+        raising = gradient.clamp(max=0).masked_fill(active, 0)
+        norms = [part.flatten(1).norm(dim=1) for part in (passing, raising)]
+        blocked = (norms[0] < 0.1 * norms[1]).view(-1, *[1] * (gradient.ndim - 1))
+        return passing + blocked * raising
 
 
 class _Response:
@@ -264,11 +268,12 @@ class _Response:
         """What is to be driven: the mean over the map, or one position."""
         return (maps_UHW * self._weights).sum((1, 2))
 
-    def rank(self, frames: Float[Tensor, "K 64 64 3"]) -> Int64[Tensor, "U K"]:
-        """Frames by how much they drive each unit before its activation function, best first."""
-        before, _ = self._all_maps(frames, ())
-        goals = torch.einsum("kuhw,uhw->uk", before[:, self._indices], self._weights)
-        return goals.argsort(dim=1, descending=True)
+    def to_all(self, frames: Float[Tensor, "K 64 64 3"]) -> tuple[Float[Tensor, "U K"], Float[Tensor, "U K"]]:
+        """What each of any frames does to every unit, before and after its activation function."""
+        before, after = (
+            torch.einsum("kuhw,uhw->uk", maps[:, self._indices], self._weights) for maps in self._all_maps(frames, ())
+        )
+        return before, after
 
     def _all_maps(self, frames: Tensor, edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:
         record = (self._before, self._tap)

@@ -19,7 +19,7 @@ from environments import EnvironmentSettings
 from interpretability.optimised_images import OptimisationSettings
 from networks import CustomCNN, SparseAutoencoder
 
-QUICK = OptimisationSettings(steps=2, starts=2, tries=1)
+QUICK = OptimisationSettings(steps=2, starts=2)
 
 
 class TinyModule(LightningModule):

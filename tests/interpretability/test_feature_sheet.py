@@ -6,10 +6,10 @@ from interpretability.colour import ColourMoments
 from interpretability.dataset_examples import DatasetExamples
 from interpretability.feature_sheet import FeatureSheet, draw_feature_sheet
 from interpretability.optimised_images import OptimisationSettings
-from interpretability.receptive_field import ReceptiveField
+from interpretability.receptive_fields import ReceptiveField
 from networks import CustomCNN, SparseAutoencoder
 
-SETTINGS = OptimisationSettings(steps=2, starts=2, tries=1)
+SETTINGS = OptimisationSettings(steps=2, starts=2)
 
 
 def drawn(tap: str, sae: SparseAutoencoder | None = None, units: tuple[int, ...] = (3, 0)) -> FeatureSheet:

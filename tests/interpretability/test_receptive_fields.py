@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from interpretability.receptive_field import ReceptiveField, receptive_field
+from interpretability.receptive_fields import ReceptiveField, receptive_field
 from networks import CustomCNN
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.rollouts import RolloutBatch, RolloutDataModule
 from lightning_modules.ppo_losses import (
@@ -28,8 +28,8 @@ class PPOImpala(LightningModule):
 
     With `warm_start` the agent begins as a saved one, cloned from the oracle, say. A clone's value head knows nothing
     and its mistakes are of a kind that fills rollouts with time-outs, so that plain PPO destroys it. Therefore, in
-    environment frames: for the first `value_warmup_frames` only the value head learns, on the play of the clone; from
-    there on a penalty of KL(clone || agent), fading linearly over `kl_frames`, holds the agent near the clone.
+    environment frames: for the first `value_warmup_frames` only the value head learns, from zero, on the play of the
+    clone; from there on a penalty of KL(clone || agent), fading linearly over `kl_frames`, holds the agent near it.
     `RolloutDataModule.time_limit` keeps stuck episodes short meanwhile.
 
     `callbacks.AgentExport` writes the agent for `load_agent`.
@@ -44,6 +44,7 @@ class PPOImpala(LightningModule):
         entropy_coefficient: weight of the entropy bonus.
         warm_start: file of the agent to begin as.
         value_warmup_frames: environment frames for which only the value head learns; needs `warm_start`.
+        value_warmup_learning_rate: Adam's meanwhile.
         kl_coefficient: weight of the KL penalty at its start; needs `warm_start`.
         kl_frames: environment frames over which the penalty fades to nothing.
         compile: compile the inner network in place; without a C++ compiler the run goes on eagerly.
@@ -63,6 +64,7 @@ class PPOImpala(LightningModule):
         entropy_coefficient: float = 0.01,
         warm_start: str | None = None,
         value_warmup_frames: int = 0,
+        value_warmup_learning_rate: float = 1e-3,
         kl_coefficient: float = 0.0,
         kl_frames: int = 0,
         compile: bool = False,
@@ -88,6 +90,7 @@ class PPOImpala(LightningModule):
         self.entropy_coefficient = entropy_coefficient
         self.warm_start = warm_start
         self.value_warmup_frames = value_warmup_frames
+        self.value_warmup_learning_rate = value_warmup_learning_rate
         self.kl_coefficient = kl_coefficient
         self.kl_frames = kl_frames
         self.compile_agent = compile
@@ -116,6 +119,9 @@ class PPOImpala(LightningModule):
                     "change agent or warm_start"
                 )
             load_into(self.agent, clone.state_dict(), self.warm_start)
+            if self.value_warmup_frames:  # an untrained head's guesses would have to be unlearnt first
+                for parameter in self.agent.heads()[1].parameters():
+                    nn.init.zeros_(parameter)
             if self.kl_coefficient:
                 self.reference = clone.train().requires_grad_(False)
         if self.compile_agent and not self._compiled:
@@ -146,10 +152,13 @@ class PPOImpala(LightningModule):
 
     def on_train_batch_start(self, batch: RolloutBatch, batch_idx: int) -> None:
         """Set what depends on the environment frames played: learning rate, and what may learn."""
+        rate = self.learning_rate
         if self.anneal_frames is not None:
-            fraction = max(0.01, 1 - self.rollouts.env_steps / self.anneal_frames)
-            for group in self.trainer.optimizers[0].param_groups:
-                group["lr"] = self.learning_rate * fraction
+            rate *= max(0.01, 1 - self.rollouts.env_steps / self.anneal_frames)
+        if self.value_warms_up():
+            rate = self.value_warmup_learning_rate
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = rate
         if self.value_warmup_frames:
             self.agent.requires_grad_(not self.value_warms_up())
             self.agent.heads()[1].requires_grad_(True)
@@ -172,8 +181,9 @@ class PPOImpala(LightningModule):
         loss = self.value_coefficient * value_loss
         if self.value_warms_up():
             return loss
-        loss = loss + policy.loss - self.entropy_coefficient * entropy
-        return loss + self.kl_weight() * reference_kl if batch.reference_logits is not None else loss
+        if batch.reference_logits is not None:
+            loss = loss + self.kl_weight() * reference_kl
+        return loss + policy.loss - self.entropy_coefficient * entropy
 
     def _accumulate(self, *metrics: Tensor) -> None:
         # On the device, once a rollout to the logger: a log call a step costs a millisecond, and .item() a sync.

@@ -118,13 +118,26 @@ def test_agent_is_saved_with_where_it_comes_from(tmp_path, clone):
     assert agent.metadata["environment"]["distribution_mode"] == "easy"
 
 
+class Generous(RolloutDataModule):
+    """A reward a step, so that there is something to predict."""
+
+    def _step(self, actions, cut):
+        frames, reward, first = super()._step(actions, cut)
+        return frames, reward + 1, first
+
+
 def test_value_head_learns_alone_at_first(tmp_path, clone):
     before = load_agent(clone).state_dict()
-    alone = fit(tmp_path / "alone", 1, warm_start=clone, value_warmup_frames=FRAMES)
+    arguments = {"warm_start": clone, "value_warmup_frames": FRAMES, "learning_rate": 1e-4}
+    sizes = {"num_environments": 4, "num_steps": 8, "num_epochs": 2, "num_minibatches": 2}
+    alone = fit(tmp_path / "alone", 1, data=Generous(**sizes), **arguments)
     changed = {name for name, tensor in alone.agent.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"value_fc.weight", "value_fc.bias"}
-    both = fit(tmp_path / "both", 2, warm_start=clone, value_warmup_frames=FRAMES)
+    assert alone.agent.value_fc.weight.abs().max() > 0  # began from zero
+    assert alone.trainer.optimizers[0].param_groups[0]["lr"] == 1e-3
+    both = fit(tmp_path / "both", 2, data=Generous(**sizes), **arguments)
     assert not any(torch.equal(tensor, before[name]) for name, tensor in both.agent.state_dict().items())
+    assert both.trainer.optimizers[0].param_groups[0]["lr"] == 1e-4
 
 
 def test_penalty_holds_the_agent_near_the_clone_and_fades(tmp_path, clone):

@@ -83,7 +83,12 @@ class RewardNormaliser:
             returns[t] = self.running
             self.running = self.running.masked_fill(ended[t], 0.0)
         self._update(returns)
-        return (rewards / (self.variance + 1e-8) ** 0.5).clamp(-self.clip, self.clip)
+        return (rewards * self.scale).clamp(-self.clip, self.clip)
+
+    @property
+    def scale(self) -> float:
+        """What rewards are multiplied by."""
+        return float((self.variance + 1e-8) ** -0.5)
 
     def _update(self, returns: Float[Tensor, "T N"]) -> None:
         """Merge the moments of a batch into the running ones (Chan et al. 1979)."""

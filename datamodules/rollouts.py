@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from datamodules.advantages import RewardNormaliser, generalised_advantages
 from datamodules.episode_tally import EpisodeTally
+from datamodules.oracle_critic import OracleCritic
 from environments import FRAME_SHAPE, EnvironmentSettings, VectorEnvironment
 from networks import AgentOutput, log_probabilities, sample_actions
 
@@ -93,6 +95,8 @@ class RolloutDataModule(LightningDataModule):
         discount: gamma.
         gae_lambda: lambda of the advantages.
         reward_clip: largest scaled reward.
+        critic: knows the values of states, for heist, and is the baseline of the advantages while its weight lasts;
+            null leaves that to the agent's own values. What those learn from is the same either way.
         time_limit: break an episode off after so many steps, bootstrapping from its last frame; None leaves it to
             the game's own time-out.
         time_limit_frames: apply the time limit only while fewer environment frames were played; None is always.
@@ -112,6 +116,7 @@ class RolloutDataModule(LightningDataModule):
         discount: float = 0.999,
         gae_lambda: float = 0.95,
         reward_clip: float = 10.0,
+        critic: OracleCritic | None = None,
         time_limit: int | None = None,
         time_limit_frames: int | None = None,
         seed: int = 0,
@@ -127,6 +132,9 @@ class RolloutDataModule(LightningDataModule):
         if time_limit_frames is not None and time_limit is None:
             raise ValueError("time_limit_frames is set without a time_limit: set both or neither")
         self.environment = environment or EnvironmentSettings()
+        if critic is not None and self.environment.game != "heist":
+            raise ValueError(f"the oracle knows heist only, not {self.environment.game}: set critic to null")
+        self.critic = critic
         self.num_environments = num_environments
         self.num_steps = num_steps
         self.num_epochs = num_epochs
@@ -207,6 +215,8 @@ class RolloutDataModule(LightningDataModule):
         actions = torch.empty(steps, slots, dtype=torch.int64, device=device)
         values = torch.empty(steps + 1, slots, device=device)
         rewards = torch.empty(steps, slots)
+        critic_weight = 0.0 if self.critic is None else self.critic.weight(self.env_steps)
+        critic_values = torch.zeros(steps + 1, slots)
         first = torch.zeros(steps + 1, slots, dtype=torch.bool)
         cut = torch.zeros(steps, slots, dtype=torch.bool)
         # With gradients, though none is taken: torch.compile builds another network without them, whose bf16 rounding
@@ -216,18 +226,31 @@ class RolloutDataModule(LightningDataModule):
             for t in range(steps):
                 self._frames[t].copy_(frames)
                 logits[t], values[t] = _detached(policy(self._frames[t]))
+                if critic_weight:
+                    critic_values[t] = self._critic_values()
                 uniforms = torch.rand(logits[t].shape, generator=self._generator)
                 actions[t] = sample_actions(logits[t], uniforms.to(device))
                 cut[t] = self._over_time_limit()
                 frames, rewards[t], first[t + 1] = self._step(actions[t], cut[t])
             values[steps] = _detached(policy(frames.to(device)))[1]
+            if critic_weight:
+                critic_values[steps] = self._critic_values()
             reference_logits = self._reference_logits(policy)
         self.env_steps += self.frames_per_rollout
         self._cut = cut.flatten()
         scaled = self._normaliser(rewards, first[1:]).to(device)
-        advantages, returns = generalised_advantages(
-            scaled, values, first.to(device), cut.to(device), self.discount, self.gae_lambda
+        estimate = partial(
+            generalised_advantages,
+            scaled,
+            first=first.to(device),
+            cut=cut.to(device),
+            discount=self.discount,
+            gae_lambda=self.gae_lambda,
         )
+        advantages, returns = estimate(values)
+        if critic_weight:
+            known = (critic_values * self._normaliser.scale).to(device)
+            advantages, _ = estimate(critic_weight * known + (1 - critic_weight) * values)
         played = advantages[~cut]
         advantages = (advantages - played.mean()) / (played.std() + 1e-8)
         log_probs = log_probabilities(logits.flatten(0, 1), actions.flatten()).view_as(actions)
@@ -241,6 +264,11 @@ class RolloutDataModule(LightningDataModule):
             reference_logits=reference_logits,
         )
         return self.rollout
+
+    def _critic_values(self) -> Float[Tensor, " N"]:
+        assert self._environments is not None
+        assert self.critic is not None
+        return torch.from_numpy(self.critic(self._environments.get_states(), self.discount))
 
     def _observed_frames(self) -> UInt8[Tensor, "N 64 64 3"]:
         assert self._environments is not None

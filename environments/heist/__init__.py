@@ -3,13 +3,23 @@
 from environments.heist.inside import inside_maze, maze_bounds
 from environments.heist.labels import Labels, label_states
 from environments.heist.layout import COLOURS, ENTITIES, HeistPart, Layout, Maze, read_layout
-from environments.heist.oracle import DIRECTION_ACTIONS, DIRECTIONS, Advice, advise, main_action, plan, steer
+from environments.heist.oracle import (
+    DIRECTION_ACTIONS,
+    DIRECTION_STEPS,
+    DIRECTIONS,
+    Advice,
+    advise,
+    main_action,
+    plan,
+    steer,
+)
 from environments.heist.scenarios import copy_state, find_entity, move_entity
 
 __all__ = [
     "COLOURS",
     "DIRECTIONS",
     "DIRECTION_ACTIONS",
+    "DIRECTION_STEPS",
     "ENTITIES",
     "Advice",
     "HeistPart",

@@ -1,6 +1,6 @@
 """Frames of heist with the oracle's advice, on noisy oracle play and on the student's own play (DAgger).
 
-One Lightning epoch plays a little, adds the frames to a replay buffer, and trains on batches drawn from it. The target
+One Lightning epoch plays a little and trains on the frames in random order; the next one plays other levels. The target
 is a distribution over actions, since the oracle's single action is half noise (a sub-cell correction that can hardly be
 seen): most of it lies on the main direction of the shortest paths, some on the oracle's own steering action, and some
 on the diagonals that contain the main direction. Those slide along walls at the same speed, and free a player that a
@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from environments import NUM_ACTIONS, EnvironmentSettings, VectorEnvironment
-from environments.heist import DIRECTION_ACTIONS, label_states
+from environments import FRAME_SHAPE, NUM_ACTIONS, EnvironmentSettings, State, VectorEnvironment
+from environments.heist import DIRECTION_ACTIONS, label_states, scatter_player
 from networks import Policy, Precision, autocast, sample_actions
 
 _DIRECTION_BITS = np.array([1 << bit for bit in range(4)])
@@ -40,31 +40,33 @@ class PlayStatistics(NamedTuple):
     """How the student did on the frames collected for one epoch, all of them new to it.
 
     Attributes:
-        accuracy: share of its frames on which its likeliest action was the target's likeliest.
-        solved: share of its finished or abandoned episodes that reached the gem; NaN where none ended.
+        accuracy: share of its frames on which its likeliest action was the target's likeliest; NaN before it plays.
         env_steps: frames played so far, everybody's.
     """
 
     accuracy: float
-    solved: float
     env_steps: int
 
 
 class ImitationDataModule(L.LightningDataModule):
     """Plays heist with the oracle and the student side by side and yields labelled batches.
 
-    The first environments are the oracle's, with random moves mixed in, the others the student's own.
+    The first environments are the oracle's, with random moves mixed in, the others the student's own. Each plays only
+    some steps of a level, more of them the longer the way to the gem is, mostly from a random stage and place of it
+    (`scatter_player`): there are more mazes to be learnt than play from the start would meet, and no stuck student
+    fills the data with one picture.
 
     Args:
         environment: what is played; it must be heist.
         num_environments: environments stepped together, on each rank.
         student_environments: how many of them the student plays.
         steps_per_epoch: steps of all environments per epoch.
-        buffer_frames: size of the replay buffer.
         batch_size: frames per optimiser step.
-        samples_per_frame: how often a frame is trained on, on average.
+        samples_per_frame: how often a frame is trained on.
         random_move_share: share of the oracle's moves replaced by random ones.
-        patience: steps after which a student's episode is abandoned, so that stuck levels do not fill the buffer.
+        stay: a level is left with probability 1 / (stay x moves to the gem) at each step (moves counted as 4 at least):
+            easy mazes of a few cells are most of the levels and soon learnt.
+        scattered_share: share of levels begun at a random stage and place; the others begin at their start.
         student_from: frames played before the student plays its environments; the oracle does until then.
         precision: of the student's play; take the trainer's.
         seed: of environments, noise and sampling.
@@ -75,12 +77,12 @@ class ImitationDataModule(L.LightningDataModule):
         environment: EnvironmentSettings | None = None,
         num_environments: int = 128,
         student_environments: int = 64,
-        steps_per_epoch: int = 32,
-        buffer_frames: int = 32_768,
+        steps_per_epoch: int = 64,
         batch_size: int = 128,
-        samples_per_frame: int = 2,
+        samples_per_frame: int = 1,
         random_move_share: float = 0.3,
-        patience: int = 120,
+        stay: float = 0.5,
+        scattered_share: float = 0.9,
         student_from: int = 100_000,
         precision: Precision = "bf16",
         seed: int = 0,
@@ -92,28 +94,31 @@ class ImitationDataModule(L.LightningDataModule):
         if not 0 <= student_environments <= num_environments:
             raise ValueError(f"student_environments {student_environments} must lie in 0 to {num_environments}")
         per_epoch = num_environments * steps_per_epoch
-        if buffer_frames % per_epoch or per_epoch * samples_per_frame % batch_size:
+        if per_epoch % batch_size:
             raise ValueError(
-                f"an epoch plays {per_epoch} frames: buffer_frames {buffer_frames} must be a multiple of that, "
-                f"and {samples_per_frame} x {per_epoch} a multiple of batch_size {batch_size}"
+                f"an epoch plays num_environments x steps_per_epoch = {per_epoch} frames: "
+                f"choose a batch_size that divides them, not {batch_size}"
             )
+        if stay <= 0 or not 0 <= scattered_share <= 1:
+            raise ValueError(f"stay {stay} must be above 0 and scattered_share {scattered_share} in 0 to 1")
         self.num_environments = num_environments
         self.students = slice(num_environments - student_environments, num_environments)
         self.steps_per_epoch = steps_per_epoch
         self.batch_size = batch_size
+        self.samples_per_frame = samples_per_frame
         self.batches_per_epoch = per_epoch * samples_per_frame // batch_size
         self.random_move_share = random_move_share
-        self.patience = patience
+        self.stay = stay
+        self.scattered_share = scattered_share
         self.student_from = student_from
         self.precision: Precision = precision
         self.seed = seed
         self.env_steps = 0
-        self.statistics = PlayStatistics(float("nan"), float("nan"), 0)
-        self._buffer = torch.empty(buffer_frames, 64, 64, 3, dtype=torch.uint8)
-        self._targets = torch.empty(buffer_frames, NUM_ACTIONS)
+        self.statistics = PlayStatistics(float("nan"), 0)
+        self._frames = torch.empty(per_epoch, *FRAME_SHAPE, dtype=torch.uint8)
+        self._targets = torch.empty(per_epoch, NUM_ACTIONS)
         self._env: VectorEnvironment | None = None
         self._rng = np.random.default_rng(seed)
-        self._written = 0
 
     def setup(self, stage: str) -> None:
         """Make the environments in the process that plays them."""
@@ -123,7 +128,6 @@ class ImitationDataModule(L.LightningDataModule):
             seed = int(self._rng.integers(2**31 - 1))
             self._env = VectorEnvironment(self.environment, self.num_environments, seed)
             self._position = np.zeros((self.num_environments, 2))
-            self._age = np.zeros(self.num_environments, dtype=np.int64)
 
     def train_dataloader(self) -> DataLoader[ImitationBatch]:
         """Whole batches; each pass over the loader plays one epoch first."""
@@ -136,7 +140,7 @@ class ImitationDataModule(L.LightningDataModule):
             self._env = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Frames played; a resumed run plays new levels into a new buffer."""
+        """Frames played; a resumed run plays new levels."""
         return {"env_steps": self.env_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -144,31 +148,35 @@ class ImitationDataModule(L.LightningDataModule):
         self.env_steps = state_dict["env_steps"]
 
     def batches(self) -> Iterator[ImitationBatch]:
-        """Play one epoch, then draw its batches from the buffer."""
+        """Play one epoch, then yield its frames in random order, as often as asked for."""
         assert self._env is not None
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
         self._play(self._env, module.agent, module.device)
         generator = torch.Generator().manual_seed(int(self._rng.integers(2**63 - 1)))
-        filled = min(self._written, len(self._buffer))
-        rows = torch.randint(filled, (self.batches_per_epoch, self.batch_size), generator=generator)
-        for chosen in rows:
-            yield ImitationBatch(self._buffer[chosen], self._targets[chosen])
+        for _ in range(self.samples_per_frame):
+            for chosen in torch.randperm(len(self._frames), generator=generator).split(self.batch_size):
+                yield ImitationBatch(self._frames[chosen], self._targets[chosen])
 
     @torch.no_grad()
     def _play(self, env: VectorEnvironment, student: Policy, device: torch.device) -> None:
-        accepted = ended = solved = judged = 0
-        for _ in range(self.steps_per_epoch):
-            reward, frames, first = env.observe()
-            labels = label_states(env.get_states())
+        accepted = judged = 0
+        for step in range(self.steps_per_epoch):
+            _, frames, first = env.observe()
+            states = env.get_states()
+            fresh = np.flatnonzero(first & (self._rng.random(self.num_environments) < self.scattered_share)).tolist()
+            if fresh:
+                for slot in fresh:
+                    states[slot] = scatter_player(State.from_bytes(states[slot]), self._rng).to_bytes()
+                env.set_states([states[slot] for slot in fresh], fresh)
+                _, frames, _ = env.observe()
+            labels = label_states(states)
             positions = labels.position
             stuck = ~first & (np.abs(positions - self._position).max(-1) < 0.01)
-            self._age = np.where(first, 0, self._age + 1)
             targets = target_distribution(labels.directions, labels.oracle_action, stuck)
-            self._store(frames, targets)
-
-            ended += int(first[self.students].sum())
-            solved += int((first & (reward > 0))[self.students].sum())
+            rows = slice(step * self.num_environments, (step + 1) * self.num_environments)
+            self._frames[rows] = torch.from_numpy(frames)
+            self._targets[rows] = torch.from_numpy(targets)
             random = self._rng.random(self.num_environments) < self.random_move_share
             actions = np.where(random, self._rng.integers(9, size=self.num_environments), labels.oracle_action)
             if self.env_steps >= self.student_from:
@@ -182,22 +190,12 @@ class ImitationDataModule(L.LightningDataModule):
                 wanted = targets[self.students]
                 accepted += int((wanted[np.arange(len(best)), best] >= wanted.max(-1)).sum())
                 judged += len(best)
-            actions[self._age >= self.patience] = -1  # the next level
+            leaves = self._rng.random(self.num_environments) * self.stay * labels.total_length.clip(4) < 1
+            actions[leaves] = -1  # the next level
             self._position = positions
             env.act(actions)
             self.env_steps += self.num_environments
-        self.statistics = PlayStatistics(
-            accepted / judged if judged else float("nan"),
-            solved / ended if judged and ended else float("nan"),
-            self.env_steps,
-        )
-
-    def _store(self, frames: UInt8[np.ndarray, "N 64 64 3"], targets: Float32[np.ndarray, "N A"]) -> None:
-        start = self._written % len(self._buffer)
-        rows = slice(start, start + len(frames))
-        self._buffer[rows] = torch.from_numpy(frames)
-        self._targets[rows] = torch.from_numpy(targets)
-        self._written += len(frames)
+        self.statistics = PlayStatistics(accepted / judged if judged else float("nan"), self.env_steps)
 
 
 def target_distribution(

@@ -69,8 +69,6 @@ class BehaviourCloning(L.LightningModule):
         self.log("env_steps", float(statistics.env_steps))
         if statistics.accuracy == statistics.accuracy:
             self.log("clone/accuracy", statistics.accuracy, prog_bar=True)
-        if statistics.solved == statistics.solved:
-            self.log("clone/solved", statistics.solved, prog_bar=True)
 
     def agent_metadata(self) -> dict[str, Any]:
         """What the saved agent's file says of its training."""

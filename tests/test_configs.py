@@ -38,7 +38,6 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "num_environments": 4,
         "student_environments": 2,
         "steps_per_epoch": 4,
-        "buffer_frames": 32,
         "batch_size": 8,
         "student_from": 0,
     },

@@ -13,6 +13,7 @@ from environments.heist.oracle import (
     plan,
     steer,
 )
+from environments.heist.scatter import scatter_player
 from environments.heist.scenarios import copy_state, find_entity, move_entity
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "move_entity",
     "plan",
     "read_layout",
+    "scatter_player",
     "steer",
 ]

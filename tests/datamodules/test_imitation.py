@@ -7,6 +7,7 @@ from torch import nn
 from datamodules import ImitationDataModule
 from datamodules.imitation import target_distribution
 from environments import EnvironmentSettings
+from environments.heist import label_states
 from lightning_modules import BehaviourCloning
 from networks import AgentOutput
 
@@ -31,8 +32,8 @@ def small(**changes) -> ImitationDataModule:
         "num_environments": 8,
         "student_environments": 3,
         "steps_per_epoch": 4,
-        "buffer_frames": 64,
         "batch_size": 16,
+        "samples_per_frame": 2,
         "student_from": 0,
         "precision": "fp32",
     }
@@ -81,28 +82,57 @@ def test_an_epoch_plays_first_and_yields_labelled_batches_of_what_was_played():
         assert len(batches) == 4
         assert data.env_steps == 32 * epoch
         assert agent.seen == 3 * 4 * epoch
-        for batch in batches:
-            assert batch.frames.shape == (16, 64, 64, 3)
-            torch.testing.assert_close(batch.targets.sum(-1), torch.ones(16))
-            kept = data._buffer[: data._written].flatten(1)
-            for row in batch.frames.flatten(1):
-                assert (kept == row).all(1).any()
+        frames = torch.cat([batch.frames for batch in batches])
+        targets = torch.cat([batch.targets for batch in batches])
+        assert frames.shape == (64, 64, 64, 3)
+        torch.testing.assert_close(targets.sum(-1), torch.ones(64))
+        # every frame with its own target, as often as asked for
+        kept = torch.cat([data._frames.flatten(1), data._targets], 1)
+        drawn = torch.cat([frames.flatten(1), targets], 1)
+        counts = (drawn[:, None] == kept).all(-1).sum(0)
+        copies = (kept[:, None] == kept).all(-1).sum(0)  # a level that has just begun may look like another
+        assert torch.equal(counts, 2 * copies)
     data.teardown("fit")
 
 
-def test_stuck_students_get_the_steering_action_and_are_given_up():
-    """A student that never moves is stuck on every frame but each episode's first, and unsolved at `patience`."""
-    data = small(
-        num_environments=4, student_environments=4, steps_per_epoch=20, buffer_frames=80, batch_size=16, patience=6
-    )
+def test_stuck_students_get_the_steering_action():
+    """A student that never moves is stuck on every frame but each level's first."""
+    data = small(num_environments=4, student_environments=4, steps_per_epoch=20, stay=1e9, scattered_share=0.0)
     attach(data, Still())
     next(data.batches())
     rows = data._targets.view(20, 4, 15).max(-1).values
-    assert (rows[1:6] > 0.8).all()
+    assert (rows[1:] > 0.8).all()
     assert (rows[0] < 0.8).all()
-    assert data.statistics.solved == 0
     assert data.statistics.env_steps == 80
     data.teardown("fit")
+
+
+def test_levels_begin_in_the_middle():
+    """Nobody moves, so only keys that were held from the beginning are."""
+    held = {}
+    for share in (0.0, 1.0):
+        data = small(num_environments=64, student_environments=64, steps_per_epoch=2, stay=1e9, scattered_share=share)
+        attach(data, Still())
+        next(data.batches())
+        held[share] = float(label_states(data._env.get_states()).held.any(-1).mean())
+        data.teardown("fit")
+    assert held[0.0] == 0
+    assert held[1.0] > 0.2
+
+
+def test_levels_are_left():
+    """Nobody moves, so a frame changes only where another level begins."""
+    changed = {}
+    for stay in (1e-9, 0.5, 1e9):
+        data = small(num_environments=64, student_environments=64, steps_per_epoch=12, stay=stay)
+        attach(data, Still())
+        next(data.batches())
+        frames = data._frames.view(12, 64, -1)
+        changed[stay] = float((frames[:-1] != frames[1:]).any(-1).float().mean())
+        data.teardown("fit")
+    assert changed[1e-9] == 1
+    assert 0.05 < changed[0.5] < 0.5  # 1 in 2 where 4 moves or fewer are left, 1 in 20 where 40 are
+    assert changed[1e9] == 0
 
 
 def test_the_oracle_plays_alone_until_the_student_starts():
@@ -121,8 +151,9 @@ def test_the_oracle_plays_alone_until_the_student_starts():
     [
         ({"environment": EnvironmentSettings("maze")}, "heist only"),
         ({"student_environments": 9}, "student_environments 9"),
-        ({"buffer_frames": 50}, "buffer_frames 50"),
-        ({"batch_size": 17}, "batch_size 17"),
+        ({"batch_size": 17}, "not 17"),
+        ({"stay": 0.0}, "stay 0"),
+        ({"scattered_share": 1.5}, "scattered_share 1.5"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(changes, reason):

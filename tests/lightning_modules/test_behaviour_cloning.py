@@ -20,7 +20,7 @@ def test_it_learns_a_few_frames_by_heart():
     L.seed_everything(0, verbose=False)
     data = OneBatch(
         EnvironmentSettings(num_threads=0), num_environments=16, student_environments=4, steps_per_epoch=1,
-        buffer_frames=16, batch_size=16, samples_per_frame=1, precision="fp32",
+        batch_size=16, precision="fp32",
     )  # fmt: skip
     module = BehaviourCloning(compile=False)
     trainer = L.Trainer(

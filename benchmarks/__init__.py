@@ -1,0 +1,1 @@
+"""How fast things are, each against a plain baseline measured in the same run: `python -m benchmarks.NAME`."""

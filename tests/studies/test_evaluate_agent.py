@@ -35,7 +35,7 @@ def save_sae(agent: str, path, channels: int = 32) -> str:
 def test_reports_what_was_played(agent):
     study = EvaluateAgent(agent, **PLAY)
     report = study.run()
-    played = play_episodes(study.agent, range(6), settings=EnvironmentSettings(), num_environments=6, max_steps=6)
+    played = play_episodes(study.agents[0], range(6), settings=EnvironmentSettings(), num_environments=6, max_steps=6)
     assert report.summary["agent/return"] == played.returns.mean()
     assert report.summary["agent/episode_length"] == played.lengths.mean() == 6
     assert report.summary["agent_greedy/solved_high"] > report.summary["agent_greedy/solved"] == 0
@@ -59,7 +59,7 @@ def test_edits_of_every_kind(agent, tmp_path):
     assert spliced.edits[0][0] == "conv4a"
     assert isinstance(spliced.edits[0][1], SparseAutoencoder)
     mean = EvaluateAgent(agent, ablation="mean", tap="fc1", choose="greedy", **PLAY)
-    assert isinstance(mean._mean_ablation("fc1")[0][1], MeanAblation)
+    assert isinstance(mean.edits_for(mean.agents[0])[0][1], MeanAblation)
     assert not any(name.startswith("agent/") for name in mean.run().summary)
     identity = EvaluateAgent(agent, edit=nn.Identity(), tap="conv4a", choose="sampled", **PLAY).run()
     clean = EvaluateAgent(agent, choose="sampled", **PLAY).run()

@@ -4,6 +4,8 @@ from interpretability.colour import ColourMoments as ColourMoments
 from interpretability.colour import ColourStatistics as ColourStatistics
 from interpretability.dataset_examples import DatasetExamples as DatasetExamples
 from interpretability.dataset_examples import Example as Example
+from interpretability.episode_film import episode_film as episode_film
+from interpretability.episode_page import episode_page as episode_page
 from interpretability.episodes import Episodes as Episodes
 from interpretability.episodes import PlayedStep as PlayedStep
 from interpretability.episodes import first_states as first_states
@@ -12,6 +14,8 @@ from interpretability.feature_sheet import FeatureSheet as FeatureSheet
 from interpretability.feature_sheet import draw_feature_sheet as draw_feature_sheet
 from interpretability.films import Film as Film
 from interpretability.films import film_of_replays as film_of_replays
+from interpretability.observed_episode import ObservedEpisode as ObservedEpisode
+from interpretability.observed_episode import observe_episode as observe_episode
 from interpretability.optimised_images import OptimisationSettings as OptimisationSettings
 from interpretability.optimised_images import OptimisedImages as OptimisedImages
 from interpretability.optimised_images import Unit as Unit

@@ -15,6 +15,7 @@ from interpretability.replay import Replay
 
 _TILE, _GAP, _LINE = 192, 10, 20
 _PAPER, _INK, _FAINT = (255, 255, 255), (24, 26, 32), (104, 108, 118)
+_PALETTE_FRAMES = 16  # that colours are chosen from
 _PAUSE = 8  # frames for which a finished episode's last one stands before all begin anew
 
 
@@ -31,8 +32,13 @@ class Film:
     frames_per_second: float = 8.0
 
     def gif(self) -> bytes:
-        """The film as an endless GIF of at most 256 colours a frame, none of them mixed by dots."""
-        pictures = [Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in self.frames]
+        """The film as an endless GIF of 256 colours, chosen once for all frames, none of them mixed by dots.
+
+        One palette, so that a pixel which does not change is not stored again.
+        """
+        some = self.frames[:: max(1, len(self.frames) // _PALETTE_FRAMES)]
+        palette = Image.fromarray(np.concatenate(some)).quantize(256)
+        pictures = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in self.frames]
         file = io.BytesIO()
         duration = 10 * round(100 / self.frames_per_second)
         pictures[0].save(file, "gif", save_all=True, append_images=pictures[1:], duration=duration, loop=0)

@@ -11,7 +11,7 @@ from interpretability.films import Film
 from interpretability.observed_episode import ACTION_ARROWS, ACTION_NAMES, COMPASS, LATENTS, Arm, ObservedEpisode
 from interpretability.pictures import enlarge, font
 
-_FRAME, _MAP, _CELL, _GAP, _MARGIN = 320, 92, 58, 8, 20
+_FRAME, _MAP, _CELL, _GAP, _MARGIN = 320, 98, 58, 10, 20
 _PAPER, _INK, _FAINT, _TAKEN, _ORACLE = (255, 255, 255), (24, 26, 32), (104, 108, 118), (24, 26, 32), (15, 157, 88)
 _ARM_COLOURS = ((37, 99, 201), (194, 87, 12))
 _COMPASS = 3 * (_CELL + 4)
@@ -47,7 +47,7 @@ def episode_film(episode: ObservedEpisode, title: str, frames_per_second: float 
                 x = _MARGIN + column * (_MAP + _GAP)
                 picture = Image.fromarray(heat_palette()[tile])
                 paper.paste(picture.resize((_MAP, _MAP), Image.Resampling.NEAREST), (x, y + 20))
-                draw.text((x, y + 21 + _MAP), caption, _FAINT, font(11))
+                draw.text((x, y + 21 + _MAP), caption, _FAINT, font(10))
         pictures.append(np.asarray(paper))
     return Film(np.stack(pictures), frames_per_second)
 
@@ -94,12 +94,15 @@ def _draw_policy(
 
 
 def _rows(episode: ObservedEpisode, source: str) -> Iterator[tuple[str, np.ndarray, Sequence[str]]]:
-    """A row of maps an arm: heading, levels of heat [T n H W], and captions; latents are the same in both arms."""
+    """Heading, levels of heat [T n H W] and captions: one row, or one an arm where an edit makes a difference."""
     limits = episode.limits(source)
     captions = [
         f"{unit_name(source, unit)}, to {high:.2g}"
         for unit, (_, high) in zip(episode.units[source], limits, strict=True)
     ]
-    for arm in episode.arms[:1] if source == LATENTS else episode.arms:
-        of = "" if source == LATENTS or len(episode.arms) == 1 else f", {arm.name} agent"
-        yield f"{'latents' if source == LATENTS else source}{of}", heat_levels(arm.maps[source], limits), captions
+    name = "latents" if source == LATENTS else source
+    clean, *others = (heat_levels(arm.maps[source], limits) for arm in episode.arms)
+    changed = [levels for levels in others if not np.array_equal(levels, clean)]
+    yield f"{name}, untouched agent" if changed else name, clean, captions
+    for levels in changed:
+        yield f"{name}, edited agent", levels, captions

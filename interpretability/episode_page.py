@@ -56,7 +56,7 @@ def episode_page(episode: ObservedEpisode, title: str, lines: Sequence[str]) -> 
 
 
 def sprite_sheet(tiles: UInt8[np.ndarray, "n H W *rgb"]) -> tuple[Image.Image, int]:
-    """Tiles in a near-square grid, row by row, and how many columns it has; one layer of bytes gets the heat palette."""
+    """Tiles in a near-square grid, row by row, and its number of columns; one layer of bytes gets the heat palette."""
     count, height, width = tiles.shape[:3]
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

@@ -34,10 +34,11 @@ class Film:
     def gif(self) -> bytes:
         """The film as an endless GIF of 256 colours, chosen once for all frames, none of them mixed by dots.
 
-        One palette, so that a pixel which does not change is not stored again.
+        One palette, so that a pixel which does not change is not stored again; chosen to cover colours rather than to
+        follow their frequency, so that a small gem stays yellow.
         """
         some = self.frames[:: max(1, len(self.frames) // _PALETTE_FRAMES)]
-        palette = Image.fromarray(np.concatenate(some)).quantize(256)
+        palette = Image.fromarray(np.concatenate(some)).quantize(256, Image.Quantize.MAXCOVERAGE)
         pictures = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in self.frames]
         file = io.BytesIO()
         duration = 10 * round(100 / self.frames_per_second)

@@ -115,19 +115,18 @@ def crossed_bootstrap(
 
     Args:
         values: one row an agent, one column a level; NaN where a level says nothing of an agent. An agent of which
-            no level says anything is left out.
+            no level says anything is left out, in the value and in each resample.
         strata: number of the stratum of each level; None draws from all levels alike.
         trim: fraction of agents left out at either end.
         seed: of the resampling, which draws from a generator of its own.
 
     Returns:
-        The interval; NaN where nothing was measured, NaN bounds where some resample leaves an agent without a value.
+        The interval; NaN where nothing was measured.
     """
     known = np.isfinite(values)
-    values, known = values[known.any(1)], known[known.any(1)]
-    agents, levels = values.shape
-    if agents == 0:
+    if not known.any():
         return Interval(np.nan, np.nan, np.nan)
+    agents, levels = values.shape
     sums, weights = np.where(known, values, 0.0), known.astype(np.float64)
     strata = np.zeros(levels, dtype=np.int64) if strata is None else strata
     generator = np.random.default_rng(seed)
@@ -141,11 +140,23 @@ def crossed_bootstrap(
         with np.errstate(invalid="ignore"):
             part[:] = (counts @ sums.T) / (counts @ weights.T)
     drawn = generator.integers(agents, size=means.shape)
-    resampled = stats.trim_mean(np.take_along_axis(means, drawn, axis=1), trim, axis=1)
+    resampled = _trimmed_mean(np.take_along_axis(means, drawn, axis=1), trim)
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    value = stats.trim_mean(sums.sum(1) / weights.sum(1), trim)
+    low, high = np.nanquantile(resampled, [tail, 1 - tail])
+    with np.errstate(invalid="ignore"):
+        value = _trimmed_mean((sums.sum(1) / weights.sum(1))[None], trim)[0]
     return Interval(float(value), float(low), float(high))
+
+
+def _trimmed_mean(values: Float[np.ndarray, "R N"], trim: float) -> Float[np.ndarray, " R"]:
+    """`scipy.stats.trim_mean` of each row's known values; NaN where there is none."""
+    ordered = np.sort(values, axis=1)  # NaN come last
+    known = np.isfinite(ordered).sum(1, keepdims=True)
+    cut = (trim * known).astype(np.int64)
+    place = np.arange(values.shape[1])
+    kept = (place >= cut) & (place < known - cut)
+    with np.errstate(invalid="ignore"):
+        return np.where(kept, ordered, 0).sum(1) / kept.sum(1)
 
 
 def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:

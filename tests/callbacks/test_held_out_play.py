@@ -1,6 +1,7 @@
 """The callback only calls `play_episodes`: here is tested when, on what, where it logs, and what it leaves alone."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ class Finished(RolloutDataModule):
         self.tally.finished.append((7.0, 1.0, 30.0))
 
 
-def make(tmp_path, callbacks, epochs=4, agent=None):
+def fit(tmp_path, callbacks, epochs=4, agent=None, ckpt_path=None) -> Trainer:
     torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002
     module = PPOImpala(agent or CustomCNN())
     data = Finished(num_environments=4, num_steps=8, num_epochs=1, num_minibatches=2)
@@ -42,11 +43,6 @@ def make(tmp_path, callbacks, epochs=4, agent=None):
         enable_model_summary=False,
         log_every_n_steps=1000,
     )
-    return trainer, module, data
-
-
-def fit(tmp_path, callbacks, epochs=4, agent=None, ckpt_path=None) -> Trainer:
-    trainer, module, data = make(tmp_path, callbacks, epochs, agent)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
@@ -120,11 +116,10 @@ def test_wrong_arguments_are_refused():
         HeldOutPlay(num_levels=60_000)
 
 
-def test_where_there_is_nothing_to_play_is_refused(tmp_path):
-    trainer, module, data = make(tmp_path, [HeldOutPlay(**FEW)])
+def test_where_there_is_nothing_to_play_is_refused():
+    played = SimpleNamespace(datamodule=RolloutDataModule())
+    HeldOutPlay(**FEW).setup(played, PPOImpala(CustomCNN()), "fit")
     with pytest.raises(ValueError, match="LightningModule trains none"):
-        trainer.fit(LightningModule(), datamodule=data)
-    trainer, module, _ = make(tmp_path, [HeldOutPlay(**FEW)])
-    module.setup = lambda stage: None
+        HeldOutPlay(**FEW).setup(played, LightningModule(), "fit")
     with pytest.raises(ValueError, match="have no environment"):
-        trainer.fit(module, datamodule=LightningDataModule())
+        HeldOutPlay(**FEW).setup(SimpleNamespace(datamodule=LightningDataModule()), PPOImpala(CustomCNN()), "fit")

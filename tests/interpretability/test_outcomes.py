@@ -45,4 +45,5 @@ def test_several_agents_are_measured_over_agents_and_levels():
     )
     assert found["solved"].value == pytest.approx(np.mean(means) / 10)
     assert found["optimality"] == pytest.approx((0.5, 0.5, 0.5))
-    assert found["return"].low < found["return_iqm"].low, "a trimmed mean is calmer"
+    for value, low, high in (found["return"], found["return_iqm"]):
+        assert 0 < low < value < high < 10

@@ -4,12 +4,14 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import analyse
 from environments import EnvironmentSettings
 from environments.heist import label_states
 from interpretability.replay import replay
@@ -17,6 +19,7 @@ from networks import CustomCNN, SparseAutoencoder, load_agent, save_weights
 from studies import Watch
 from studies.watch import parse_actions
 
+ROOT = Path(__file__).parents[2]
 TINY = {"max_steps": 6, "device": "cpu", "precision": "fp32"}
 
 
@@ -99,6 +102,21 @@ def test_a_name_cannot_become_part_of_the_page(agent, tmp_path):
     page = Watch(str(path), **TINY).run().pages["level_0"]
     assert "&lt;b&gt;&amp;.safetensors" in page
     assert "<b>&" not in page
+
+
+def test_the_shipped_configuration_runs(agent, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ["--config", str(ROOT / "configs/studies/watch.yaml"), f"--study.agent={agent}", "--study.max_steps=2"]
+    assert analyse.main([*command, "--study.actions=RU", "--study.show.conv2b=2"]) == 0
+    folder = tmp_path / "runs/watch/version_0"
+    data = page_data((folder / "pages/level_7.html").read_text())
+    assert {source["name"]: len(source["units"]) for source in data["sources"]} == {
+        "conv3a": 8,
+        "conv4a": 8,
+        "conv2b": 2,
+    }
+    assert (folder / "films/level_7.gif").exists()
+    assert "level_7.html" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")

@@ -1,6 +1,7 @@
 """Ask a question of an agent: `python analyse.py --config configs/studies/NAME.yaml [--any.key value]`.
 
-Every run owns the folder `runs/NAME/version_K/` with its configuration, `summary.json`, tables and figures.
+Every run owns the folder `runs/NAME/version_K/` with its configuration, `summary.json`, tables, figures, films, pages
+and TensorBoard events.
 """
 
 import sys
@@ -11,6 +12,7 @@ from rich.console import Console
 from commands import USER_ERRORS, OneMessageParser, config_files, one_line, quieten
 from runs import start_run
 from studies import Study
+from studies.tensorboard import write_events
 
 
 def build_parser() -> OneMessageParser:
@@ -40,6 +42,7 @@ def main(args: list[str] | None = None) -> int:
         return 1
     try:
         report = study.run()
+        write_events(report, run.folder)
         report.write(run.folder)
     except BaseException:
         run.discard()

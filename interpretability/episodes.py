@@ -22,7 +22,7 @@ from networks.precision import Precision
 from networks.taps import Edit, TappedAgent
 
 GAME_TIME_OUT = 1_000
-_STAY = 4  # the action that idle slots take
+STAY = 4  # the action that idle slots take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +190,7 @@ class _Game:
             if observer is not None:
                 levels = self.seeds[self.playing[slots]]
                 observer(PlayedStep(levels, self.steps[slots], frames[slots], logits, chosen))
-            actions = np.full(environment.num_environments, _STAY)
+            actions = np.full(environment.num_environments, STAY)
             actions[slots] = chosen
             environment.act(actions)
             # The terminal step's reward comes beside the first frame of what is played next.

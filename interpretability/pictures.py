@@ -89,30 +89,30 @@ def sheet(
         if len(row.tiles) != count:
             raise ValueError(f"row {row.heading!r} has {len(row.tiles)} tiles, the headings span {count}")
     width = 2 * _MARGIN + _LABEL + count * (TILE + _GAP) - _GAP + (len(columns) - 1) * _GAP
-    text = [part for line in lines for part in _broken(line, _font(14), width - 2 * _MARGIN)]
+    text = [part for line in lines for part in _broken(line, font(14), width - 2 * _MARGIN)]
     top = _MARGIN + 36 + 21 * len(text) + 14
     pitch = TILE + 22 + 16
     paper = Image.new("RGB", (width, top + 26 + pitch * len(rows) + _MARGIN - 10), _PAPER)
     draw = ImageDraw.Draw(paper)
-    draw.text((_MARGIN, _MARGIN - 4), title, _INK, _font(22, bold=True))
+    draw.text((_MARGIN, _MARGIN - 4), title, _INK, font(22, bold=True))
     for index, line in enumerate(text):
-        draw.text((_MARGIN, _MARGIN + 34 + 21 * index), line, _FAINT, _font(14))
+        draw.text((_MARGIN, _MARGIN + 34 + 21 * index), line, _FAINT, font(14))
     lefts: list[int] = []
     left = _MARGIN + _LABEL
     for heading, span in columns:
-        draw.text((left, top), heading, _INK, _font(14, bold=True))
+        draw.text((left, top), heading, _INK, font(14, bold=True))
         lefts += [left + index * (TILE + _GAP) for index in range(span)]
         left = lefts[-1] + TILE + 2 * _GAP
     for index, row in enumerate(rows):
         y = top + 26 + pitch * index
         draw.line((_MARGIN, y - 1, width - _MARGIN, y - 1), _RULE)
-        draw.text((_MARGIN, y + 8), row.heading, _INK, _font(17, bold=True))
+        draw.text((_MARGIN, y + 8), row.heading, _INK, font(17, bold=True))
         for number, line in enumerate(row.lines):
-            draw.text((_MARGIN, y + 34 + 19 * number), line, _FAINT, _font(13))
+            draw.text((_MARGIN, y + 34 + 19 * number), line, _FAINT, font(13))
         for x, tile in zip(lefts, row.tiles, strict=True):
             if tile is not None:
                 paper.paste(Image.fromarray(enlarge(tile.image).numpy()), (x, y + 8))
-                draw.text((x, y + 8 + TILE + 3), tile.caption, _FAINT, _font(12))
+                draw.text((x, y + 8 + TILE + 3), tile.caption, _FAINT, font(12))
     return torch.from_numpy(np.asarray(paper).copy())
 
 
@@ -128,7 +128,7 @@ def save_png(path: Path, image: UInt8[Tensor, "H W 3"]) -> None:
 
 
 @cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu as matplotlib brings it: the same on every machine."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)

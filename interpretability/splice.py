@@ -73,6 +73,43 @@ class TapMean(nn.Module):
         return MeanAblation((self._sum / self._count).float()).to(self._device)
 
 
+def mean_ablation(
+    agent: TappedAgent,
+    tap: str,
+    levels: Sequence[int],
+    *,
+    settings: EnvironmentSettings,
+    seed: int = 0,
+    num_environments: int = 64,
+    max_steps: int = 200,
+    precision: Precision = "bf16",
+    progress: str | None = None,
+) -> MeanAblation:
+    """The edit that puts in a tap's mean over untouched sampled play, at each channel and position.
+
+    Args:
+        agent, levels, settings, seed, num_environments, precision, progress: as for `play_episodes`.
+        tap: whose mean.
+        max_steps: the mean is over the first so many steps of each level.
+
+    Raises:
+        ValueError: no such tap, or levels that cannot be played.
+    """
+    mean = TapMean()
+    play_episodes(
+        agent,
+        levels,
+        settings=settings,
+        seed=seed,
+        num_environments=num_environments,
+        max_steps=max_steps,
+        precision=precision,
+        observer=PolicyComparison(agent, [(tap, mean)], levels, precision),
+        progress=progress,
+    )
+    return mean.ablation()
+
+
 class PolicyComparison:
     """Observer: how an edit changes the policy on the frames of the play that it watches.
 

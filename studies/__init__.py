@@ -4,3 +4,4 @@ from studies.evaluate_agent import EvaluateAgent as EvaluateAgent
 from studies.report import Report as Report
 from studies.report import Study as Study
 from studies.report import Table as Table
+from studies.watch import Watch as Watch

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from interpretability.films import Film
+
 Cell = str | int | float
 
 
@@ -41,18 +43,31 @@ class Report:
         summary: metric name -> number; 95 % bounds as `NAME_low` and `NAME_high`.
         tables: by name.
         figures: by name.
+        films: by name.
+        pages: HTML that stands alone, by name.
     """
 
     summary: dict[str, float]
     tables: dict[str, Table] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
+    films: dict[str, Film] = field(default_factory=dict)
+    pages: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write `figures/NAME.png` and `tables/NAME.csv`, and at last `summary.json` (not a number becomes null)."""
+        """Write figures, films, pages and tables into folders of these names, and at last `summary.json`.
+
+        A number that is not finite becomes null there.
+        """
         for name, figure in self.figures.items():
             path = folder / "figures" / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=120)
+        for name, film in self.films.items():
+            film.save(folder / "films" / f"{name}.gif")
+        for name, page in self.pages.items():
+            path = folder / "pages" / f"{name}.html"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(page, encoding="utf-8")
         for name, table in self.tables.items():
             path = folder / "tables" / f"{name}.csv"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,8 +86,10 @@ class Report:
                 for row in table.rows:
                     shown.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
                 console.print(shown)
-        pictures = [str(folder / "figures" / f"{name}.png") for name in self.figures]
-        for line in (*(f"picture  {path}" for path in pictures), f"numbers  {folder / 'summary.json'}"):
+        lines = [f"page     {folder / 'pages' / name}.html" for name in self.pages]
+        lines += [f"film     {folder / 'films' / name}.gif" for name in self.films]
+        lines += [f"picture  {folder / 'figures' / name}.png" for name in self.figures]
+        for line in (*lines, f"numbers  {folder / 'summary.json'}"):
             console.print(line, soft_wrap=True, highlight=False)
 
 

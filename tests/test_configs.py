@@ -53,6 +53,7 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "num_frames": 8,
         "optimisation": {"steps": 2},
     },
+    "callbacks.HeldOutPlay": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
     "callbacks.SpliceEvaluation": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
 }
 

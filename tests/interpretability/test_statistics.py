@@ -3,6 +3,7 @@ import pytest
 
 from interpretability.statistics import (
     bootstrap_interval,
+    crossed_bootstrap,
     fraction_recovered,
     join_metrics,
     paired_bootstrap,
@@ -78,3 +79,32 @@ def test_degenerate_samples():
         paired_bootstrap(ratio_of_means, [np.zeros(5), np.zeros(4)])
     with pytest.raises(ValueError, match="at least one trial"):
         wilson_interval(0, 0)
+
+
+def test_crossed_bootstrap_agrees_with_a_loop():
+    """Agents drawn whole, levels within strata, the same for all agents."""
+    generator = np.random.default_rng(0)
+    values = generator.random((6, 30)) + np.linspace(0, 2, 6)[:, None]
+    values[2, 3] = np.nan
+    strata = np.arange(30) % 3
+    found = crossed_bootstrap(values, strata, trim=0.25)
+    drawn = []
+    for _ in range(2_000):
+        levels = np.concatenate([generator.choice(np.flatnonzero(strata == stratum), size=10) for stratum in range(3)])
+        agents = generator.integers(6, size=6)
+        drawn.append(np.mean(np.sort(np.nanmean(values[agents][:, levels], axis=1))[1:-1]))
+    assert found.value == pytest.approx(np.mean(np.sort(np.nanmean(values, axis=1))[1:-1]))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.06)
+
+
+def test_crossed_bootstrap_draws_within_strata():
+    values = np.repeat([[0.0] * 5 + [10.0] * 5], 3, axis=0)
+    assert crossed_bootstrap(values, np.repeat([0, 1], 5)) == (5, 5, 5)
+    loose = crossed_bootstrap(values)
+    assert loose.low < 3 < 7 < loose.high
+
+
+def test_crossed_bootstrap_of_agents_that_nothing_is_known_of():
+    values = np.array([[np.nan, np.nan], [3.0, 3.0]])
+    assert crossed_bootstrap(values) == (3, 3, 3)
+    assert np.isnan(crossed_bootstrap(values[:1])).all()

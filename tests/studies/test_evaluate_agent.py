@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from networks import CustomCNN, SparseAutoencoder, load_agent, save_weights
 from studies import EvaluateAgent
 
 PLAY = {"num_levels": 6, "num_environments": 6, "max_steps": 6, "split": "validation", "device": "cpu"}
+
+SHIPPED = str(Path(__file__).parents[2] / "pretrained/heist_easy_customcnn_seed0.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def save_sae(agent: str, path, channels: int = 32) -> str:
 def test_reports_what_was_played(agent):
     study = EvaluateAgent(agent, **PLAY)
     report = study.run()
-    played = play_episodes(study.agent, range(6), settings=EnvironmentSettings(), num_environments=6, max_steps=6)
+    played = play_episodes(study.agents[0], range(6), settings=EnvironmentSettings(), num_environments=6, max_steps=6)
     assert report.summary["agent/return"] == played.returns.mean()
     assert report.summary["agent/episode_length"] == played.lengths.mean() == 6
     assert report.summary["agent_greedy/solved_high"] > report.summary["agent_greedy/solved"] == 0
@@ -51,6 +54,37 @@ def test_reports_what_was_played(agent):
     assert len(report.tables["episodes"].rows) == 12
 
 
+def test_optimality_is_the_oracles_steps_over_the_agents(tmp_path):
+    report = EvaluateAgent(
+        SHIPPED, **PLAY | {"num_levels": 4, "max_steps": 100}, choose="sampled", film_episodes=1
+    ).run()
+    columns = report.tables["episodes"].columns
+    rows = [dict(zip(columns, row, strict=True)) for row in report.tables["episodes"].rows]
+    ratios = [row["oracle"] / row["length"] for row in rows if row["solved"]]
+    assert len(ratios) > 1, "the test needs solved levels"
+    assert report.summary["agent/optimality"] == pytest.approx(np.mean(ratios))
+    assert report.summary["agent/optimality_low"] <= report.summary["agent/optimality_high"]
+    solved = next(row for row in rows if row["solved"])
+    first = next(iter(report.films.values()))
+    assert next(iter(report.films)) == "sampled_solved"
+    assert len(first.frames) > solved["length"]
+
+
+def test_several_agents(agent, tmp_path):
+    torch.manual_seed(1)
+    other = str(tmp_path / "other.safetensors")
+    save_weights(other, CustomCNN(), {})
+    report = EvaluateAgent([agent, other], choose="sampled", film_episodes=0, **PLAY).run()
+    alone = [EvaluateAgent(path, choose="sampled", film_episodes=0, **PLAY).run() for path in (agent, other)]
+    lengths = [each.summary["agent/episode_length"] for each in alone]
+    assert report.summary["agent/episode_length"] == pytest.approx(np.mean(lengths))
+    assert {"agent/return_iqm", "agent/return_iqm_low", "agent/return_iqm_high"} <= report.summary.keys()
+    assert "agent/return_iqm" not in alone[0].summary
+    assert [row[:2] for row in report.tables["by_agent"].rows] == [["sampled", agent], ["sampled", other]]
+    assert [row[-1] for row in report.tables["episodes"].rows] == [agent] * 6 + [other] * 6
+    assert not report.films
+
+
 def test_edits_of_every_kind(agent, tmp_path):
     sae = save_sae(agent, tmp_path / "sae.safetensors")
     zero = EvaluateAgent(agent, ablation="zero", tap="conv4a", **PLAY)
@@ -59,7 +93,7 @@ def test_edits_of_every_kind(agent, tmp_path):
     assert spliced.edits[0][0] == "conv4a"
     assert isinstance(spliced.edits[0][1], SparseAutoencoder)
     mean = EvaluateAgent(agent, ablation="mean", tap="fc1", choose="greedy", **PLAY)
-    assert isinstance(mean._mean_ablation("fc1")[0][1], MeanAblation)
+    assert isinstance(mean.edits_for(mean.agents[0])[0][1], MeanAblation)
     assert not any(name.startswith("agent/") for name in mean.run().summary)
     identity = EvaluateAgent(agent, edit=nn.Identity(), tap="conv4a", choose="sampled", **PLAY).run()
     clean = EvaluateAgent(agent, choose="sampled", **PLAY).run()
@@ -82,6 +116,10 @@ def test_another_game_has_no_keys(agent):
         ({"max_steps": 0}, "at least 1"),
         ({"game": "chess"}, "no game 'chess'"),
         ({"agent": "nowhere.safetensors"}, "nowhere.safetensors"),
+        ({"agent": []}, "at least one file"),
+        ({"agent": ["a", "a"]}, "none twice"),
+        ({"agent": ["a", "b"], "sae": "c"}, "belongs to the one agent"),
+        ({"film_episodes": -1}, "at least 0"),
     ],
 )
 def test_mistakes_stop_before_any_work(agent, arguments, message):
@@ -101,11 +139,21 @@ def test_command_line(agent, tmp_path, monkeypatch, capsys):
     assert config["study"]["init_args"]["num_levels"] == 3
     assert config["study"]["init_args"]["distribution_mode"] == "easy"
     assert (folder / "figures/episodes.png").exists()
+    assert list(folder.glob("films/sampled_*.gif"))
+    assert list(folder.glob("events.out.tfevents*"))
     assert "by number of keys" in capsys.readouterr().out
     # the configuration that a run has written can be run again, beside it
     assert analyse.main(["--config", str(folder / "config.yaml"), "--name", "tiny"]) == 0
     first, again = (np.loadtxt(folder.parent / f"version_{k}/tables/episodes.csv", str) for k in (0, 1))
     assert first.tolist() == again.tolist()
+
+
+def test_command_line_takes_several_agents(agent):
+    given = f"--study.agent=[{agent}, {SHIPPED}]"
+    config = analyse.build_parser().parse_args(["--study", "studies.EvaluateAgent", given])
+    assert config.study.init_args.agent == [agent, SHIPPED]
+    config = analyse.build_parser().parse_args(["--study", "studies.EvaluateAgent", f"--study.agent={agent}"])
+    assert config.study.init_args.agent == agent
 
 
 def test_command_line_mistakes(agent, tmp_path, monkeypatch, capsys):

@@ -2,9 +2,11 @@ import csv
 import io
 import json
 
+import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from interpretability.films import Film
 from studies import Report, Table
 
 
@@ -26,3 +28,14 @@ def test_writes_and_shows(tmp_path):
     assert "9.123" in screen.getvalue()
     assert "level" not in screen.getvalue()
     assert str(tmp_path / "figures" / "curve.png") in screen.getvalue()
+
+
+def test_films_and_pages_lie_in_folders_of_their_own(tmp_path):
+    report = Report({}, films={"play": Film(np.zeros((2, 8, 8, 3), dtype=np.uint8))}, pages={"look": "<p>ü</p>"})
+    report.write(tmp_path)
+    assert (tmp_path / "films/play.gif").read_bytes().startswith(b"GIF")
+    assert (tmp_path / "pages/look.html").read_text(encoding="utf-8") == "<p>ü</p>"
+    screen = io.StringIO()
+    report.show(Console(file=screen, width=60), tmp_path)
+    assert str(tmp_path / "pages/look.html") in screen.getvalue()
+    assert str(tmp_path / "films/play.gif") in screen.getvalue()

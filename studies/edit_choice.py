@@ -1,0 +1,86 @@
+"""The one edit that a study's arguments ask for."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from environments import EnvironmentSettings
+from interpretability.splice import ZeroAblation, mean_ablation
+from networks import Edit, Precision, SAEBase, TappedAgent, load_sae
+
+MEAN_LEVELS = 64
+MEAN_STEPS = 200
+
+
+@dataclass(frozen=True)
+class EditChoice:
+    """At most one of an autoencoder, an ablation and any module, checked against each other.
+
+    Attributes:
+        sae: path of an autoencoder that replaces its own tap.
+        ablation: replaces `tap` by zeros, or by its mean over untouched sampled play.
+        edit: any module, put in at `tap`.
+        tap: where `ablation` or `edit` go.
+
+    Raises:
+        ValueError: more than one of them, one without a tap, or a tap without one.
+    """
+
+    sae: str | None = None
+    ablation: Literal["mean", "zero"] | None = None
+    edit: nn.Module | None = None
+    tap: str | None = None
+
+    def __post_init__(self) -> None:
+        if sum(option is not None for option in (self.sae, self.ablation, self.edit)) > 1:
+            raise ValueError("sae, ablation and edit exclude each other: give one of them")
+        needs_tap = self.ablation is not None or self.edit is not None
+        if needs_tap and self.tap is None:
+            raise ValueError("ablation and edit need a tap: name the one that they replace")
+        if self.tap is not None and not needs_tap:
+            raise ValueError(
+                f"tap {self.tap!r} is given without an ablation or an edit to put in there (an sae has its own)"
+            )
+
+    def load(self, agent: TappedAgent, device: torch.device | str) -> list[Edit]:
+        """What can be put in at once: nothing as yet for a mean, which has to be played for (`resolve`).
+
+        Raises:
+            ValueError: a file that is missing or belongs to another agent, or a tap that the agent does not have.
+        """
+        if self.sae is not None:
+            autoencoder: SAEBase = load_sae(self.sae, agent=agent).to(device)
+            return [(autoencoder.tap, autoencoder)]
+        if self.tap is None:
+            return []
+        agent.check_taps([self.tap])
+        if self.ablation == "mean":
+            return []
+        return [(self.tap, (ZeroAblation() if self.edit is None else self.edit).to(device))]
+
+    def resolve(
+        self,
+        loaded: list[Edit],
+        agent: TappedAgent,
+        levels: range,
+        settings: EnvironmentSettings,
+        precision: Precision,
+        seed: int = 0,
+    ) -> list[Edit]:
+        """The edits to play with: those that `load` gave, or the mean over up to 64 of the levels, 200 steps each."""
+        if self.ablation != "mean":
+            return loaded
+        assert self.tap is not None
+        mean = mean_ablation(
+            agent,
+            self.tap,
+            levels[:MEAN_LEVELS],
+            settings=settings,
+            seed=seed,
+            max_steps=MEAN_STEPS,
+            precision=precision,
+            progress=f"mean of {self.tap}",
+        )
+        return [(self.tap, mean)]

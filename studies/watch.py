@@ -1,0 +1,192 @@
+"""What goes on inside an agent while it plays one level? A film, and a page to go through step by step."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from environments import EnvironmentSettings, VectorEnvironment, held_out_levels
+from environments.heist import label_states
+from environments.procgen import DistributionMode
+from interpretability.episode_film import episode_film
+from interpretability.episode_page import episode_page
+from interpretability.episodes import play_episodes
+from interpretability.observed_episode import ObservedEpisode, check_shown, observe_episode
+from interpretability.replay import ActionLog, Replay, replay
+from networks import Edit, Precision, SAEBase, load_agent
+from studies.edit_choice import MEAN_LEVELS, EditChoice
+from studies.report import Cell, Report, Study, Table
+
+ACTION_LETTERS = {"L": 1, "R": 7, "U": 5, "D": 3, ".": 4, "1": 0, "7": 2, "3": 6, "9": 8}
+"""Actions by hand: left, right, up, down, stay, and the diagonals as they lie on a keyboard's number block."""
+
+
+class Watch(Study):
+    """Plays one level and shows, step by step, the frame, maps of units, the policy and the value.
+
+    Writes `pages/level_SEED.html`, which needs nothing but a browser, and `films/level_SEED.gif`. With an autoencoder,
+    an ablation or another edit, the edited agent is run on the very same frames and stands beside the untouched one.
+
+    Summary: `watch/steps`, `watch/solved`, and with an edit `watch/kl`, KL(untouched || edited) in nats, and
+    `watch/action_agreement`, the fraction of steps with the same most likely action, both means over the steps.
+
+    Args:
+        agent: path of the agent's weights.
+        level: seed of the level; below 100 000 are those that no training has seen.
+        actions: taken by hand, as letters: L R U D, a full stop to stay, and 7 9 1 3 for the diagonals up left, up
+            right, down left and down right; spaces do not count. Null lets the agent play.
+        choose: whether the playing agent samples its actions or takes the likeliest.
+        play_edited: the edited agent plays, rather than the untouched one.
+        max_steps: the episode is shown up to here.
+        show: which units are shown: for a tap's name, or `sae` for an autoencoder's latents, their numbers or how many;
+            a number takes those that vary most over the episode.
+        sae: path of an autoencoder that replaces its tap.
+        ablation: replaces `tap` by zeros, or by its mean over untouched play of 64 validation levels.
+        edit: any module, put in at `tap`.
+        tap: where `ablation` or `edit` go; an autoencoder knows its own.
+        game: any procgen game; the shortest solution is shown in heist.
+        distribution_mode: its difficulty.
+        seed: of the action noise.
+        precision: in which the agent runs.
+        device: where; `auto` takes a GPU if there is one.
+
+    Raises:
+        ValueError: a file that is missing or does not fit, a letter that is no action, a tap that has no map, units
+            that it does not have, or the edit's arguments do not fit together.
+    """
+
+    def __init__(
+        self,
+        agent: str,
+        level: int = 0,
+        actions: str | None = None,
+        choose: Literal["sampled", "greedy"] = "sampled",
+        play_edited: bool = False,
+        max_steps: int = 100,
+        show: dict[str, list[int] | int] | None = None,
+        sae: str | None = None,
+        ablation: Literal["mean", "zero"] | None = None,
+        edit: nn.Module | None = None,
+        tap: str | None = None,
+        game: str = "heist",
+        distribution_mode: DistributionMode = "easy",
+        seed: int = 0,
+        precision: Precision = "bf16",
+        device: str = "auto",
+    ) -> None:
+        self.edit_choice = EditChoice(sae, ablation, edit, tap)
+        if level < 0 or max_steps < 1:
+            raise ValueError(f"level {level} must be at least 0 and max_steps {max_steps} at least 1")
+        if play_edited and sae is None and ablation is None and edit is None:
+            raise ValueError("play_edited asks for an edit to play with: give sae, ablation or edit")
+        if play_edited and actions is not None:
+            raise ValueError("actions are taken by hand, so play_edited lets nobody play: give one of them")
+        self.actions = None if actions is None else parse_actions(actions)
+        self.settings = EnvironmentSettings(game, distribution_mode)
+        VectorEnvironment(self.settings, 1).close()  # refuses an unknown game
+        where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.name = agent
+        self.agent = load_agent(agent).to(where)
+        self.edits = self.edit_choice.load(self.agent, where)
+        self.sae = next((edit for _, edit in self.edits if sae is not None and isinstance(edit, SAEBase)), None)
+        self.show: dict[str, list[int] | int] = {"conv4a": 8} if show is None else show
+        check_shown(self.agent, self.sae, self.show)
+        self.level, self.choose, self.play_edited = level, choose, play_edited
+        self.max_steps, self.seed = max_steps, seed
+        self.precision: Precision = precision
+
+    def run(self) -> Report:
+        """Play, look inside, draw."""
+        validation = held_out_levels("validation", MEAN_LEVELS)
+        edits = self.edit_choice.resolve(self.edits, self.agent, validation, self.settings, self.precision, self.seed)
+        played = replay(self.level, self._choose_actions(edits), self.settings)
+        episode = observe_episode(
+            self.agent,
+            played,
+            self.show,
+            edits=edits,
+            sae=self.sae,
+            labels=label_states(played.states) if self.settings.game == "heist" else None,
+            precision=self.precision,
+        )
+        title = f"{self.settings.game}, level {self.level}: {_outcome(played)}"
+        name = f"level_{self.level}"
+        return Report(
+            _summary(episode),
+            {"steps": _table(episode)},
+            films={name: episode_film(episode, title)},
+            pages={name: episode_page(episode, title, self._describe())},
+        )
+
+    def _choose_actions(self, edits: list[Edit]) -> list[int]:
+        if self.actions is not None:
+            return self.actions[: self.max_steps]
+        log = ActionLog()
+        play_episodes(
+            self.agent,
+            [self.level],
+            settings=self.settings,
+            edits=edits if self.play_edited else (),
+            greedy=self.choose == "greedy",
+            seed=self.seed,
+            max_steps=self.max_steps,
+            precision=self.precision,
+            observer=log,
+        )
+        return log.actions(self.level)
+
+    def _describe(self) -> list[str]:
+        choice, settings = self.edit_choice, self.settings
+        who = "the edited agent" if self.play_edited else "the untouched agent"
+        how = "sampled from its policy" if self.choose == "sampled" else "the likeliest"
+        lines = [
+            f"Agent {self.name}; game {settings.game}, {settings.distribution_mode}.",
+            "Actions given by hand." if self.actions is not None else f"Played by {who}; actions are {how}.",
+        ]
+        if self.edit_choice.sae is not None:
+            lines.append(f"Edit: the autoencoder {choice.sae} in place of {self.edits[0][0]}.")
+        elif choice.tap is not None:
+            what = f"{choice.ablation} ablation" if choice.ablation else type(choice.edit).__name__
+            lines.append(f"Edit: {what} at {choice.tap}.")
+        return lines
+
+
+def parse_actions(letters: str) -> list[int]:
+    """Actions from letters, see `ACTION_LETTERS`; small ones count as well, white space does not.
+
+    Raises:
+        ValueError: a letter that is no action, or none at all.
+    """
+    found = [letter.upper() for letter in letters if not letter.isspace()]
+    unknown = sorted(set(found) - set(ACTION_LETTERS))
+    if unknown or not found:
+        raise ValueError(
+            f"actions {letters!r}: {' '.join(unknown) or 'nothing'} is no action; "
+            "write L R U D, a full stop to stay, 7 9 1 3 for diagonals"
+        )
+    return [ACTION_LETTERS[letter] for letter in found]
+
+
+def _outcome(played: Replay) -> str:
+    steps = f"{len(played.frames)} steps"
+    if played.solved:
+        return f"solved in {steps}"
+    return f"failed after {steps}" if played.ended else f"the first {steps}"
+
+
+def _summary(episode: ObservedEpisode) -> dict[str, float]:
+    played, divergence = episode.replay, episode.divergence()
+    summary = {"watch/steps": float(len(played.frames)), "watch/solved": float(played.solved)}
+    if divergence is not None:
+        clean, edited = (arm.probabilities.argmax(1) for arm in episode.arms)
+        summary["watch/kl"] = float(divergence.mean())
+        summary["watch/action_agreement"] = float((clean == edited).mean())
+    return summary
+
+
+def _table(episode: ObservedEpisode) -> Table:
+    """Action, reward and each arm's value at every step."""
+    columns = [episode.replay.actions.tolist(), episode.replay.rewards.tolist()]
+    columns += [arm.values.tolist() for arm in episode.arms]
+    rows: list[list[Cell]] = [[step, *cells] for step, cells in enumerate(zip(*columns, strict=True), start=1)]
+    return Table(["step", "action", "reward", *(f"value {arm.name}" for arm in episode.arms)], rows, printed=False)

@@ -56,9 +56,7 @@ class BilinearDecomposition:
         Raises:
             ValueError: more than there are, or fewer than none.
         """
-        rank = self._checked(rank)
-        products = self._products(inputs, self.eigenvectors[:rank])
-        return products.square() * self.eigenvalues[:rank].view(-1, *[1] * (products.ndim - 2))
+        return self._parts(inputs, rank)[1]
 
     def rebuild(self, inputs: Float[Tensor, "B ..."], rank: int | None = None) -> Float[Tensor, "B ..."]:
         """The layer's output along the direction, from the linear part and the first `rank` eigenvectors.
@@ -68,8 +66,8 @@ class BilinearDecomposition:
         Returns:
             [B], or maps [B H W].
         """
-        linear = self._products(inputs, self.linear.unsqueeze(0)).squeeze(1)
-        return self.components(inputs, rank).sum(1) + linear + self.constant
+        linear, components = self._parts(inputs, rank)
+        return linear + components.sum(1) + self.constant
 
     def largest_error(self, rank: int) -> float:
         """The largest error that `rebuild` from the first `rank` eigenvectors makes on an input of length 1.
@@ -86,11 +84,17 @@ class BilinearDecomposition:
             raise ValueError(f"rank {rank} must lie in 0 to {number}, the number of eigenvectors")
         return number if rank is None else rank
 
-    def _products(self, inputs: Tensor, patterns_R: Tensor) -> Float[Tensor, "B R ..."]:
-        inputs = inputs.to(patterns_R)
+    def _parts(self, inputs: Tensor, rank: int | None) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B R ..."]]:
+        """The linear part and the components, by one product of the input with all patterns."""
+        rank = self._checked(rank)
+        patterns = torch.cat([self.linear.unsqueeze(0), self.eigenvectors[:rank]])
+        inputs = inputs.to(patterns)
         if self.padding is None:
-            return functional.linear(inputs, patterns_R)
-        return functional.conv2d(inputs, patterns_R, stride=self.stride, padding=self.padding)
+            products = functional.linear(inputs, patterns)
+        else:
+            products = functional.conv2d(inputs, patterns, stride=self.stride, padding=self.padding)
+        eigenvalues = self.eigenvalues[:rank].view(-1, *[1] * (products.ndim - 2))
+        return products[:, 0], products[:, 1:].square() * eigenvalues
 
 
 @torch.no_grad()

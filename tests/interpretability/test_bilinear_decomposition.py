@@ -21,7 +21,7 @@ def net() -> BilinearImpala:
 @pytest.fixture(scope="module")
 def acts(net: BilinearImpala) -> dict[str, torch.Tensor]:
     """Activations on first frames of heist."""
-    environment = VectorEnvironment(EnvironmentSettings(), 8)
+    environment = VectorEnvironment(EnvironmentSettings(), 4)
     _, frames, _ = environment.observe()
     environment.close()
     images = torch.from_numpy(frames.copy()).double() / 255

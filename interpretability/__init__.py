@@ -1,5 +1,10 @@
 """Methods on a network: play, splice, visualise, track, edit, and the statistics to report them with."""
 
+from interpretability.bilinear_decomposition import BilinearDecomposition as BilinearDecomposition
+from interpretability.bilinear_decomposition import decompose as decompose
+from interpretability.bilinear_decomposition import draw_eigenfilters as draw_eigenfilters
+from interpretability.bilinear_decomposition import filter_images as filter_images
+from interpretability.bilinear_decomposition import split_direction as split_direction
 from interpretability.colour import ColourMoments as ColourMoments
 from interpretability.colour import ColourStatistics as ColourStatistics
 from interpretability.dataset_examples import DatasetExamples as DatasetExamples

@@ -239,7 +239,7 @@ class _Response:
         self._sae = sae
         self._precision: Precision = precision
         self._device = next(agent.parameters()).device
-        befores = [name for name in agent.taps if name.endswith(".pre")]
+        befores = [name for name in agent.taps if name.endswith(".pre")] if agent.rectifies else []
         # an autoencoder's activation function lies behind the tap, a channel's own ReLU just before it
         self._before = f"{tap}.pre" if f"{tap}.pre" in befores and sae is None else tap
         self._opening: list[Edit] = [(name, OpenedReLU()) for name in befores if name not in (tap, self._before)]

@@ -9,7 +9,7 @@ tensors in the module, so that edits of one class share one compilation.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
@@ -41,11 +41,13 @@ class TappedAgent(nn.Module, ABC):
 
     Attributes:
         taps: tap names in order of computation, with the shape each yields for one input.
+        rectifies: whether `NAME` is always the ReLU of `NAME.pre`, unit by unit.
         weights_hash: hash of the file the weights were loaded from; empty for a fresh network.
         metadata: what that file says of them.
     """
 
     taps: dict[str, tuple[int, ...]]
+    rectifies: ClassVar[bool] = True
     weights_hash: str = ""
     metadata: Mapping[str, Any] = MappingProxyType({})
 

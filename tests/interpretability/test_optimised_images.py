@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from interpretability.colour import ColourMoments, ColourStatistics
 from interpretability.optimised_images import OpenedReLU, OptimisationSettings, Unit, optimise_images
-from networks import CustomCNN, SparseAutoencoder, TappedAgent
+from networks import BilinearImpala, CustomCNN, SparseAutoencoder, TappedAgent
 from networks.taps import Step
 
 # a planted answer is told from another one soon; pictures for people take longer
@@ -99,6 +99,21 @@ def test_what_is_reported_is_reached_by_the_image_shown() -> None:
     own = latents[[0, 1, 2], [5, 5, 63]]
     torch.testing.assert_close(found.achieved, torch.stack([own[0].mean(), own[1, 3, 4], own[2].mean()]))
     torch.testing.assert_close(found.peak, own.amax((1, 2)))
+
+
+def test_products_are_driven_themselves_and_not_rectified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bilinear network's `.pre` holds two maps: neither is what the product likes, and no ReLU is to be opened."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a product was taken for a ReLU")
+
+    monkeypatch.setattr(OpenedReLU, "forward", refuse)
+    torch.manual_seed(0)
+    agent = BilinearImpala().eval()
+    found = optimise_images(agent, "conv2a", [Unit(1), Unit(31)], game_colours(), settings=QUICK, precision="fp32")
+    assert found.driven.all()
+    with pytest.raises(ValueError, match="conv2a has 32 units"):
+        optimise_images(agent, "conv2a", [Unit(32)], game_colours(), settings=QUICK, precision="fp32")
 
 
 class Silent(Planted):

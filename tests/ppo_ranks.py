@@ -1,4 +1,4 @@
-"""What two ranks do together, run by `torch.distributed.run`; not a test itself. Rank K writes rank_K.pt for the test.
+"""What two ranks do together; not a test itself. Each writes OUT/rank_K.pt for the test that starts them.
 
 Arguments: the folder OUT, and the agent file to start from.
 """

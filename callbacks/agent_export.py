@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from networks import save_weights
 
@@ -33,9 +32,10 @@ class AgentExport(Callback):
         """Save the last weights."""
         self._save(trainer, pl_module)
 
-    @rank_zero_only
     def _save(self, trainer: L.Trainer, module: Any) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # of the first rank, which tells the others
+        if not trainer.is_global_zero:
+            return
         metadata = module.agent_metadata() | {"command": shlex.join(["python", *sys.argv])}
         save_weights(folder / "agent.safetensors", module.agent, metadata)
         if self.keep:

@@ -1,5 +1,6 @@
 """Writes the agent being trained as safetensors, ready for `load_agent`."""
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -16,28 +17,49 @@ class AgentExport(Callback):
 
     Args:
         every_n_epochs: how often; the file is replaced whole. At the end of training it is always written.
-        keep: also keep each export as `checkpoints/agent_STEPS.safetensors`, STEPS being environment frames.
+        keep_from: also keep the agent as `checkpoints/agent_FRAMES.safetensors` at the ends of the epochs in which the
+            environment frames reached this number, twice, four times as many and so on: how what an agent knows
+            comes about is best seen on such a ladder. Null keeps none.
+
+    Raises:
+        ValueError: numbers below 1.
     """
 
-    def __init__(self, every_n_epochs: int = 10, keep: bool = False) -> None:
+    def __init__(self, every_n_epochs: int = 10, keep_from: int | None = None) -> None:
+        if every_n_epochs < 1 or (keep_from is not None and keep_from < 1):
+            raise ValueError(f"every_n_epochs {every_n_epochs} and keep_from {keep_from} must be at least 1")
         self.every_n_epochs = every_n_epochs
-        self.keep = keep
+        self.keep_from = keep_from
+        self._rung = -1  # the last of the ladder that was kept
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save every so many epochs."""
+        """Save every so many epochs, and what the ladder asks for."""
+        metadata = self._metadata(pl_module)
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._save(trainer, pl_module)
+            self._save(trainer, pl_module, "agent.safetensors", metadata)
+        frames = metadata["env_steps"]
+        if self.keep_from is not None and frames >= self.keep_from:
+            rung = int(math.log2(frames / self.keep_from))
+            if rung > self._rung:
+                self._rung = rung
+                self._save(trainer, pl_module, f"checkpoints/agent_{frames:010d}.safetensors", metadata)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last weights."""
-        self._save(trainer, pl_module)
+        self._save(trainer, pl_module, "agent.safetensors", self._metadata(pl_module))
 
-    def _save(self, trainer: L.Trainer, module: Any) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # of the first rank, which tells the others
-        if not trainer.is_global_zero:
-            return
-        metadata = module.agent_metadata() | {"command": shlex.join(["python", *sys.argv])}
-        save_weights(folder / "agent.safetensors", module.agent, metadata)
-        if self.keep:
-            name = f"agent_{metadata['env_steps']:010d}.safetensors"
-            save_weights(folder / "checkpoints" / name, module.agent, metadata)
+    def state_dict(self) -> dict[str, Any]:
+        """How far up the ladder the run is."""
+        return {"rung": self._rung}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._rung = state_dict["rung"]
+
+    def _metadata(self, module: Any) -> dict[str, Any]:
+        return module.agent_metadata() | {"command": shlex.join(["python", *sys.argv])}
+
+    def _save(self, trainer: L.Trainer, module: Any, name: str, metadata: dict[str, Any]) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # Lightning has all ranks ask, or the one waits
+        if trainer.is_global_zero:
+            save_weights(folder / name, module.agent, metadata)

@@ -62,7 +62,8 @@ def test_averaged_gradients_are_those_of_one_process_on_the_whole_minibatch(fold
     for name, parameter in module.agent.named_parameters():
         for result in ranks:
             torch.testing.assert_close(result["gradients"][name], parameter.grad, atol=1e-6, rtol=1e-5, msg=name)
-    assert module.agent.conv1a.weight.grad.abs().max() > 1e-4
+    for name in ("conv1a", "fc3", "value_fc"):
+        assert module.agent.get_submodule(name).weight.grad.abs().max() > 1e-3
 
 
 def test_ranks_stay_alike(ranks):
@@ -71,7 +72,7 @@ def test_ranks_stay_alike(ranks):
     assert differences(one["optimiser"], other["optimiser"]) == []
     assert ranks[0]["metrics"] == ranks[1]["metrics"]
     assert ranks[0]["metrics"]["env_steps"] == 2 * FRAMES
-    assert torch.isfinite(torch.tensor(list(ranks[0]["metrics"].values()))).all()
+    assert all(ranks[0]["metrics"][f"ppo/{name}"] != 0 for name in ("policy_loss", "value_loss", "reference_kl"))
 
 
 def test_ranks_play_other_levels_with_other_noise(ranks):

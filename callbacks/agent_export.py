@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from networks import save_weights
 
@@ -60,6 +59,7 @@ class AgentExport(Callback):
     def _metadata(self, module: Any) -> dict[str, Any]:
         return module.agent_metadata() | {"command": shlex.join(["python", *sys.argv])}
 
-    @rank_zero_only
     def _save(self, trainer: L.Trainer, module: Any, name: str, metadata: dict[str, Any]) -> None:
-        save_weights(Path(trainer.log_dir or trainer.default_root_dir) / name, module.agent, metadata)
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # Lightning has all ranks ask, or the one waits
+        if trainer.is_global_zero:
+            save_weights(folder / name, module.agent, metadata)

@@ -1,10 +1,12 @@
-"""What turns a rollout's rewards into targets: generalised advantages and the scale of rewards. Pure tensor code."""
+"""What turns a rollout's rewards into targets: generalised advantages and the scale of rewards."""
 
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from datamodules.ranks import gather
 
 
 class Advantages(NamedTuple):
@@ -54,10 +56,10 @@ class RewardNormaliser:
     """Scales rewards by the running standard deviation of the discounted return, as baselines' VecNormalize does.
 
     The mean is left in, so that no reward stays no reward. Statistics are kept in float64 and taken over once per
-    rollout: every reward of a rollout is divided by the same number.
+    rollout: every reward of a rollout is divided by the same number, on all ranks of distributed training.
 
     Args:
-        num_environments: N.
+        num_environments: N, on this rank.
         discount: gamma of the return whose deviation is tracked.
         clip: largest absolute value of a scaled reward.
     """
@@ -82,7 +84,7 @@ class RewardNormaliser:
             self.running = self.running * self.discount + rewards[t].double()
             returns[t] = self.running
             self.running = self.running.masked_fill(ended[t], 0.0)
-        self._update(returns)
+        self._update(gather(returns))
         return (rewards * self.scale).clamp(-self.clip, self.clip)
 
     @property
@@ -90,7 +92,7 @@ class RewardNormaliser:
         """What rewards are multiplied by."""
         return float((self.variance + 1e-8) ** -0.5)
 
-    def _update(self, returns: Float[Tensor, "T N"]) -> None:
+    def _update(self, returns: Float[Tensor, "W T N"]) -> None:
         """Merge the moments of a batch into the running ones (Chan et al. 1979)."""
         mean, variance, count = returns.mean().item(), returns.var(correction=0).item(), returns.numel()
         total, delta = self.count + count, mean - self.mean

@@ -4,7 +4,10 @@ from collections import deque
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
+
+from datamodules.ranks import gather
 
 EPISODE_WINDOW = 256
 
@@ -31,12 +34,14 @@ class EpisodeTally:
         self.lengths[first] = 0
 
     def metrics(self) -> dict[str, float]:
-        """Means over the last finished episodes (at most 256); empty before the first has ended."""
-        if not self.finished:
-            return {}
-        means = np.mean(self.finished, axis=0)
+        """Means over the last finished episodes, at most 256 of each rank; empty before the first has ended.
+
+        For all ranks to call.
+        """
+        sums = np.zeros(3) if not self.finished else np.sum(self.finished, axis=0)
+        count, *totals = gather(torch.tensor([len(self.finished), *sums], dtype=torch.float64)).sum(0).tolist()
         names = ("agent/return", "agent/solved", "agent/episode_length")
-        return {name: float(mean) for name, mean in zip(names, means, strict=True)}
+        return {name: total / count for name, total in zip(names, totals, strict=True)} if count else {}
 
     def state_dict(self) -> dict[str, list[Any]]:
         """Everything as primitives."""

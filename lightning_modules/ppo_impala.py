@@ -6,9 +6,14 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from datamodules.rollouts import RolloutBatch, RolloutDataModule
+from datamodules.ranks import gather, world_size
+from datamodules.resuming import changed_settings
+from datamodules.rollout_batch import RolloutBatch
+from datamodules.rollouts import FIXED_SETTINGS, RolloutDataModule
 from lightning_modules.ppo_losses import (
     clipped_policy_loss,
     clipped_value_loss,
@@ -16,10 +21,13 @@ from lightning_modules.ppo_losses import (
     policy_divergence,
     policy_entropy,
 )
+from lightning_modules.rollout_boundary import SigtermFlag, check_checkpoints
 from networks import AgentOutput, TappedAgent, load_agent, log_probabilities
 from networks.compilation import compile_in_place
 from networks.weights import load_into
 
+# What a checkpoint's weights are bound to; the agent and the clone it is held to come from there, not from a file.
+_FIXED_SETTINGS = ("agent", "warm_start", "held_to_warm_start")
 _METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "reference_kl")
 
 
@@ -32,7 +40,9 @@ class PPOImpala(LightningModule):
     clone; from there on a penalty of KL(clone || agent), fading linearly over `kl_frames`, holds the agent near it.
     `RolloutDataModule.time_limit` keeps stuck episodes short meanwhile.
 
-    `callbacks.AgentExport` writes the agent for `load_agent`.
+    `callbacks.AgentExport` writes the agent for `load_agent`. A run goes on from a checkpoint bit for bit, also after
+    SIGTERM, which writes one at the end of the rollout. Settings may then differ, except for those that what is saved
+    is bound to; in distributed training gradients, metrics and the stop are those of all ranks.
 
     Args:
         agent: the network to train.
@@ -95,6 +105,7 @@ class PPOImpala(LightningModule):
         self.kl_frames = kl_frames
         self.compile_agent = compile
         self._compiled = False
+        self._sigterm = SigtermFlag()
         self._sums: Tensor | None = None
         self._count = 0
 
@@ -111,6 +122,7 @@ class PPOImpala(LightningModule):
         if stage != "fit":
             return
         _ = self.rollouts
+        check_checkpoints(self.trainer)
         if self.warm_start is not None:
             clone = load_agent(self.warm_start)
             if clone.architecture != self.agent.architecture:
@@ -150,8 +162,13 @@ class PPOImpala(LightningModule):
         """Whether the current rollout still belongs to the value head alone."""
         return self.rollouts.env_steps <= self.value_warmup_frames
 
+    def on_train_start(self) -> None:
+        """Listen for SIGTERM; let all that draws random numbers go on where a checkpoint left them."""
+        self._sigterm.listen(self.trainer)
+        self.rollouts.restore_global_generators()
+
     def on_train_batch_start(self, batch: RolloutBatch, batch_idx: int) -> None:
-        """Set what depends on the environment frames played: learning rate, and what may learn."""
+        """Set the learning rate, which depends on the environment frames played."""
         rate = self.learning_rate
         if self.anneal_frames is not None:
             rate *= max(0.01, 1 - self.rollouts.env_steps / self.anneal_frames)
@@ -159,12 +176,9 @@ class PPOImpala(LightningModule):
             rate = self.value_warmup_learning_rate
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
-        if self.value_warmup_frames:
-            self.agent.requires_grad_(not self.value_warms_up())
-            self.agent.heads()[1].requires_grad_(True)
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
-        """The loss of one minibatch; while the value warms up that of the value alone."""
+        """The loss of one minibatch."""
         output = self.agent(batch.frames)
         assert output.logits is not None
         assert output.value is not None
@@ -178,12 +192,21 @@ class PPOImpala(LightningModule):
         if batch.reference_logits is not None:
             reference_kl = policy_divergence(batch.reference_logits, output.logits)
         self._accumulate(policy.loss, value_loss, entropy, policy.approx_kl, policy.clip_fraction, reference_kl)
-        loss = self.value_coefficient * value_loss
-        if self.value_warms_up():
-            return loss
+        loss = policy.loss + self.value_coefficient * value_loss - self.entropy_coefficient * entropy
         if batch.reference_logits is not None:
             loss = loss + self.kl_weight() * reference_kl
-        return loss + policy.loss - self.entropy_coefficient * entropy
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """While the value warms up, leave out all gradients but its head's, before they are clipped.
+
+        Freezing the others instead would compile anew, and break distributed training, which waits for all gradients.
+        """
+        if self.value_warms_up():
+            head = set(self.agent.heads()[1].parameters())
+            for parameter in self.agent.parameters():
+                if parameter not in head:
+                    parameter.grad = None
 
     def _accumulate(self, *metrics: Tensor) -> None:
         # On the device, once a rollout to the logger: a log call a step costs a millisecond, and .item() a sync.
@@ -197,7 +220,7 @@ class PPOImpala(LightningModule):
         Raises:
             ValueError: a loss or a weight is not finite.
         """
-        if not self.trainer.is_last_batch:
+        if not self.trainer.is_last_batch and self.trainer.global_step != self.trainer.max_steps:
             return
         broken = [f"ppo/{name}" for name, mean in self._means().items() if not math.isfinite(mean)]
         broken += [name for name, weight in self.agent.named_parameters() if not weight.isfinite().all()]
@@ -208,13 +231,17 @@ class PPOImpala(LightningModule):
             )
 
     def _means(self) -> dict[str, float]:
+        """Of this rollout's minibatches so far, over all ranks."""
         assert self._sums is not None
-        return dict(zip(_METRICS, (self._sums / self._count).tolist(), strict=True))
+        return dict(zip(_METRICS, (gather(self._sums).mean(0) / self._count).tolist(), strict=True))
 
     def on_train_epoch_end(self) -> None:
-        """Log the rollout against environment frames."""
-        if self._sums is None:  # resumed at the very end of an epoch
-            return
+        """Log the rollout against environment frames, and stop if asked to."""
+        if self._sums is not None:  # else resumed at the very end of an epoch
+            self._log_rollout()
+        self._sigterm.stop(self.trainer, self.device)
+
+    def _log_rollout(self) -> None:
         means = self._means()
         self._sums, self._count = None, 0
         frames, rollout = self.rollouts.env_steps, self.rollouts.rollout
@@ -222,12 +249,48 @@ class PPOImpala(LightningModule):
         if self.reference is None:
             del means["reference_kl"]
         metrics = {f"ppo/{name}": mean for name, mean in means.items()}
-        metrics["ppo/explained_variance"] = explained_variance(rollout.values, rollout.returns).item()
+        values, returns = gather(rollout.values).flatten(), gather(rollout.returns).flatten()
+        metrics["ppo/explained_variance"] = explained_variance(values, returns).item()
         shown = self.rollouts.tally.metrics()
-        self.log_dict({**metrics, "env_steps": float(frames)}, logger=False)
-        self.log_dict(shown, prog_bar=True, logger=False)
+        # the same on all ranks already; Lightning asks to be told to see to it
+        self.log_dict({**metrics, "env_steps": float(frames)}, logger=False, sync_dist=world_size() > 1)
+        self.log_dict(shown, prog_bar=True, logger=False, sync_dist=world_size() > 1)
         for logger in self.loggers:
             logger.log_metrics({**metrics, **shown, "env_steps": frames}, step=frames)
+
+    def settings(self) -> dict[str, Any]:
+        """What is configured here and in the trainer, by name; a checkpoint says it of its training."""
+        given = {name: value for name, value in self.hparams.items() if not name.startswith("_")}
+        return {
+            **given,
+            "agent": {"class": self.agent.architecture, **self.agent.config()},
+            "held_to_warm_start": bool(self.kl_coefficient),
+            "precision": self.trainer.precision,
+            "gradient_clip_val": self.trainer.gradient_clip_val,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say under which settings the checkpoint was made."""
+        checkpoint["settings"] = self.settings()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Before a run goes on, say what is configured otherwise now.
+
+        Raises:
+            ValueError: settings differ that what is saved is bound to, or the checkpoint is none of this training.
+        """
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        data = checkpoint.get(type(self.rollouts).__qualname__)
+        if data is None or "settings" not in checkpoint:
+            raise ValueError(
+                "the checkpoint has no environments to go on with, so it is of another kind of training: "
+                "to begin from an agent's weights set model.init_args.warm_start to its .safetensors file"
+            )
+        there = {**data["settings"], **checkpoint["settings"]}
+        here = {**self.rollouts.settings(), **self.settings()}
+        if changed := changed_settings(there, here, (*FIXED_SETTINGS, *_FIXED_SETTINGS)):
+            rank_zero_info(f"goes on with settings that have changed since the checkpoint: {'; '.join(changed)}")
 
     def agent_metadata(self) -> dict[str, Any]:
         """What the saved agent's file says of its training."""

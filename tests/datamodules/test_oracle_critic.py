@@ -99,7 +99,7 @@ def test_it_is_the_baseline_of_advantages_and_leaves_the_values_targets_alone():
         rewards.append(reward)
         first.append(begins)
     values.append(critic(env.get_states(), 0.98))
-    scale = helped._normaliser.scale
+    scale = helped.player.normaliser.scale
     expected, _ = generalised_advantages(
         torch.from_numpy(np.stack(rewards)) * scale,
         torch.from_numpy(np.stack(values)) * scale,

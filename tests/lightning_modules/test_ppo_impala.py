@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import AgentExport
 from datamodules import RolloutDataModule
@@ -77,10 +78,11 @@ def test_resumed_training_equals_uninterrupted(tmp_path, clone):
     assert resumed.trainer.global_step == whole.trainer.global_step == 12
     for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
-    states = [module.trainer.datamodule.state_dict() for module in (whole, resumed)]
+    for module in (whole, resumed):
+        assert module.trainer.datamodule.env_steps == 3 * FRAMES
+    states = [module.trainer.datamodule.player.state_dict() for module in (whole, resumed)]
     assert torch.equal(states[0]["environments"], states[1]["environments"])
     assert torch.equal(states[0]["generator"], states[1]["generator"])
-    assert states[0]["env_steps"] == states[1]["env_steps"] == 3 * FRAMES
     assert states[0]["tally"] == states[1]["tally"]
 
 
@@ -108,6 +110,67 @@ def test_nan_stops_with_the_frames_and_keeps_the_last_checkpoint(tmp_path):
     assert load_agent(tmp_path / "ppo/run/agent.safetensors").metadata["env_steps"] == FRAMES
 
 
+def test_nan_in_a_loss_leaves_a_checkpoint_to_go_on_from(tmp_path):
+    class Poison(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.current_epoch == 1 and batch_idx == 2:
+                batch.returns.fill_(torch.nan)
+
+    with pytest.raises(ValueError, match=f"not finite after {2 * FRAMES} environment frames: ppo/value_loss"):
+        fit(tmp_path / "broken", 3, [Poison()])
+    last = tmp_path / "broken/ppo/run/checkpoints/last.ckpt"
+    resumed, whole = fit(tmp_path / "broken", 3, ckpt_path=last), fit(tmp_path / "whole", 3)
+    for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+class Validated(PPOImpala):
+    """Draws from the global generator in training, and validates."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * (1 + torch.rand(()))
+
+    def validation_step(self, batch, batch_idx):
+        self.log("drawn", self.agent(batch[0]).value.mean() + torch.rand(()))
+
+
+class WithValidation(RolloutDataModule):
+    """Validation frames in an order from the global generator."""
+
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(torch.rand(4, 64, 64, 3)), batch_size=2, shuffle=True)
+
+
+@pytest.mark.parametrize("at_epoch_end", [True, False])
+def test_a_validation_in_between_changes_nothing_about_resuming(tmp_path, at_epoch_end):
+    def run(name, epochs, ckpt_path=None):
+        torch.manual_seed(0)
+        module = Validated(CustomCNN())
+        data = WithValidation(num_environments=4, num_steps=8, num_epochs=1, num_minibatches=2)
+        checkpoint = ModelCheckpoint(tmp_path / name, save_last=True, save_on_train_epoch_end=at_epoch_end)
+        trainer = Trainer(
+            max_epochs=epochs, accelerator="cpu", logger=False, callbacks=[checkpoint], enable_progress_bar=False,
+            enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        assert data.env_steps == epochs * FRAMES
+        return module
+
+    whole = run("whole", 3)
+    run("part", 2)
+    resumed = run("part", 3, tmp_path / "part/last.ckpt")
+    assert whole.trainer.global_step == resumed.trainer.global_step == 6
+    for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("when", [{"every_n_train_steps": 1}, {"save_on_exception": True}])
+def test_checkpoints_amid_a_rollout_are_refused(tmp_path, when):
+    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, callbacks=[ModelCheckpoint(tmp_path, **when)])
+    with pytest.raises(ValueError, match="give ModelCheckpoint every_n_epochs"):
+        trainer.fit(PPOImpala(CustomCNN()), datamodule=RolloutDataModule(num_environments=4, num_steps=8))
+
+
 def test_agent_is_saved_with_where_it_comes_from(tmp_path, clone):
     module = fit(tmp_path, 1, warm_start=clone)
     agent = load_agent(tmp_path / "ppo/run/agent.safetensors")
@@ -121,9 +184,10 @@ def test_agent_is_saved_with_where_it_comes_from(tmp_path, clone):
 class Generous(RolloutDataModule):
     """A reward a step, so that there is something to predict."""
 
-    def _step(self, actions, cut):
-        frames, reward, first = super()._step(actions, cut)
-        return frames, reward + 1, first
+    def setup(self, stage):
+        super().setup(stage)
+        observe = self.player.environments.observe
+        self.player.environments.observe = lambda: (lambda reward, *rest: (reward + 1, *rest))(*observe())
 
 
 def test_value_head_learns_alone_at_first(tmp_path, clone):

@@ -1,0 +1,160 @@
+"""A run of PPO that was killed or stopped goes on bit for bit, or says why it cannot."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import train
+
+ROOT = Path(__file__).parents[2]
+EPOCHS = 4
+
+
+def configuration(compile: bool) -> dict:
+    """configs/ppo_impala.yaml made small: one batch size throughout, so that there is one compilation."""
+    values = yaml.safe_load((ROOT / "configs/ppo_impala.yaml").read_text())
+    values["trainer"] |= {
+        "accelerator": "cpu",
+        "max_epochs": EPOCHS,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    for callback in values["trainer"]["callbacks"]:
+        if "ModelCheckpoint" in callback["class_path"]:
+            callback["init_args"]["every_n_epochs"] = 2
+    values["trainer"]["callbacks"].append({"class_path": "ppo_resume.Between"})
+    values["model"]["init_args"]["compile"] = compile
+    values["data"]["init_args"] |= {"num_environments": 4, "num_steps": 8, "num_epochs": 1, "num_minibatches": 8}
+    return values
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "tests"))
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    return tmp_path
+
+
+def checkpoint(name: str) -> dict:
+    return torch.load(Path(f"runs/{name}/version_0/checkpoints/last.ckpt"), weights_only=True)
+
+
+def differences(one, other, path=""):
+    """Where two checkpoints differ; tensors bit for bit."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return [name for key in one for name in differences(one[key], other[key], f"{path}.{key}")]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return [
+            name for i, pair in enumerate(zip(one, other, strict=True)) for name in differences(*pair, f"{path}.{i}")
+        ]
+    equal = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    return [] if equal else [path]
+
+
+def assert_same_training(one: dict, other: dict):
+    for state in (one, other):
+        assert state["epoch"] == EPOCHS - 1
+    keys = ("state_dict", "optimizer_states", "RolloutDataModule", "global_step", "settings")
+    assert differences({key: one[key] for key in keys}, {key: other[key] for key in keys}) == []
+    drawn = [state["callbacks"]["Between"]["drawn"] for state in (one, other)]
+    assert len(drawn[0]) == EPOCHS
+    assert drawn[0] == drawn[1]
+
+
+def test_a_killed_process_goes_on_bit_for_bit(workplace):
+    Path("run.yaml").write_text(yaml.safe_dump(configuration(compile=True)))
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "2",
+        "PYTHONPATH": str(ROOT / "tests"),
+        "TORCHINDUCTOR_CACHE_DIR": str(workplace / "compiled"),  # the first of the three compiles for all
+    }
+
+    def run(name: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / "train.py"), "--config", "run.yaml", "--name", name]
+        return subprocess.run([*command, "--ckpt_path", "auto"], env=environment, capture_output=True, text=True)
+
+    whole = run("whole")
+    assert whole.returncode == 0, whole.stderr
+    Path("signal").write_text(f"2 {int(signal.SIGKILL)}")
+    assert run("killed").returncode == -signal.SIGKILL
+    assert checkpoint("killed")["epoch"] == 1
+    resumed = run("killed")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "version_0 goes on from" in resumed.stdout
+    assert_same_training(checkpoint("whole"), checkpoint("killed"))
+
+
+@pytest.fixture
+def eager(workplace):
+    """Arguments of a run without compilation."""
+    Path("run.yaml").write_text(yaml.safe_dump(configuration(compile=False)))
+    return ["--config", "run.yaml", "--ckpt_path", "auto"]
+
+
+def test_sigterm_finishes_the_rollout_and_saves_it(eager, capsys):
+    assert train.main([*eager, "--name", "whole"]) == 0
+    handler = signal.getsignal(signal.SIGTERM)
+    Path("signal").write_text(f"2 {int(signal.SIGTERM)}")
+    assert train.main([*eager, "--name", "stopped"]) == 143
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert "--ckpt_path auto goes on" in capsys.readouterr().err
+    stopped = checkpoint("stopped")
+    assert stopped["epoch"] == 2, "no epoch that ModelCheckpoint alone would have saved"
+    assert stopped["global_step"] == 3 * 8, "the whole rollout"
+    assert train.main([*eager, "--name", "stopped"]) == 0
+    assert_same_training(checkpoint("whole"), checkpoint("stopped"))
+
+
+def test_another_configuration_is_refused_or_told(eager, capsys):
+    arguments = [*eager[:2], "--name", "run"]
+    assert train.main(arguments) == 0
+    last = Path("runs/run/version_0/checkpoints/last.ckpt")
+    shutil.copy(last, "last.ckpt")
+    arguments += ["--ckpt_path", "last.ckpt"]
+
+    def refused(*changes: str) -> str:
+        capsys.readouterr()
+        assert train.main([*arguments, *changes]) == 1
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(said) == 1
+        return said[0]
+
+    data, model = "--data.init_args", "--model.init_args"
+    said = refused(f"{data}.environment.distribution_mode", "hard", f"{data}.discount", "0.9", f"{model}.clip", "0.3")
+    assert "environment.distribution_mode 'easy' there, 'hard' here" in said
+    assert "discount 0.999 there, 0.9 here" in said
+    assert "clip" not in said, "which may change"
+    assert "num_environments 4 there, 8 here" in refused(f"{data}.num_environments", "8")
+    assert "seed 0 there, 1 here" in refused(f"{data}.seed", "1")
+    said = refused(f"{model}.agent.init_args.num_actions", "16")
+    assert "agent.num_actions 15 there, 16 here" in said
+    foreign = torch.load("last.ckpt", weights_only=True)
+    del foreign["RolloutDataModule"]
+    torch.save(foreign, "last.ckpt")
+    assert "warm_start" in refused()
+
+
+def test_what_may_change_is_told_and_takes_effect(eager, capsys, caplog):
+    assert train.main([*eager[:2], "--name", "run"]) == 0
+    last = "runs/run/version_0/checkpoints/last.ckpt"
+    changes = ["--trainer.max_epochs", "6", "--model.init_args.learning_rate", "0.001", "--data.init_args.num_steps"]
+    with caplog.at_level("INFO"):
+        assert train.main([*eager[:2], "--name", "other", "--ckpt_path", last, *changes, "16"]) == 0
+    told = [record.getMessage() for record in caplog.records if "have changed" in record.getMessage()]
+    assert len(told) == 1
+    assert "learning_rate 0.0005 there, 0.001 here" in told[0]
+    assert "num_steps 8 there, 16 here" in told[0]
+    assert "seed" not in told[0]
+    after = checkpoint("other")
+    assert after["epoch"] == 5
+    assert after["optimizer_states"][0]["param_groups"][0]["lr"] == 0.001
+    assert after["RolloutDataModule"]["env_steps"] == 4 * 4 * 8 + 2 * 4 * 16

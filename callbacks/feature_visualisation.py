@@ -13,7 +13,6 @@ from jaxtyping import Int, UInt8
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from environments import VALIDATION_LEVELS, EnvironmentSettings
@@ -112,9 +111,13 @@ class FeatureVisualisation(Callback):
         """Take up the count of validations."""
         self._validations = state_dict["validations"]
 
-    @rank_zero_only
     def _draw(self, trainer: Trainer, module: LightningModule) -> None:
         self._drawn_at = trainer.global_step
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # Lightning has all ranks ask, or the one waits
+        if trainer.is_global_zero:
+            self._draw_into(folder / "figures", trainer, module)
+
+    def _draw_into(self, folder: Path, trainer: Trainer, module: LightningModule) -> None:
         subject = _Subject(trainer, module, self.tap)
         modules = [subject.agent, *([subject.sae] if subject.sae is not None else [])]
         with _random_state_kept(), evaluating(*modules):
@@ -123,7 +126,6 @@ class FeatureVisualisation(Callback):
             if isinstance(logger, TensorBoardLogger):
                 picture = self.sheet.picture.numpy()
                 logger.experiment.add_image(f"features/{subject.tap}", picture, trainer.global_step, dataformats="HWC")
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "figures"
         save_png(folder / f"features_{subject.tap}.png", self.sheet.picture)
 
     def _sheet(self, subject: "_Subject", step: str) -> FeatureSheet:

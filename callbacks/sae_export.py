@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from networks import save_weights
 
@@ -31,11 +30,12 @@ class SAEExport(Callback):
         if not trainer.sanity_checking:
             self._save(trainer, pl_module)
 
-    @rank_zero_only
     def _save(self, trainer: Trainer, module: Any) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # Lightning has all ranks ask, or the one waits
+        if not trainer.is_global_zero:
+            return
         for name, value in trainer.callback_metrics.items():
             if name.startswith(("sae/", "splice/")) and math.isfinite(value):
                 self._metrics[name] = float(value)  # a later look at the same final weights adds to an earlier one
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
         metadata = module.sae_metadata() | {"metrics": self._metrics, "command": shlex.join(["python", *sys.argv])}
         save_weights(folder / "sae.safetensors", module.sae, metadata)

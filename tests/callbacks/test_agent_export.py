@@ -18,7 +18,9 @@ class Module:
 def epochs(export, module, folder, count, frames_each):
     for epoch in range(count):
         module.frames += frames_each
-        export.on_train_epoch_end(SimpleNamespace(log_dir=str(folder), current_epoch=epoch), module)
+        export.on_train_epoch_end(
+            SimpleNamespace(log_dir=str(folder), current_epoch=epoch, is_global_zero=True), module
+        )
 
 
 def test_a_ladder_of_agents_is_kept(tmp_path):
@@ -41,7 +43,7 @@ def test_the_newest_agent_has_one_name(tmp_path):
     export, module = AgentExport(every_n_epochs=2), Module()
     epochs(export, module, tmp_path, 3, 100)
     assert load_agent(tmp_path / "agent.safetensors").metadata["env_steps"] == 200
-    export.on_train_end(SimpleNamespace(log_dir=str(tmp_path), current_epoch=3), module)
+    export.on_train_end(SimpleNamespace(log_dir=str(tmp_path), current_epoch=3, is_global_zero=True), module)
     agent = load_agent(tmp_path / "agent.safetensors")
     assert agent.metadata["env_steps"] == 300
     assert agent.metadata["command"].startswith("python ")

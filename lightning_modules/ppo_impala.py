@@ -294,10 +294,11 @@ class PPOImpala(LightningModule):
 
     def agent_metadata(self) -> dict[str, Any]:
         """What the saved agent's file says of its training."""
+        only_value = "value head alone, fitted to the warm start's own play"
         return {
             "environment": self.rollouts.environment.as_dict(),
             "env_steps": self.rollouts.env_steps,
-            "training": "PPO",
+            "training": only_value if self.value_warms_up() else "PPO",
             "warm_started": self.warm_start is not None,
         }
 

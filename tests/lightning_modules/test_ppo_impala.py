@@ -199,9 +199,11 @@ def test_value_head_learns_alone_at_first(tmp_path, clone):
     assert changed == {"value_fc.weight", "value_fc.bias"}
     assert alone.agent.value_fc.weight.abs().max() > 0  # began from zero
     assert alone.trainer.optimizers[0].param_groups[0]["lr"] == 1e-3
+    assert alone.agent_metadata()["training"].startswith("value head alone")
     both = fit(tmp_path / "both", 2, data=Generous(**sizes), **arguments)
     assert not any(torch.equal(tensor, before[name]) for name, tensor in both.agent.state_dict().items())
     assert both.trainer.optimizers[0].param_groups[0]["lr"] == 1e-4
+    assert both.agent_metadata()["training"] == "PPO"
 
 
 def test_penalty_holds_the_agent_near_the_clone_and_fades(tmp_path, clone):

@@ -223,7 +223,7 @@ class PPOImpala(LightningModule):
         if not self.trainer.is_last_batch and self.trainer.global_step != self.trainer.max_steps:
             return
         broken = [f"ppo/{name}" for name, mean in self._means().items() if not math.isfinite(mean)]
-        broken += [name for name, weight in self.agent.named_parameters() if not weight.isfinite().all()]
+        broken = broken or [name for name, weight in self.agent.named_parameters() if not weight.isfinite().all()]
         if broken:
             raise ValueError(
                 f"not finite after {self.rollouts.env_steps} environment frames: {', '.join(broken)}. "

@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,14 @@ from tests.sae_training import PlantedData, small_trainer
 def small_module(**arguments: Any) -> ConvSAE:
     torch.manual_seed(0)
     defaults: dict[str, Any] = {"tap": "planted", "expansion": 2, "compile": False, "warmup_steps": 5}
-    return ConvSAE(**(defaults | {"sparsity_warmup_steps": 10, "resample_every": None} | arguments))
+    kind = partial(SparseAutoencoder, sparsity_warmup_steps=10)
+    return ConvSAE(**(defaults | {"sae": kind, "resample_every": None} | arguments))
 
 
 @pytest.mark.parametrize("size", [None, 2])
 def test_recovers_a_planted_dictionary(size: int | None) -> None:
     data = PlantedData(batches=700, batch_size=512 if size is None else 128, size=size)
-    module = small_module(
-        sparsity_coefficient=1.0, sparsity_knee=1.0, dead_window=20_000, resample_every=50, learning_rate=2e-2
-    )
+    module = small_module(dead_window=20_000, resample_every=50, learning_rate=2e-2)
     trainer = small_trainer(700, limit_val_batches=1.0)
     trainer.fit(module, datamodule=data)
     trainer.validate(module, datamodule=data, verbose=False)
@@ -112,8 +112,9 @@ def test_refuses_a_checkpoint_that_does_not_fit(
     "arguments",
     [
         {"learning_rate": 0.0},
-        {"sparsity_knee": -1.0},
-        {"sparsity_coefficient": -1.0},
+        {"decoder_bias": "mean"},
+        {"auxk_coefficient": 0.0},
+        {"auxk_latents": 3},
         {"decay_fraction": 1.5},
         {"resample_every": 0},
     ],

@@ -34,7 +34,7 @@ _MISPLACED = "Not a valid subclass of"
 # A message about a class that is given as a Callable[[arguments], base]; what it had goes to the end of the line.
 _FACTORY = re.compile(
     r"Type \S*Callable\[\[(?P<arguments>.*?)\], \S+ expects a function or a callable class: (?P<text>.*?)"
-    r"(?:\. Got value: Namespace\(class_path='(?P<class_path>.+?)'.*)?"
+    r"(?:\. Got value: (?:Namespace\(class_path='(?P<class_path>.+?)'.*|.*))?"
 )
 
 
@@ -100,6 +100,8 @@ def explain(message: str, parser: ArgumentParser) -> str:
             text, class_path = factory["text"], factory["class_path"] or class_path
             skipped = len(factory["arguments"].split(","))
             path.append("init_args")
+        elif skipped:
+            text = re.sub(r"\. Got value: Namespace\(class_path=.*", "", text)
         if key := re.fullmatch(r'Parser key "(.+?)"(?: element \d+)?:', text):
             path.append(key[1])
         elif problem := re.fullmatch(r"Problem with given class_path '(.+)':", text):

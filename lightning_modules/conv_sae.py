@@ -159,8 +159,9 @@ class ConvSAE(LightningModule):
         if self.sae.unit_norm_decoder:
             self.sae.project_decoder_gradient()
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Bring the directions back to length 1."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and bring the directions back to length 1, before any callback saves them."""
+        super().optimizer_step(*args, **kwargs)
         if self.sae.unit_norm_decoder:
             self.sae.normalise_decoder()
 

@@ -84,15 +84,14 @@ def resample_latents(
     encoder[:, :, middle, middle] = length * directions
     # the encoder sees inputs before the decoder's bias is taken off
     bias = -length * (directions @ sae.decoder_bias + sizes / 2)
-    further = [
-        (parameter, torch.full_like(parameter, value), which) for parameter, value in sae.further_parameters().items()
-    ]
-    for parameter, new, mask in (
+    changes: list[tuple[Tensor, Tensor, Tensor]] = [
         (sae.encoder_weight, encoder, which[:, None, None, None]),
         (sae.encoder_bias, bias, which),
         (sae.decoder_weight, decoder, which[None, :, None, None]),
-        *((parameter, torch.full_like(parameter, value), which) for parameter, value in further),
-    ):
+    ]
+    for own, value in sae.further_parameters().items():
+        changes.append((own, torch.full_like(own, value), which))
+    for parameter, new, mask in changes:
         parameter.copy_(torch.where(mask, new, parameter))
         for name in ("exp_avg", "exp_avg_sq"):
             if name in optimiser.state[parameter]:

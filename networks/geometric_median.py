@@ -12,7 +12,7 @@ def geometric_median(rows: Float[Tensor, "N C"], iterations: int = 20) -> Float[
     that falls onto a point is no division by 0.
     """
     median = rows.mean(0)
-    least = 1e-6 * (rows - median).norm(dim=1).mean().clamp_min(torch.finfo(rows.dtype).tiny)
+    least = (1e-6 * (rows - median).norm(dim=1).mean()).clamp_min(1e-12)  # rows may all be the same
     for _ in range(iterations):
         weights = 1 / torch.maximum((rows - median).norm(dim=1, keepdim=True), least)
         median = (rows * weights).sum(0) / weights.sum()

@@ -31,6 +31,11 @@ _NOISE = (
     "- a dict ",
 )
 _MISPLACED = "Not a valid subclass of"
+# A message about a class that is given as a Callable[[arguments], base]; what it had goes to the end of the line.
+_FACTORY = re.compile(
+    r"Type \S*Callable\[\[(?P<arguments>.*?)\], \S+ expects a function or a callable class: (?P<text>.*?)"
+    r"(?:\. Got value: (?:Namespace\(class_path='(?P<class_path>.+?)'.*|.*))?"
+)
 
 
 def quieten() -> None:
@@ -66,6 +71,12 @@ class OneMessageParser(LightningArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
 
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
+        """As jsonargparse; a null given to a class inside a class reaches the inner parser as Python's word for it."""
+        if isinstance(args, list):
+            args = [re.sub(r"^(--[^=]+)=None$", r"\1=null", str(argument)) for argument in args]
+        return super().parse_args(args, *rest, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong and what would be right; exit code 2."""
         if not self.exit_on_error:  # the parser of one class inside another: the outer one explains
@@ -82,8 +93,15 @@ def explain(message: str, parser: ArgumentParser) -> str:
     path: list[str] = []
     class_path = ""
     misplaced = ""
+    skipped = 0
     for line in filter(None, (raw.strip() for raw in message.splitlines())):
         text = line.removeprefix("- ")
+        if factory := _FACTORY.fullmatch(text):  # a class that is called later with the arguments left out
+            text, class_path = factory["text"], factory["class_path"] or class_path
+            skipped = len(factory["arguments"].split(","))
+            path.append("init_args")
+        elif skipped:
+            text = re.sub(r"\. Got value: Namespace\(class_path=.*", "", text)
         if key := re.fullmatch(r'Parser key "(.+?)"(?: element \d+)?:', text):
             path.append(key[1])
         elif problem := re.fullmatch(r"Problem with given class_path '(.+)':", text):
@@ -92,22 +110,22 @@ def explain(message: str, parser: ArgumentParser) -> str:
         elif text.startswith(_MISPLACED):
             misplaced = misplaced or text
         elif not (text.startswith(_NOISE) or line.startswith(_NOISE)):
-            return _leaf(text, path, class_path, parser) or " ".join(message.split())
+            return _leaf(text, path, class_path, parser, skipped) or " ".join(message.split())
     if misplaced:
         return f"{'.'.join(path)}: write class_path, and the arguments of the class under init_args"
     return " ".join(message.split())
 
 
-def _leaf(text: str, path: list[str], class_path: str, parser: ArgumentParser) -> str:
+def _leaf(text: str, path: list[str], class_path: str, parser: ArgumentParser, skipped: int = 0) -> str:
     """Explain the innermost line of a message; an empty string where it is not about the innermost thing."""
     where = ".".join(path)
     owner = class_path or "this command"
     if match := re.fullmatch(r"Option '(.+)' is not accepted", text):
-        return _unknown(match[1], where, owner, _keys(class_path, parser))
+        return _unknown(match[1], where, owner, _keys(class_path, parser, skipped))
     if match := re.fullmatch(r"Group '(.+)' does not accept option '(.+)'", text):
-        return _unknown(f"{match[1]}.{match[2]}", where, owner, _keys(class_path, parser))
+        return _unknown(f"{match[1]}.{match[2]}", where, owner, _keys(class_path, parser, skipped))
     if match := re.fullmatch(r"unrecognized arguments: --([^ =]+)(?:[ =].*)?", text):
-        return _unknown(match[1], where, owner, _keys(class_path, parser))
+        return _unknown(match[1], where, owner, _keys(class_path, parser, skipped))
     if match := re.fullmatch(r"module '(.+)' has no attribute '(.+)'", text):
         names = [name for name in dir(importlib.import_module(match[1])) if not name.startswith("_")]
         key = where.removesuffix("init_args") + "class_path"
@@ -129,10 +147,12 @@ def _nearest(word: str, candidates: list[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
-def _keys(class_path: str, parser: ArgumentParser) -> list[str]:
-    """Every key that a class, or without one the command itself, accepts (nested ones with dots)."""
+def _keys(class_path: str, parser: ArgumentParser, skipped: int = 0) -> list[str]:
+    """Every key that a class (less its first arguments), or without one the command itself, accepts (nested ones with
+    dots).
+    """
     if class_path:
         module, _, name = class_path.rpartition(".")
         parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(getattr(importlib.import_module(module), name), fail_untyped=False)
+        parser.add_class_arguments(getattr(importlib.import_module(module), name), fail_untyped=False, skip={skipped})
     return [action.dest for action in parser._actions if action.dest not in ("help", "print_config")]

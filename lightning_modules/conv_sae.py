@@ -1,73 +1,55 @@
 """Trains a sparse autoencoder on the activations of one tap."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+import torch.distributed as dist
+from jaxtyping import Float
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import Optimizer
 
 from datamodules import ActivationBatch
-from lightning_modules.sae_losses import count_firings, reconstruction_loss, sparsity_loss
-from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Sparsity
+from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Sparsity, nearest_cosines
+from lightning_modules.sae_objective import SAEObjective
 from lightning_modules.sae_revival import resample_latents
-from networks import FiringCounter, SAEBase, SparseAutoencoder
+from networks import FiringCounter, Progress, SAEBase, SparseAutoencoder
 from networks.compilation import compile_in_place
+from networks.geometric_median import geometric_median
 
-_TRAINING = ("loss", "reconstruction_loss", "sparsity_loss", "train_l0")
-
-
-class SAEObjective(nn.Module):
-    """The loss of one batch, as one module, so that it compiles as one piece."""
-
-    def __init__(self, sae: SAEBase, knee: float | None) -> None:
-        super().__init__()
-        self.sae, self.knee = sae, knee
-
-    def forward(
-        self, acts: Float[Tensor, "B C *HW"], coefficients: Float[Tensor, " F"]
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, " 4"], Int[Tensor, " F"]]:
-        """The loss, the four numbers named in `_TRAINING`, and on how many inputs each latent fired.
-
-        `coefficients` is the weight of each latent's penalty.
-        """
-        latents = self.sae.encode(acts)
-        errors = (self.sae.decode(latents) - acts) / self.sae.scale
-        reconstruction = reconstruction_loss(errors)
-        sparsity = sparsity_loss(latents, self.sae.decoder_norms(), coefficients, self.knee)
-        loss = reconstruction + sparsity
-        fired = count_firings(latents)
-        l0 = fired.sum() / (acts.numel() // acts.shape[1])
-        return loss, torch.stack([loss, reconstruction, sparsity, l0]).detach(), fired
+_DUPLICATE = 0.9  # cosine to the nearest other direction above which a latent counts as a duplicate
 
 
 class ConvSAE(LightningModule):
-    """A ReLU autoencoder with squared error plus a penalty on the size of its latents.
+    """Trains any kind of sparse autoencoder: its kind says what is minimised, all else is the same for each.
 
     Channels and normalisation come from the data module. The learning rate rises over `warmup_steps`, and falls to 0
-    over the last `decay_fraction` of the run; the penalty rises over `sparsity_warmup_steps`. Every
-    `resample_every` steps, until the learning rate falls, latents that have not fired for `dead_window` inputs begin
-    anew. Losses and firings stay on the device, and are looked at every `log_every_n_steps` only.
+    over the last `decay_fraction` of the run. Dead latents, which have not fired for `dead_window` inputs, are brought
+    back in either or both of two ways: every `resample_every` steps, until the learning rate falls, they begin anew
+    (for kinds whose latents do not compete for k places); and AuxK has them predict the reconstruction's error. Losses
+    and firings stay on the device, and are looked at every `log_every_n_steps` only.
 
     Args:
+        sae: the kind: called with the number of channels, expansion and kernel_size. In a configuration the
+            class_path of a class in `networks`, with its remaining arguments as init_args.
         tap: where the activations are from.
         expansion: latents per channel.
         kernel_size: odd width of the convolutions' window; above 1 training needs whole maps.
         in_channels: how many channels the tap must have; null takes what it has.
-        sparsity_coefficient: weight of the penalty.
-        rare_frequency: a latent that fires on a smaller share of inputs is penalised in proportion less, so that it
-            lives on what the others leave unexplained; null penalises all alike.
-        sparsity_knee: latents far above it are hardly penalised more (see `sparsity_loss`); null for plain L1.
+        decoder_bias: what the decoder's bias begins as: zero (the mean of the training activations), or the
+            geometric median of the first batch.
         learning_rate: Adam's, at its height.
         warmup_steps: steps until it is reached.
         decay_fraction: part of the run over which it falls.
-        sparsity_warmup_steps: steps until the penalty has its full weight.
         dead_window: inputs without firing after which a latent is dead while training; an input is one position.
         resample_every: steps between revivals; null for none.
+        auxk_coefficient: weight of the AuxK loss (1/32 in its paper); null for none.
+        auxk_latents: dead latents that it lets an input use; null for half the channels, about as in its paper.
         compile: compile the loss; without a C++ compiler the run goes on eagerly.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument out of its range, or one that the kind refuses.
     """
 
     def __init__(
@@ -76,42 +58,39 @@ class ConvSAE(LightningModule):
         expansion: int = 4,
         kernel_size: int = 1,
         in_channels: int | None = None,
-        sparsity_coefficient: float = 1.0,
-        sparsity_knee: float | None = 1.0,
-        rare_frequency: float | None = 1e-3,
+        sae: Callable[[int, int, int], SAEBase] = SparseAutoencoder,
+        decoder_bias: Literal["zero", "geometric_median"] = "zero",
         learning_rate: float = 1e-2,
         warmup_steps: int = 100,
         decay_fraction: float = 0.3,
-        sparsity_warmup_steps: int = 300,
         dead_window: int = 1_000_000,
         resample_every: int | None = 250,
+        auxk_coefficient: float | None = None,
+        auxk_latents: int | None = None,
         compile: bool = True,
     ) -> None:
         super().__init__()
         if not 0 <= decay_fraction <= 1:
             raise ValueError(f"decay_fraction {decay_fraction} is no fraction: choose 0 to 1")
-        for name, value in (
-            ("learning_rate", learning_rate),
-            ("sparsity_knee", sparsity_knee),
-            ("rare_frequency", rare_frequency),
-        ):
+        if decoder_bias not in ("zero", "geometric_median"):
+            raise ValueError(f"decoder_bias {decoder_bias!r} is unknown: choose zero or geometric_median")
+        for name, value in (("learning_rate", learning_rate), ("auxk_coefficient", auxk_coefficient)):
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}: it must be above 0")
-        for name, value in (
-            ("sparsity_coefficient", sparsity_coefficient),
-            ("warmup_steps", warmup_steps),
-            ("sparsity_warmup_steps", sparsity_warmup_steps),
-        ):
-            if value < 0:
-                raise ValueError(f"{name} is {value}: it cannot be below 0")
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps is {warmup_steps}: it cannot be below 0")
         if resample_every is not None and resample_every < 1:
             raise ValueError(f"resample_every is {resample_every}: at least 1 is needed, or null for no revival")
-        self.save_hyperparameters()
+        if auxk_latents is not None and (auxk_latents < 1 or auxk_coefficient is None):
+            raise ValueError(f"auxk_latents is {auxk_latents}: choose at least 1, and set auxk_coefficient with it")
+        with torch.device("meta"):  # a kind's refusal now rather than after activations were recorded; 4096 is plenty
+            sae(in_channels or 4096, expansion, kernel_size)
+        self.save_hyperparameters(ignore="sae")  # a class is no primitive; its file says what it was made with
+        self.make_sae, self.decoder_bias = sae, decoder_bias
         self.tap, self.expansion, self.kernel_size, self.in_channels = tap, expansion, kernel_size, in_channels
-        self.sparsity_coefficient, self.sparsity_knee = sparsity_coefficient, sparsity_knee
-        self.rare_frequency, self.sparsity_warmup_steps = rare_frequency, sparsity_warmup_steps
         self.learning_rate, self.warmup_steps, self.decay_fraction = learning_rate, warmup_steps, decay_fraction
         self.dead_window, self.resample_every, self.compile_loss = dead_window, resample_every, compile
+        self.auxk_coefficient, self.auxk_latents = auxk_coefficient, auxk_latents
         self._sums: Tensor | None = None  # of what is logged, since the last time
         self._first_bad: Tensor | None = None  # the first step whose loss was not finite
         self._added = 0
@@ -145,10 +124,11 @@ class ConvSAE(LightningModule):
                 f"model.init_args.in_channels is {self.in_channels}, but {self.tap} of this agent has {shape[0]}: "
                 "choose another agent or tap, or set in_channels to null"
             )
-        sae = SparseAutoencoder(shape[0], self.expansion, self.kernel_size)
+        sae = self.make_sae(shape[0], self.expansion, self.kernel_size)
         sae.tap = self.tap
         sae.set_normalisation(*self._data.statistics(self.tap))
-        self.objective = SAEObjective(sae, self.sparsity_knee)
+        auxk_latents = min(self.auxk_latents or max(1, shape[0] // 2), sae.num_latents)
+        self.objective = SAEObjective(sae, self.auxk_coefficient, auxk_latents)
         self.firing = FiringCounter(sae.num_latents, self.dead_window)
         self.variance = ExplainedVariance(shape)
         self.latent_sparsity, self.raw_sparsity = Sparsity(sae.num_latents), Sparsity(shape[0])
@@ -160,15 +140,30 @@ class ConvSAE(LightningModule):
         """The loss of one batch."""
         acts = batch.activations[self.tap]
         step = self.global_step
+        if step == 0 and self.decoder_bias == "geometric_median":
+            self._start_at_median(acts)
         if self._resamples(step):
             dead = self.firing.dead()
             resample_latents(self.sae, self.optimizers().optimizer, dead, acts, seed=step)  # type: ignore[union-attr]
             self.firing.forget(dead)
-        weight = self.sparsity_coefficient * min(1.0, (step + 1) / max(1, self.sparsity_warmup_steps))
-        loss, numbers, fired = self.objective(acts, weight * self._shares())
+        progress = Progress(
+            torch.full((), float(step), device=acts.device), self.firing.frequency().float(), self.firing.dead()
+        )
+        loss, numbers, fired = self.objective(acts, progress)
         self.firing.update(fired, acts.numel() // acts.shape[1])
         self._tally(numbers, step)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Where directions are held at length 1, leave their lengths out of the step."""
+        if self.sae.unit_norm_decoder:
+            self.sae.project_decoder_gradient()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and bring the directions back to length 1, before any callback saves them."""
+        super().optimizer_step(*args, **kwargs)
+        if self.sae.unit_norm_decoder:
+            self.sae.normalise_decoder()
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> None:
         """Add a batch of whole maps to the metrics."""
@@ -176,14 +171,16 @@ class ConvSAE(LightningModule):
         inside = (batch.inside or {}).get(self.tap)
         latents = self.sae.encode(acts)
         self.variance.update(self.sae.decode(latents).to(acts.dtype), acts)
-        self.latent_sparsity.update(latents, inside)
+        self.latent_sparsity.update(latents, inside, self.sae.decoder_norms())
         self.raw_sparsity.update(acts, inside)
         self.coverage.update(batch.levels)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the whole validation set."""
+        """Log the metrics of the whole validation set, and how much latents resemble each other."""
         latents, raw = self.latent_sparsity.compute(), self.raw_sparsity.compute()
         values = {**self.variance.compute(), **latents, "l0_raw": raw["l0"], "l0_raw_inside": raw["l0_inside"]}
+        nearest = nearest_cosines(self.sae.directions().flatten(1))
+        values |= {"nearest_cosine": nearest.mean(), "duplicate_fraction": (nearest > _DUPLICATE).float().mean()}
         values |= self.coverage.compute()
         for name, value in values.items():
             if not (name.endswith("_inside") and value.isnan()):  # taps and games without a maze
@@ -219,9 +216,10 @@ class ConvSAE(LightningModule):
         """Refuse to save what is not finite, and note whose activations these are."""
         self._stop_if_bad()
         checkpoint["agent_hash"] = self._data.agent.weights_hash
+        checkpoint["sae_kind"] = type(self.sae).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another agent or of another size.
+        """Refuse a checkpoint of another agent, of another kind or of another size.
 
         Raises:
             ValueError: says which, and what to do.
@@ -230,6 +228,12 @@ class ConvSAE(LightningModule):
             raise ValueError(
                 "ckpt_path: this checkpoint was trained on another agent's activations: "
                 "set data.init_args.agent to that agent, or start without ckpt_path"
+            )
+        kind = checkpoint.get("sae_kind", "SparseAutoencoder")  # the one there was before they were noted
+        if kind != type(self.sae).__name__:
+            raise ValueError(
+                f"ckpt_path: this checkpoint is of kind {kind}, but model.init_args.sae is "
+                f"{type(self.sae).__name__}: use the same kind, or start without ckpt_path"
             )
         own = self.state_dict()
         for name, tensor in checkpoint["state_dict"].items():
@@ -257,27 +261,27 @@ class ConvSAE(LightningModule):
             return False
         return step < (1 - self.decay_fraction) * self.trainer.estimated_stepping_batches
 
-    def _shares(self) -> Float[Tensor, " F"]:
-        """What part of the penalty each latent bears."""
-        if self.rare_frequency is None:
-            return torch.ones(self.sae.num_latents, device=self.device)
-        # not a number before the first input
-        return (self.firing.frequency() / self.rare_frequency).clamp_max(1).nan_to_num(1).float()
+    def _start_at_median(self, acts: Float[Tensor, "B C *HW"]) -> None:
+        """Let the decoder's bias, the same on all ranks, begin as the geometric median of a batch."""
+        rows = acts.detach().movedim(1, -1).flatten(0, -2).float()
+        median = geometric_median((rows - self.sae.mean) / self.sae.scale)
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast(median, 0)
+        self.sae.set_decoder_bias(median)
 
-    def _tally(self, numbers: Float[Tensor, " 4"], step: int) -> None:
+    def _tally(self, numbers: dict[str, Float[Tensor, ""]], step: int) -> None:
         """Add up what is logged; every `log_every_n_steps` log it and look whether all of it was finite."""
+        values = torch.stack(list(numbers.values()))
         if self._sums is None or self._first_bad is None:
-            self._sums = torch.zeros_like(numbers)
-            self._first_bad = torch.full((), torch.inf, device=numbers.device)
-        self._sums += numbers
+            self._sums = torch.zeros_like(values)
+            self._first_bad = torch.full((), torch.inf, device=values.device)
+        self._sums += values
         self._added += 1
-        self._first_bad = torch.where(numbers.isfinite().all(), self._first_bad, self._first_bad.clamp_max(step))
+        self._first_bad = torch.where(values.isfinite().all(), self._first_bad, self._first_bad.clamp_max(step))
         if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._stop_if_bad()
-            for name, value in zip(_TRAINING, self._sums / self._added, strict=True):
-                self.log(f"sae/{name}", value, prog_bar=name == "loss")
-            explained = 1 - self._sums[1] / self._added / self.sae.in_channels
-            self.log("sae/train_explained_variance", explained, prog_bar=True)
+            for name, value in zip(numbers, self._sums / self._added, strict=True):
+                self.log(f"sae/{name}", value, prog_bar=name in ("loss", "train_explained_variance"))
             self._sums.zero_()
             self._added = 0
 

@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
+_ALMOST_DEAD = 1e-5  # firing frequency
+
 
 class ExplainedVariance(Metric):
     """1 - squared error / variance over everything seen, about the per-channel and about the per-position mean.
@@ -64,7 +66,7 @@ class ExplainedVariance(Metric):
 
 
 class Sparsity(Metric):
-    """How many units are above 0 at once, and which never are.
+    """How many units are above 0 at once, how large they are, and which hardly ever or never are.
 
     Args:
         units: latents F, or channels C of the raw tap.
@@ -75,16 +77,32 @@ class Sparsity(Metric):
     inputs: Tensor
     inside_firings: Tensor
     inside_inputs: Tensor
+    sizes: Tensor
 
     def __init__(self, units: int) -> None:
         super().__init__()
         self.add_state("counts", torch.zeros(units, dtype=torch.int64), dist_reduce_fx="sum")
         for name in ("inputs", "inside_firings", "inside_inputs"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("sizes", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, values: Float[Tensor, "B F *HW"], inside: Bool[Tensor, "B *HW"] | None = None) -> None:
-        """Add a batch of latents or activations, with the mask of positions inside the maze where there is one."""
-        active = values.movedim(1, -1) > 0
+    def update(
+        self,
+        values: Float[Tensor, "B F *HW"],
+        inside: Bool[Tensor, "B *HW"] | None = None,
+        lengths: Float[Tensor, " F"] | None = None,
+    ) -> None:
+        """Add a batch of latents or activations.
+
+        Args:
+            values: none below 0.
+            inside: mask of positions inside the maze, where there is one.
+            lengths: of each latent's direction; 1 for those of channels.
+        """
+        rows = values.movedim(1, -1)
+        active = rows > 0
+        sums = rows.flatten(0, -2).sum(0, dtype=torch.float64)
+        self.sizes += sums.sum() if lengths is None else sums @ lengths.double()
         self.counts += active.flatten(0, -2).sum(0)
         self.inputs += active[..., 0].numel()
         if inside is not None:
@@ -93,12 +111,16 @@ class Sparsity(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """`l0` and `l0_inside`: units above 0 per position, everywhere and inside the maze (NaN without a mask);
-        `dead_fraction`: share of units that were never above 0.
+        `l1`: sum over units of value x length of direction, per position;
+        `dead_fraction`: share of units that were never above 0;
+        `almost_dead_fraction`: share of units that were above 0 at less than one position in 100 000, the dead too.
         """
         return {
             "l0": self.counts.sum() / self.inputs,
             "l0_inside": self.inside_firings / self.inside_inputs,
+            "l1": self.sizes / self.inputs,
             "dead_fraction": (self.counts == 0).double().mean(),
+            "almost_dead_fraction": (self.counts < _ALMOST_DEAD * self.inputs).double().mean(),
         }
 
 
@@ -123,3 +145,14 @@ class Coverage(Metric):
         """Counts `validation_frames` and `validation_levels`."""
         levels = self.levels if isinstance(self.levels, Tensor) else torch.cat(self.levels)
         return {"validation_frames": self.frames, "validation_levels": torch.tensor(len(levels.unique()))}
+
+
+def nearest_cosines(directions: Float[Tensor, "F D"]) -> Float[Tensor, " F"]:
+    """Cosine of each direction to the nearest other one; 0 where a direction has no length, NaN for a single one.
+
+    Kernels wider than 1 are compared as they lie: a shifted copy is no duplicate.
+    """
+    if len(directions) < 2:
+        return torch.full_like(directions[:, 0], torch.nan)
+    unit = directions / directions.norm(dim=1, keepdim=True).clamp_min(torch.finfo(directions.dtype).tiny)
+    return (unit @ unit.T).fill_diagonal_(-torch.inf).amax(1)

@@ -1,4 +1,6 @@
-"""Dead latents begin anew where the autoencoder does worst, with their optimiser state forgotten."""
+"""Two ways to bring dead latents back: a loss that has them explain what the others leave (AuxK), or to begin them anew
+where the autoencoder does worst, with their optimiser state forgotten (resampling).
+"""
 
 import torch
 import torch.distributed as dist
@@ -7,6 +9,33 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from networks import SAEBase
+from networks.sae_losses import reconstruction_loss
+from networks.topk_sae import keep_top
+
+
+def auxk_loss(
+    sae: SAEBase,
+    pre_activations: Float[Tensor, "B F *HW"],
+    errors: Float[Tensor, "B C *HW"],
+    dead: Bool[Tensor, " F"],
+    k: int,
+) -> Float[Tensor, ""]:
+    """What is left of the error when each input's k largest dead latents are to explain it; 0 while none is dead.
+
+    Gao et al. 2024, "Scaling and evaluating sparse autoencoders", on preventing dead latents. Only the dead latents
+    get a gradient.
+
+    Args:
+        sae: whose decoder is used.
+        pre_activations: of one batch.
+        errors: reconstruction minus activation, in normalised units.
+        dead: latents that take part.
+        k: dead latents that an input may use.
+    """
+    along = (1, -1, *(1 for _ in range(pre_activations.ndim - 2)))
+    revived = keep_top(torch.where(dead.view(along), pre_activations.relu(), 0), k)
+    left = errors.detach() + sae.convolve(revived, sae.decoder_weight)
+    return reconstruction_loss(left) * dead.any()
 
 
 @torch.no_grad()
@@ -23,7 +52,8 @@ def resample_latents(
     Each is pointed at an input drawn with a probability in proportion to its squared loss. Its decoder becomes that
     input's direction, with length 1 in normalised units, at the middle of the kernel; its encoder the same direction,
     `strength` times as long as those of the other latents are on average, with a bias under which it fires where at
-    least half of that input's size is seen. Nothing here waits for the device; ranks get the same weights.
+    least half of that input's size is seen; a kind's further parameters begin with their first values. Nothing here
+    waits for the device; ranks get the same weights.
 
     Args:
         sae: changed in place.
@@ -54,11 +84,14 @@ def resample_latents(
     encoder[:, :, middle, middle] = length * directions
     # the encoder sees inputs before the decoder's bias is taken off
     bias = -length * (directions @ sae.decoder_bias + sizes / 2)
-    for parameter, new, mask in (
+    changes: list[tuple[Tensor, Tensor, Tensor]] = [
         (sae.encoder_weight, encoder, which[:, None, None, None]),
         (sae.encoder_bias, bias, which),
         (sae.decoder_weight, decoder, which[None, :, None, None]),
-    ):
+    ]
+    for own, value in sae.further_parameters().items():
+        changes.append((own, torch.full_like(own, value), which))
+    for parameter, new, mask in changes:
         parameter.copy_(torch.where(mask, new, parameter))
         for name in ("exp_avg", "exp_avg_sq"):
             if name in optimiser.state[parameter]:

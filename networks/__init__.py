@@ -1,30 +1,41 @@
 """The networks, in pure torch: agents with taps and edits, sparse autoencoders, and their weights on disk."""
 
+from networks.batch_topk_sae import BatchTopKSAE
 from networks.bilinear_impala import BilinearConv2d, BilinearImpala, BilinearLinear
 from networks.custom_cnn import CustomCNN
 from networks.firing_counter import FiringCounter
+from networks.gated_sae import GatedSAE
+from networks.jumprelu_sae import JumpReLUSAE
+from networks.matryoshka_sae import MatryoshkaSAE
 from networks.policy import Policy, log_probabilities, sample_actions
 from networks.precision import Precision, autocast
 from networks.residual_impala import ResidualImpala
-from networks.sae_base import SAEBase
+from networks.sae_base import Progress, SAEBase
 from networks.sparse_autoencoder import SparseAutoencoder
 from networks.taps import AgentOutput, Edit, TappedAgent
+from networks.topk_sae import TopKSAE
 from networks.weights import hash_tensors, load_agent, load_sae, read_weights, save_weights
 
 __all__ = [
     "AgentOutput",
+    "BatchTopKSAE",
     "BilinearConv2d",
     "BilinearImpala",
     "BilinearLinear",
     "CustomCNN",
     "Edit",
     "FiringCounter",
+    "GatedSAE",
+    "JumpReLUSAE",
+    "MatryoshkaSAE",
     "Policy",
     "Precision",
+    "Progress",
     "ResidualImpala",
     "SAEBase",
     "SparseAutoencoder",
     "TappedAgent",
+    "TopKSAE",
     "autocast",
     "hash_tensors",
     "load_agent",

@@ -4,20 +4,41 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from networks.sae_losses import reconstruction_loss
+
+
+class Progress(NamedTuple):
+    """Where training stands. Tensors, so that a compiled loss is compiled once.
+
+    Attributes:
+        step: optimiser steps done.
+        frequency: share of the last inputs on which each latent fired; NaN before the first input.
+        dead: latents that have not fired for long.
+    """
+
+    step: Float[Tensor, ""]
+    frequency: Float[Tensor, " F"]
+    dead: Bool[Tensor, " F"]
 
 
 class SAEBase(nn.Module, ABC):
     """A sparse autoencoder of one tap, on maps [B C H W] or on flat activations [B C] (treated as 1x1 maps).
 
     It eats and yields raw activations: the normalisation that it trains with, (acts - mean) / scale with one mean a
-    channel and one scale for all, lives in buffers and is applied inside. Latents are in normalised units. A kind
-    says with `activate` how latents come from pre-activations. As an edit it is used as it is: `(tap, sae)`.
+    channel and one scale for all, lives in buffers and is applied inside. Latents are in normalised units. As an edit
+    it is used as it is: `(tap, sae)`.
+
+    A kind is a subclass in a file of its own. It says with `activate` how latents come from pre-activations, with
+    `losses` what training minimises, where it estimates something from training batches with `observe`, and where it
+    has parameters beyond those here with `further_parameters`. Its constructor takes `in_channels, expansion,
+    kernel_size` first and then its own arguments, all of which `config` returns.
 
     All arithmetic is in the parameters' precision (float32) whatever autocast is active, so that training, validation
     and splicing compute the same function; `forward` returns the activations' own type.
@@ -26,6 +47,8 @@ class SAEBase(nn.Module, ABC):
         in_channels: channels C of the tap.
         expansion: latents per channel, F = expansion x C.
         kernel_size: odd width of the convolutions' window; 1 looks at one position at a time.
+        unit_norm_decoder: training keeps each latent's direction at length 1 in normalised units (see
+            `project_decoder_gradient` and `normalise_decoder`).
 
     Attributes:
         tap: name of the tap it was trained on; empty for a fresh one.
@@ -42,7 +65,9 @@ class SAEBase(nn.Module, ABC):
     weights_hash: str = ""
     metadata: Mapping[str, Any] = MappingProxyType({})
 
-    def __init__(self, in_channels: int, expansion: int = 4, kernel_size: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, expansion: int = 4, kernel_size: int = 1, unit_norm_decoder: bool = False
+    ) -> None:
         super().__init__()
         for name, value in (("in_channels", in_channels), ("expansion", expansion), ("kernel_size", kernel_size)):
             if value < 1:
@@ -51,6 +76,7 @@ class SAEBase(nn.Module, ABC):
             raise ValueError(f"kernel_size {kernel_size} is even: choose an odd one, so that maps keep their size")
         self.in_channels, self.expansion, self.kernel_size = in_channels, expansion, kernel_size
         self.num_latents = expansion * in_channels
+        self.unit_norm_decoder = unit_norm_decoder
         window = (kernel_size, kernel_size)
         decoder = torch.randn(in_channels, self.num_latents, *window)
         decoder /= decoder.flatten(2).norm(dim=(0, 2))[:, None, None]
@@ -66,7 +92,31 @@ class SAEBase(nn.Module, ABC):
     def activate(self, pre_activations: Float[Tensor, "B F *HW"]) -> Float[Tensor, "B F *HW"]:
         """Latents, none below 0, from pre-activations."""
 
-    def config(self) -> dict[str, int]:
+    def losses(
+        self,
+        pre_activations: Float[Tensor, "B F *HW"],
+        latents: Float[Tensor, "B F *HW"],
+        errors: Float[Tensor, "B C *HW"],
+        progress: Progress,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The terms, by name, whose sum training minimises: a pure function, compiled with the rest of the step.
+
+        Args:
+            pre_activations, latents: of one batch; the latents are what `activate` makes of the pre-activations.
+            errors: reconstruction minus activation in normalised units.
+            progress: what else a term may depend on.
+        """
+        return {"reconstruction": reconstruction_loss(errors)}
+
+    @torch.no_grad()
+    def observe(self, latents: Float[Tensor, "B F *HW"]) -> None:
+        """Look at a training batch's latents, to estimate what evaluation needs; most kinds need nothing."""
+
+    def further_parameters(self) -> dict[nn.Parameter, float]:
+        """Parameters [F] that this kind has beside encoder and decoder, and the value that a new latent begins with."""
+        return {}
+
+    def config(self) -> dict[str, Any]:
         """The constructor's arguments, to build the same autoencoder again."""
         return {"in_channels": self.in_channels, "expansion": self.expansion, "kernel_size": self.kernel_size}
 
@@ -89,6 +139,27 @@ class SAEBase(nn.Module, ABC):
         self.mean.copy_(mean)
         self.scale.copy_(scale)
 
+    @torch.no_grad()
+    def set_decoder_bias(self, bias: Float[Tensor, " C"]) -> None:
+        """Begin with this reconstruction (in normalised units) where no latent fires, and have the encoder see what
+        differs from it: its bias moves too.
+        """
+        self.encoder_bias.sub_(self.encoder_weight.sum((2, 3)) @ (bias - self.decoder_bias))
+        self.decoder_bias.copy_(bias)
+
+    @torch.no_grad()
+    def project_decoder_gradient(self) -> None:
+        """Take from the decoder's gradient what would only change the lengths of directions."""
+        gradient = self.decoder_weight.grad
+        if gradient is not None:
+            along = (gradient * self.decoder_weight).sum((0, 2, 3)) / self.decoder_norms().square()
+            gradient.sub_(along[:, None, None] * self.decoder_weight)
+
+    @torch.no_grad()
+    def normalise_decoder(self) -> None:
+        """Bring each latent's direction to length 1 in normalised units."""
+        self.decoder_weight.div_(self.decoder_norms().clamp_min(1e-12)[:, None, None])
+
     def pre_activations(self, acts: Float[Tensor, "B C *HW"]) -> Float[Tensor, "B F *HW"]:
         """What `activate` makes latents of: has a gradient also where a latent is silent.
 
@@ -103,7 +174,7 @@ class SAEBase(nn.Module, ABC):
         with torch.autocast(acts.device.type, enabled=False):
             acts = acts.to(self.mean.dtype)
             normal = (acts - _along_channels(self.mean, acts)) / self.scale
-            return self._convolve(normal, self.encoder_weight, self.encoder_bias)
+            return self.convolve(normal, self.encoder_weight, self.encoder_bias)
 
     def encode(self, acts: Float[Tensor, "B C *HW"]) -> Float[Tensor, "B F *HW"]:
         """Latents of raw activations; raises like `pre_activations`."""
@@ -113,7 +184,7 @@ class SAEBase(nn.Module, ABC):
     def decode(self, latents: Float[Tensor, "B F *HW"]) -> Float[Tensor, "B C *HW"]:
         """Raw activations from latents."""
         with torch.autocast(latents.device.type, enabled=False):
-            normal = self._convolve(latents.to(self.mean.dtype), self.decoder_weight, self.decoder_bias)
+            normal = self.convolve(latents.to(self.mean.dtype), self.decoder_weight, self.decoder_bias)
             return normal * self.scale + _along_channels(self.mean, normal)
 
     def forward(self, acts: Float[Tensor, "B C *HW"]) -> Float[Tensor, "B C *HW"]:
@@ -128,7 +199,12 @@ class SAEBase(nn.Module, ABC):
         """What one unit of each latent adds to the raw activations around its position."""
         return (self.decoder_weight * self.scale).transpose(0, 1)
 
-    def _convolve(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def convolve(self, inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Inputs [B I *HW] through a kernel [O I K K] that keeps the size of maps.
+
+        Raises:
+            ValueError: flat inputs with a kernel wider than 1.
+        """
         if self.kernel_size == 1:  # a matrix product over the channels, for maps and flat activations alike
             return F.linear(inputs.movedim(1, -1), weight[:, :, 0, 0], bias).movedim(-1, 1)
         if inputs.ndim != 4:

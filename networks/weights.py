@@ -171,7 +171,12 @@ def load_sae(path: str | Path, agent: TappedAgent | None = None) -> SAEBase:
     kind = getattr(networks, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, SAEBase)):
         raise ValueError(f"{path} holds no sparse autoencoder that networks/ knows (kind {name!r}): pass another file")
-    sae = kind(**metadata["config"])
+    try:
+        sae = kind(**metadata["config"])
+    except TypeError as error:
+        raise ValueError(
+            f"{path} does not fit this version's {name} ({error}): use the version it was saved by"
+        ) from error
     load_into(sae, tensors, path)
     sae.tap, sae.weights_hash, sae.metadata = metadata["tap"], hash_tensors(tensors), metadata
     if agent is not None:

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 import train
-from networks import CustomCNN, save_weights
+from networks import BatchTopKSAE, CustomCNN, load_agent, load_sae, save_weights
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -122,6 +122,50 @@ def test_a_misspelt_key_is_named(workplace: Path, capsys: pytest.CaptureFixture[
         train.main([*shrink(SAE), "--model.init_args.expnsion", "4"])
     assert "model.init_args.expnsion" in (said := capsys.readouterr().err)
     assert "did you mean expansion?" in said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (["--model.init_args.sae.init_args.sparsity_coeficient", "1"], "did you mean sparsity_coefficient?"),
+        (["--model.init_args.sae", "networks.TopKSA"], "did you mean TopKSAE?"),
+        (["--model.init_args.sae", "networks.TopKSAE", "--model.init_args.sae.init_args.kk", "4"], "did you mean k?"),
+        (
+            ["--model.init_args.sae.init_args.sparsity_coefficient", "much"],
+            "Expected a <class 'float'>. Got value: much\n",
+        ),
+        (["--model.init_args.sae.init_args.expansion", "8"], "there are: sparsity_coefficient"),
+    ],
+)
+def test_a_misspelt_kind_or_argument_of_it_is_named(
+    workplace: Path, capsys: pytest.CaptureFixture[str], wrong: list[str], expected: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train.main([*shrink(SAE), *wrong])
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert wrong[-2].removeprefix("--") in said
+    assert expected in said
+
+
+def test_the_kind_and_its_arguments_are_overridden(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One command from the ReLU configuration to another kind; its saved configuration says so and runs again."""
+    kind = ["--model.init_args.sae", "networks.BatchTopKSAE", "--model.init_args.sae.init_args.k", "3"]
+    assert train.main([*shrink(SAE), *kind, "--model.init_args.expansion", "2"]) == 0
+    saved = Path("runs/sae_conv4/version_0/config.yaml")
+    model = yaml.safe_load(saved.read_text())["model"]["init_args"]
+    assert model["sae"]["class_path"] == "networks.BatchTopKSAE"
+    assert model["sae"]["init_args"]["k"] == 3
+    sae = load_sae("runs/sae_conv4/version_0/sae.safetensors", load_agent("agent.safetensors"))
+    assert isinstance(sae, BatchTopKSAE)
+    assert (sae.k, sae.num_latents) == (3, 64)
+    assert sae.threshold > 0
+    assert train.main(["--config", str(saved)]) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="0"):
+        train.main([*shrink(SAE), "--model.init_args.sae.init_args.rare_frequency", "null", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["sae"]["init_args"]
+    assert printed["rare_frequency"] is None
 
 
 def test_a_missing_agent_is_named(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

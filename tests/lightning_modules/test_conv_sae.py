@@ -1,28 +1,30 @@
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_modules import ConvSAE
 from lightning_modules.sae_revival import resample_latents
-from networks import SparseAutoencoder
+from networks import BatchTopKSAE, GatedSAE, JumpReLUSAE, SparseAutoencoder, TopKSAE
+from networks.geometric_median import geometric_median
 from tests.sae_training import PlantedData, small_trainer
 
 
 def small_module(**arguments: Any) -> ConvSAE:
     torch.manual_seed(0)
     defaults: dict[str, Any] = {"tap": "planted", "expansion": 2, "compile": False, "warmup_steps": 5}
-    return ConvSAE(**(defaults | {"sparsity_warmup_steps": 10, "resample_every": None} | arguments))
+    kind = partial(SparseAutoencoder, sparsity_warmup_steps=10)
+    return ConvSAE(**(defaults | {"sae": kind, "resample_every": None} | arguments))
 
 
 @pytest.mark.parametrize("size", [None, 2])
 def test_recovers_a_planted_dictionary(size: int | None) -> None:
     data = PlantedData(batches=700, batch_size=512 if size is None else 128, size=size)
-    module = small_module(
-        sparsity_coefficient=1.0, sparsity_knee=1.0, dead_window=20_000, resample_every=50, learning_rate=2e-2
-    )
+    module = small_module(dead_window=20_000, resample_every=50, learning_rate=2e-2)
     trainer = small_trainer(700, limit_val_batches=1.0)
     trainer.fit(module, datamodule=data)
     trainer.validate(module, datamodule=data, verbose=False)
@@ -36,6 +38,10 @@ def test_recovers_a_planted_dictionary(size: int | None) -> None:
     assert metrics["sae/l0_raw"] > metrics["sae/l0"]
     assert ("sae/l0_inside" in metrics) == (size is not None)
     assert metrics["sae/validation_frames"] == 2 * data.batch_size
+    assert metrics["sae/l1"] > 0
+    assert 0 <= metrics["sae/dead_fraction"] <= metrics["sae/almost_dead_fraction"] < 0.5
+    assert 0 < metrics["sae/nearest_cosine"] < 0.9
+    assert metrics["sae/duplicate_fraction"] < 0.3
 
 
 def test_the_scale_of_the_activations_does_not_matter() -> None:
@@ -50,8 +56,54 @@ def test_the_scale_of_the_activations_does_not_matter() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
 
 
-def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"dead_window": 500, "resample_every": 4, "decay_fraction": 0.2}
+def test_auxk_brings_dead_latents_back() -> None:
+    """Half the latents of a TopK autoencoder are too small to win; without AuxK they stay so."""
+    fractions = []
+    for coefficient in (None, 1.0):
+        module = small_module(
+            sae=partial(TopKSAE, k=2), auxk_coefficient=coefficient, dead_window=1000, learning_rate=2e-2
+        )
+        data = PlantedData()
+        trainer = small_trainer(100, callbacks=[_Silence()])
+        trainer.fit(module, datamodule=data)
+        fractions.append(module.firing.dead().float().mean().item())
+    assert fractions[0] > 0.3
+    assert fractions[1] < 0.1
+
+
+class _Silence(Callback):
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        sae: Any = pl_module.sae
+        with torch.no_grad():
+            sae.encoder_weight[: sae.num_latents // 2] *= 1e-3
+
+
+def test_unit_norm_decoders_stay_so_and_others_do_not() -> None:
+    for unit_norm in (True, False):
+        module = small_module(sae=partial(TopKSAE, k=2, unit_norm_decoder=unit_norm))
+        small_trainer(10).fit(module, datamodule=PlantedData())
+        off = (module.sae.decoder_norms() - 1).abs().amax()
+        assert (off < 1e-5) == unit_norm
+
+
+def test_the_decoder_bias_can_begin_as_the_geometric_median() -> None:
+    """One step at a rate of nearly nothing; a resumed run does not begin again."""
+    module = small_module(decoder_bias="geometric_median", learning_rate=1e-9)
+    data = PlantedData()
+    small_trainer(3).fit(module, datamodule=data)
+    acts = data.batch(0).activations["planted"]
+    expected = geometric_median((acts - module.sae.mean) / module.sae.scale)
+    assert expected.norm() > 0.1
+    torch.testing.assert_close(module.sae.decoder_bias.detach(), expected, atol=1e-5, rtol=1e-5)
+    plain = small_module(learning_rate=1e-9)
+    small_trainer(1).fit(plain, datamodule=PlantedData())
+    assert plain.sae.decoder_bias.norm() < 1e-6
+
+
+@pytest.mark.parametrize("kind", [SparseAutoencoder, BatchTopKSAE])
+def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path, kind: Any) -> None:
+    arguments: dict[str, Any] = {"dead_window": 500, "resample_every": 4, "decay_fraction": 0.2, "sae": kind}
+    arguments |= {"auxk_coefficient": 0.1, "decoder_bias": "geometric_median"}
     checkpoints = ModelCheckpoint(tmp_path, every_n_train_steps=9, save_top_k=-1, filename="{step}")
     whole = small_module(**arguments)
     torch.manual_seed(1)
@@ -93,6 +145,7 @@ def test_refuses_data_that_do_not_fit() -> None:
     ("arguments", "data", "message"),
     [
         ({}, {"agent_hash": "another"}, "another agent"),
+        ({"sae": TopKSAE}, {}, "is of kind SparseAutoencoder, but model.init_args.sae is TopKSAE"),
         ({"expansion": 3}, {}, "coder_weight of this checkpoint is .*16"),
     ],
 )
@@ -112,8 +165,9 @@ def test_refuses_a_checkpoint_that_does_not_fit(
     "arguments",
     [
         {"learning_rate": 0.0},
-        {"sparsity_knee": -1.0},
-        {"sparsity_coefficient": -1.0},
+        {"decoder_bias": "mean"},
+        {"auxk_coefficient": 0.0},
+        {"auxk_latents": 3},
         {"decay_fraction": 1.5},
         {"resample_every": 0},
     ],
@@ -121,6 +175,31 @@ def test_refuses_a_checkpoint_that_does_not_fit(
 def test_refuses_arguments(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         small_module(**arguments)
+
+
+def test_refuses_what_the_kind_refuses_before_any_data_are_recorded() -> None:
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match="choose 1 to 16, the number of latents"):
+        ConvSAE("planted", expansion=2, in_channels=8, sae=partial(TopKSAE, k=17))
+    with pytest.raises(ValueError, match="kernel_size 2 is even"):
+        ConvSAE("planted", kernel_size=2)
+    assert torch.equal(torch.get_rng_state(), state), "trying it out draws nothing"
+
+
+@pytest.mark.parametrize("kind", [JumpReLUSAE, GatedSAE])
+def test_resampling_resets_a_kinds_own_parameters(kind: Any) -> None:
+    sae = kind(4, 2, 1)
+    optimiser = torch.optim.Adam(sae.parameters(), lr=1e-2)
+    which = torch.arange(8) < 3
+    for _ in range(2):
+        acts = torch.randn(200, 4)
+        sae(acts).square().mean().backward()
+        optimiser.step()
+    resample_latents(sae, optimiser, which, acts, seed=0)
+    for parameter, value in sae.further_parameters().items():
+        assert torch.equal(parameter[which], torch.full((3,), value))
+        assert (parameter[~which] != value).any()
+        assert not optimiser.state[parameter]["exp_avg"][which].any()
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])

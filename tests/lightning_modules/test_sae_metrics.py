@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Sparsity
+from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Sparsity, nearest_cosines
 
 
 def naive_variance(acts: Tensor, reconstruction: Tensor, per_position: bool) -> tuple[float, int]:
@@ -87,6 +87,47 @@ def test_sparsity_matches_naive_code() -> None:
     flat.update(latents.movedim(1, -1).flatten(0, -2))
     assert flat.compute()["l0"] == values["l0"]
     assert flat.compute()["l0_inside"].isnan()
+
+
+def test_sizes_weigh_the_lengths_of_directions() -> None:
+    torch.manual_seed(0)
+    latents, lengths = torch.rand(30, 6, 3, 2).relu(), torch.rand(6)
+    metric, raw = Sparsity(6), Sparsity(6)
+    for rows in torch.arange(30).split(11):
+        metric.update(latents[rows], lengths=lengths)
+        raw.update(latents[rows])
+    values = latents.movedim(1, -1).reshape(-1, 6).double().tolist()
+    weighted = [sum(value * float(length) for value, length in zip(row, lengths, strict=True)) for row in values]
+    assert metric.compute()["l1"].item() == pytest.approx(np.mean(weighted))
+    assert raw.compute()["l1"].item() == pytest.approx(np.mean([sum(row) for row in values]))
+
+
+def test_almost_dead_is_below_one_position_in_100_000() -> None:
+    metric = Sparsity(4)
+    latents = torch.zeros(200_000, 4)
+    latents[:1, 1] = latents[:2, 2] = latents[:3, 3] = 1  # never, 0.5e-5, exactly 1e-5, 1.5e-5
+    for part in latents.split(70_000):
+        metric.update(part)
+    values = metric.compute()
+    assert values["dead_fraction"] == 0.25
+    assert values["almost_dead_fraction"] == 0.5
+
+
+def test_nearest_cosines_match_naive_code() -> None:
+    torch.manual_seed(0)
+    directions = torch.randn(9, 4)
+    directions[3] = 5 * directions[7]
+    directions[5] = 0
+    x = directions.double().numpy()
+    expected = []
+    for one in range(9):
+        others = [two for two in range(9) if two != one]
+        lengths = np.linalg.norm(x, axis=1)
+        products = [x[one] @ x[two] / max(lengths[one] * lengths[two], 1e-30) for two in others]
+        expected.append(max(products))
+    assert nearest_cosines(directions).tolist() == pytest.approx(expected, abs=1e-6)
+    assert nearest_cosines(directions)[[3, 7]].tolist() == pytest.approx([1, 1])
+    assert nearest_cosines(directions[:1]).isnan().all()
 
 
 def test_dead_is_over_everything_not_one_batch() -> None:

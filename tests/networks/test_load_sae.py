@@ -1,9 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from networks import CustomCNN, SparseAutoencoder, load_agent, load_sae, save_weights
+from networks import CustomCNN, SparseAutoencoder, load_agent, load_sae, read_weights, save_weights
 
 
 @pytest.fixture
@@ -42,3 +44,23 @@ def test_refuses_what_is_no_autoencoder(saved: tuple[Path, Path]) -> None:
         load_sae(saved[0])
     with pytest.raises(ValueError, match="SparseAutoencoder"):
         load_agent(saved[1])
+
+
+def test_a_file_from_before_there_were_kinds_loads(saved: tuple[Path, Path]) -> None:
+    tensors, metadata = read_weights(saved[1])
+    assert set(tensors) == {"encoder_weight", "encoder_bias", "decoder_weight", "decoder_bias", "mean", "scale"}
+    texts = {name: json.dumps(value) for name, value in metadata.items()}
+    texts["config"] = json.dumps({"in_channels": 32, "expansion": 2, "kernel_size": 1})
+    save_file(tensors, saved[1], texts)
+    old = load_sae(saved[1])
+    assert isinstance(old, SparseAutoencoder)
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in old.state_dict().items())
+
+
+def test_a_file_of_a_later_version_is_named(saved: tuple[Path, Path]) -> None:
+    tensors, metadata = read_weights(saved[1])
+    texts = {name: json.dumps(value) for name, value in metadata.items()}
+    texts["config"] = json.dumps({**metadata["config"], "colour": "blue"})
+    save_file(tensors, saved[1], texts)
+    with pytest.raises(ValueError, match=r"SparseAutoencoder.*colour"):
+        load_sae(saved[1])

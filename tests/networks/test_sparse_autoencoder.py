@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from networks import CustomCNN, SparseAutoencoder
+from networks import CustomCNN, Progress, SparseAutoencoder
 
 
 def random_sae(in_channels: int = 3, expansion: int = 4, kernel_size: int = 1) -> SparseAutoencoder:
@@ -102,6 +102,26 @@ def test_is_an_edit() -> None:
 def test_refuses_arguments(arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         SparseAutoencoder(**{"in_channels": 3, **arguments})
+
+
+@pytest.mark.parametrize("name", ["sparsity_coefficient", "sparsity_knee", "rare_frequency", "sparsity_warmup_steps"])
+def test_refuses_arguments_of_its_penalty(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        SparseAutoencoder(3, **{name: -1})
+
+
+def test_the_penalty_rises_and_spares_rare_latents() -> None:
+    sae = SparseAutoencoder(2, 2, 1, 0.8, sparsity_knee=None, rare_frequency=0.01, sparsity_warmup_steps=10)
+    latents = torch.rand(50, 4)
+    for step, frequency, shares in (
+        (4, [0.02, 0.01, 0.005, 0.0], [1, 1, 0.5, 0]),
+        (500, [float("nan")] * 4, [1, 1, 1, 1]),
+    ):
+        progress = Progress(torch.tensor(float(step)), torch.tensor(frequency), torch.zeros(4, dtype=torch.bool))
+        penalty = sae.losses(latents, latents, torch.zeros(50, 2), progress)["sparsity"]
+        each = (latents * sae.decoder_norms()).double().mean(0)
+        weighted = sum(share * size for share, size in zip(shares, each.tolist(), strict=True))
+        assert penalty.item() == pytest.approx(0.8 * min(1.0, (step + 1) / 10) * weighted)
 
 
 def test_refuses_what_does_not_fit() -> None:

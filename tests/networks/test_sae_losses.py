@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lightning_modules.sae_losses import count_firings, reconstruction_loss, sparsity_loss
+from networks.sae_losses import count_firings, reconstruction_loss, sparsity_loss
 
 
 @pytest.mark.parametrize("space", [(), (3, 2)])

@@ -44,7 +44,9 @@ class TrainCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.run.folder)
         if given.logger is not False:
             others = given.logger if isinstance(given.logger, list) else [given.logger]
-            board = TensorBoardLogger(self.run.folder.parents[1], self.config.name, self.run.version)
+            board = TensorBoardLogger(
+                self.run.folder.parents[1], self.config.name, self.run.version, default_hp_metric=False
+            )
             kwargs["logger"] = [board, *(logger for logger in others if logger not in (None, True))]
         try:
             return super().instantiate_trainer(**kwargs)

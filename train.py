@@ -40,13 +40,11 @@ class TrainCLI(LightningCLI):
         """Claim the run's folder, then build the Trainer that writes into it."""
         given = self.config_init.trainer
         config = self.parser.dump(self.config, skip_unset=False)
-        self.run = claim_run(Path(given.default_root_dir), self.config.name, config, self.config.ckpt_path)
+        self.run = run = claim_run(Path(given.default_root_dir), self.config.name, config, self.config.ckpt_path)
         kwargs["default_root_dir"] = str(self.run.folder)
         if given.logger is not False:
             others = given.logger if isinstance(given.logger, list) else [given.logger]
-            board = TensorBoardLogger(
-                self.run.folder.parents[1], self.config.name, self.run.version, default_hp_metric=False
-            )
+            board = TensorBoardLogger(run.folder.parents[1], self.config.name, run.version, default_hp_metric=False)
             kwargs["logger"] = [board, *(logger for logger in others if logger not in (None, True))]
         try:
             return super().instantiate_trainer(**kwargs)

@@ -1,4 +1,4 @@
-"""Every shipped configuration runs two steps through train.py, and the main job survives what it has to survive.
+"""Every shipped configuration runs two steps through train.py, every study through analyse.py, and the main job survives what it has to survive.
 
 The configurations are taken as they are, except that SHRUNK makes what they configure small. A new class in a
 configuration that takes long needs its line there.
@@ -17,11 +17,13 @@ import pytest
 import torch
 import yaml
 
+import analyse
 import train
 from networks import BatchTopKSAE, CustomCNN, load_agent, load_sae, save_weights
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+STUDIES = sorted((ROOT / "configs/studies").glob("*.yaml"))
 SAE = ROOT / "configs/sae_conv4.yaml"
 
 SHRUNK: dict[str, dict[str, Any]] = {
@@ -54,6 +56,8 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "optimisation": {"steps": 2},
     },
     "callbacks.HeldOutPlay": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
+    "studies.EvaluateAgent": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
+    "studies.Watch": {"max_steps": 2},
     "callbacks.SpliceEvaluation": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
 }
 
@@ -100,6 +104,17 @@ def test_every_configuration_runs_two_steps(workplace: Path, config: Path) -> No
     assert train.main(shrink(config)) == 0
     assert summary(config.stem), "a run ends with its metrics"
     assert list(Path(f"runs/{config.stem}/version_0/checkpoints").iterdir()), "and can be gone on from"
+
+
+@pytest.mark.parametrize("config", STUDIES, ids=lambda path: path.stem)
+def test_every_study_runs_on_the_shipped_agent(workplace: Path, config: Path) -> None:
+    values = yaml.safe_load(config.read_text())
+    study = values["study"]
+    study["init_args"] |= SHRUNK.get(study["class_path"], {})
+    study["init_args"]["agent"] = str(ROOT / study["init_args"]["agent"])
+    Path(config.name).write_text(yaml.safe_dump(values))
+    assert analyse.main(["--config", config.name]) == 0
+    assert summary(config.stem)
 
 
 def test_the_main_job_streams_with_one_override(workplace: Path) -> None:

@@ -1,7 +1,7 @@
-"""Every shipped configuration runs two steps through train.py, every study through analyse.py, and the main job survives what it has to survive.
+"""Every shipped configuration runs two steps through train.py, every study through analyse.py.
 
-The configurations are taken as they are, except that SHRUNK makes what they configure small. A new class in a
-configuration that takes long needs its line there.
+The main job also survives what it has to survive. Configurations are taken as they are, except that SHRUNK makes what
+they configure small. A new class in a configuration that takes long needs its line there.
 """
 
 import json

@@ -120,12 +120,25 @@ class ActivationDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Check what is on disk and what would have to fit there, then record the training cache."""
+        self._check_ranks()
         caches = [self._validation_cache, *([self._training_cache] if self.source == "cache" else [])]
         for cache in caches:
             cache.check()
         refuse_if_too_large(caches)
         if self.source == "cache":
             self._training_cache.build()
+
+    def setup(self, stage: str) -> None:
+        """Check on every rank what `prepare_data` checked on the first."""
+        self._check_ranks()
+
+    def _check_ranks(self) -> None:
+        world = self._ranks()["world"]
+        if len(ValidationLoader(self._validation_cache, self.validation_batch_size)) < world:
+            raise ValueError(
+                f"{self.validation_frames} validation frames in batches of {self.validation_batch_size} leave some of "
+                f"{world} processes without any: raise validation_frames or lower validation_batch_size"
+            )
 
     def train_dataloader(self) -> CacheLoader | StreamLoader:
         """Whole batches of training rows."""

@@ -163,6 +163,21 @@ def test_a_damaged_shard_stops_before_training(agent_path: str, tmp_path: Path) 
     assert module.trained == []
 
 
+def test_validation_data_too_few_for_all_ranks_stop_before_any_work(
+    agent_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make(agent_path, str(tmp_path / "cache"))  # 40 frames in batches of 24: two
+    for world in (2, 3):
+        monkeypatch.setattr(data, "_ranks", lambda world=world: {"rank": 0, "world": world})
+        if world == 2:
+            data.setup("fit")
+        else:
+            for begin in (data.prepare_data, lambda: data.setup("fit")):
+                with pytest.raises(ValueError, match="lower validation_batch_size"):
+                    begin()
+    assert not list(tmp_path.glob("cache/**/*.safetensors"))
+
+
 def test_mistakes_are_named(agent_path: str, cache_dir: str, tmp_path: Path) -> None:
     mistakes: list[tuple[dict[str, Any], str]] = [
         ({"environment": EnvironmentSettings(start_level=0, num_levels=10)}, "held-out levels: begin at 100000"),

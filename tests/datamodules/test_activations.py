@@ -166,15 +166,13 @@ def test_a_damaged_shard_stops_before_training(agent_path: str, tmp_path: Path) 
 def test_validation_data_too_few_for_all_ranks_stop_before_any_work(
     agent_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = make(agent_path, str(tmp_path / "cache"))  # 40 frames in batches of 24: two
-    for world in (2, 3):
-        monkeypatch.setattr(data, "_ranks", lambda world=world: {"rank": 0, "world": world})
-        if world == 2:
-            data.setup("fit")
-        else:
-            for begin in (data.prepare_data, lambda: data.setup("fit")):
-                with pytest.raises(ValueError, match="lower validation_batch_size"):
-                    begin()
+    data = make(agent_path, str(tmp_path / "cache"))  # 40 frames in shards of 32 and 8, batches of 24: three
+    monkeypatch.setattr(data, "_ranks", lambda: {"rank": 0, "world": 3})
+    data.setup("fit")
+    monkeypatch.setattr(data, "_ranks", lambda: {"rank": 0, "world": 4})
+    for begin in (data.prepare_data, lambda: data.setup("fit")):
+        with pytest.raises(ValueError, match="lower validation_batch_size"):
+            begin()
     assert not list(tmp_path.glob("cache/**/*.safetensors"))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from datamodules import ActivationBatch
+from lightning_modules.sae_kernel import SAEKernel, load_kernel
 from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Sparsity, nearest_cosines
 from lightning_modules.sae_objective import SAEObjective
 from lightning_modules.sae_revival import resample_latents
@@ -46,7 +47,8 @@ class ConvSAE(LightningModule):
         resample_every: steps between revivals; null for none.
         auxk_coefficient: weight of the AuxK loss (1/32 in its paper); null for none.
         auxk_latents: dead latents that it lets an input use; null for half the channels, about as in its paper.
-        compile: compile the loss; without a C++ compiler the run goes on eagerly.
+        compile: compile the loss, on a CPU by `SAEKernel` where that knows the kind; without a C++ compiler the run
+            goes on eagerly.
 
     Raises:
         ValueError: an argument out of its range, or one that the kind refuses.
@@ -94,6 +96,7 @@ class ConvSAE(LightningModule):
         self._sums: Tensor | None = None  # of what is logged, since the last time
         self._first_bad: Tensor | None = None  # the first step whose loss was not finite
         self._added = 0
+        self._kernel: SAEKernel | None = None
 
     @property
     def sae(self) -> SAEBase:
@@ -134,7 +137,9 @@ class ConvSAE(LightningModule):
         self.latent_sparsity, self.raw_sparsity = Sparsity(sae.num_latents), Sparsity(shape[0])
         self.coverage = Coverage()
         if self.compile_loss and stage == "fit":
-            compile_in_place(self.objective)
+            compiled = compile_in_place(self.objective)
+            if compiled and self.trainer.strategy.root_device.type == "cpu" and self.kernel_size == 1:
+                self._kernel = load_kernel(shape[0], sae.num_latents)
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
@@ -149,7 +154,7 @@ class ConvSAE(LightningModule):
         progress = Progress(
             torch.full((), float(step), device=acts.device), self.firing.frequency().float(), self.firing.dead()
         )
-        loss, numbers, fired = self.objective(acts, progress)
+        loss, numbers, fired = self._step(acts, progress)
         self.firing.update(fired, acts.numel() // acts.shape[1])
         self._tally(numbers, step)
         return loss
@@ -255,6 +260,17 @@ class ConvSAE(LightningModule):
             "training": {name: value for name, value in self.hparams.items() if name != "compile"},
             "steps": self.global_step,
         }
+
+    def _step(self, acts: Float[Tensor, "B C *HW"], progress: Progress) -> Any:
+        """What the objective computes, by the kernel where it can; AuxK is needed only if latents are dead."""
+        if self._kernel is not None and (self.auxk_coefficient is None or not progress.dead.any()):
+            terms = self._kernel.takes(self.sae, acts, progress)
+            if terms is not None:
+                loss, numbers, fired = self._kernel(self.sae, acts, terms)
+                if self.auxk_coefficient is not None:
+                    numbers["auxk_loss"] = torch.zeros(())
+                return loss, numbers, fired
+        return self.objective(acts, progress)
 
     def _resamples(self, step: int) -> bool:
         if self.resample_every is None or step == 0 or step % self.resample_every:

@@ -10,7 +10,7 @@ from networks.matryoshka_sae import MatryoshkaSAE
 from networks.policy import Policy, log_probabilities, sample_actions
 from networks.precision import Precision, autocast
 from networks.residual_impala import ResidualImpala
-from networks.sae_base import Progress, SAEBase
+from networks.sae_base import Progress, RowTerms, SAEBase
 from networks.sparse_autoencoder import SparseAutoencoder
 from networks.taps import AgentOutput, Edit, TappedAgent
 from networks.topk_sae import TopKSAE
@@ -32,6 +32,7 @@ __all__ = [
     "Precision",
     "Progress",
     "ResidualImpala",
+    "RowTerms",
     "SAEBase",
     "SparseAutoencoder",
     "TappedAgent",

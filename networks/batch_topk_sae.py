@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from networks.sae_base import Progress
 from networks.topk_sae import TopKSAE
 
 _MEMORY = 200  # batches: short beside a run, whose last part has a falling learning rate, and long beside the noise
@@ -51,6 +52,10 @@ class BatchTopKSAE(TopKSAE):
         # without order it is a partial sort; the threshold itself needs no gradient
         smallest = latents.detach().flatten().topk(budget, sorted=False).values.amin()
         return torch.where(latents >= smallest, latents, 0)
+
+    def row_terms(self, progress: Progress) -> None:
+        """None: which latents an input keeps depends on the rest of the batch."""
+        return
 
     @torch.no_grad()
     def observe(self, latents: Float[Tensor, "B F *HW"]) -> None:

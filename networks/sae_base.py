@@ -28,6 +28,20 @@ class Progress(NamedTuple):
     dead: Bool[Tensor, " F"]
 
 
+class RowTerms(NamedTuple):
+    """A loss as a kernel computes it that knows latents cut off below 0 and the k largest of them.
+
+    Attributes:
+        k: latents that an input may use; None for all above 0.
+        coefficients: weights of the penalty (see `sparsity_loss`); None for none.
+        knee: of the penalty.
+    """
+
+    k: int | None = None
+    coefficients: Float[Tensor, " F"] | None = None
+    knee: float | None = None
+
+
 class SAEBase(nn.Module, ABC):
     """A sparse autoencoder of one tap, on maps [B C H W] or on flat activations [B C] (treated as 1x1 maps).
 
@@ -107,6 +121,10 @@ class SAEBase(nn.Module, ABC):
             progress: what else a term may depend on.
         """
         return {"reconstruction": reconstruction_loss(errors)}
+
+    def row_terms(self, progress: Progress) -> RowTerms | None:
+        """The same as `activate` and `losses`, for kinds that need no more than this; None for others."""
+        return None
 
     @torch.no_grad()
     def observe(self, latents: Float[Tensor, "B F *HW"]) -> None:

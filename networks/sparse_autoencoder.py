@@ -5,7 +5,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from networks.sae_base import Progress
+from networks.sae_base import Progress, RowTerms
 from networks.sae_losses import reconstruction_loss, sparsity_loss
 from networks.sae_penalised import PenalisedSAE
 
@@ -62,11 +62,19 @@ class SparseAutoencoder(PenalisedSAE):
         progress: Progress,
     ) -> dict[str, Float[Tensor, ""]]:
         """Reconstruction and sparsity."""
-        coefficients = self.penalty_weight(progress).expand(self.num_latents)
-        if self.rare_frequency is not None:
-            # not a number before the first input
-            coefficients = coefficients * (progress.frequency / self.rare_frequency).clamp_max(1).nan_to_num(1)
+        coefficients = self._coefficients(progress)
         return {
             "reconstruction": reconstruction_loss(errors),
             "sparsity": sparsity_loss(latents, self.decoder_norms(), coefficients, self.sparsity_knee),
         }
+
+    def row_terms(self, progress: Progress) -> RowTerms:
+        """All above 0, with the penalty."""
+        return RowTerms(None, self._coefficients(progress), self.sparsity_knee)
+
+    def _coefficients(self, progress: Progress) -> Float[Tensor, " F"]:
+        coefficients = self.penalty_weight(progress).expand(self.num_latents)
+        if self.rare_frequency is not None:
+            # not a number before the first input
+            coefficients = coefficients * (progress.frequency / self.rare_frequency).clamp_max(1).nan_to_num(1)
+        return coefficients

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from networks.sae_base import SAEBase
+from networks.sae_base import Progress, RowTerms, SAEBase
 
 
 def keep_top(values: Float[Tensor, "B F *HW"], k: int) -> Float[Tensor, "B F *HW"]:
@@ -48,3 +48,7 @@ class TopKSAE(SAEBase):
     def activate(self, pre_activations: Float[Tensor, "B F *HW"]) -> Float[Tensor, "B F *HW"]:
         """The k largest that are above 0."""
         return keep_top(pre_activations.relu(), self.k)
+
+    def row_terms(self, progress: Progress) -> RowTerms | None:
+        """The k largest, without a penalty."""
+        return RowTerms(self.k)

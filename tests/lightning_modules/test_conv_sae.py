@@ -1,3 +1,4 @@
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,23 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path, kind: Any) -> Non
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     assert resumed.firing.seen == 20 * 256
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no compiler")
+@pytest.mark.parametrize(
+    "arguments", [{"sae": partial(SparseAutoencoder, sparsity_knee=0.5)}, {"sae": TopKSAE, "auxk_coefficient": 1 / 32}]
+)
+def test_the_compiled_step_trains_as_torch_does(arguments: dict[str, Any]) -> None:
+    trained = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        module = small_module(compile=compile, resample_every=20, learning_rate=1e-3, **arguments)
+        small_trainer(60).fit(module, datamodule=PlantedData())
+        assert (module._kernel is not None) == compile
+        trained.append(module)
+    for one, other in zip(trained[0].sae.parameters(), trained[1].sae.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    assert torch.equal(trained[0].firing.seen, trained[1].firing.seen)
 
 
 @pytest.mark.parametrize("step", [0, 6, 19])

@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from environments import EnvironmentSettings, VectorEnvironment
+from environments import EnvironmentSettings, State, VectorEnvironment
 from environments.heist import label_states
-from interpretability.episodes import GAME_TIME_OUT, STAY, Episodes
+from interpretability.episodes import GAME_TIME_OUT, STAY, Episodes, first_states
 
 
 def play_oracle(
@@ -31,11 +31,33 @@ def play_oracle(
     Raises:
         ValueError: another game.
     """
-    seeds = np.asarray(levels, dtype=np.int64)
-    count = len(seeds)
+    states = first_states(levels, settings, num_environments)
+    return play_oracle_from(
+        states, settings=settings, num_environments=num_environments, max_steps=max_steps, progress=progress
+    )
+
+
+def play_oracle_from(
+    states: Sequence[bytes],
+    *,
+    settings: EnvironmentSettings,
+    num_environments: int = 64,
+    max_steps: int = GAME_TIME_OUT,
+    progress: str | None = None,
+) -> Episodes:
+    """Play on from each saved state (a scenario, say) by `Labels.oracle_action`, to the end of its episode.
+
+    Args:
+        states: of heist, at least one; several may be of one level.
+        settings, num_environments, max_steps, progress: as for `play_episodes`.
+
+    Raises:
+        ValueError: another game.
+    """
+    count = len(states)
     environment = VectorEnvironment(settings, min(num_environments, count))
     episodes = Episodes(
-        levels=seeds,
+        levels=np.array([State.from_bytes(state).level_seed for state in states], dtype=np.int64),
         returns=np.zeros(count, dtype=np.float32),
         lengths=np.zeros(count, dtype=np.int64),
         solved=np.zeros(count, dtype=bool),
@@ -45,7 +67,7 @@ def play_oracle(
     try:
         for start in range(0, count, environment.num_environments):
             rows = np.arange(start, min(start + environment.num_environments, count))
-            environment.play_levels(seeds[rows], range(len(rows)))
+            environment.set_states([states[row] for row in rows], range(len(rows)))
             environment.observe()
             for _ in range(max_steps):
                 slots = np.flatnonzero(episodes.cut[rows])  # not ended yet

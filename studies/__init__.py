@@ -1,7 +1,9 @@
 """One file per question asked of an agent: scenario in, numbers and pictures out."""
 
 from studies.evaluate_agent import EvaluateAgent as EvaluateAgent
+from studies.label_correlations import LabelCorrelations as LabelCorrelations
 from studies.report import Report as Report
 from studies.report import Study as Study
 from studies.report import Table as Table
+from studies.scenarios import Scenarios as Scenarios
 from studies.watch import Watch as Watch

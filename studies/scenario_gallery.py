@@ -1,0 +1,213 @@
+"""Every scenario builder at work on one level: what the contact sheet shows."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from environments import State
+from environments.heist import (
+    COLOURS,
+    DIRECTION_STEPS,
+    add_entity,
+    choice_maze,
+    close_walls,
+    corner_maze,
+    cross_maze,
+    deconfound,
+    draw_maze,
+    empty_room,
+    give_key,
+    keys_and_locks,
+    maze_bounds,
+    mirror,
+    move_entity,
+    occupied_cells,
+    open_walls,
+    pickup_order,
+    place_player,
+    recolour,
+    recolour_entity,
+    remove_entity,
+    reorder,
+    rotate,
+    scatter_player,
+    swap_entities,
+    swap_target,
+    t_maze,
+    take_key,
+    walk_square,
+)
+from environments.heist.layout import Cell
+from environments.state import WALL
+
+
+class Exhibit(NamedTuple):
+    """One scenario.
+
+    Attributes:
+        group: heading of its row.
+        title: what was done.
+        state: what came of it.
+    """
+
+    group: str
+    title: str
+    state: State
+
+
+def gallery(state: State, seed: int = 0) -> list[Exhibit]:
+    """All builders, at least once each, from one level with three keys.
+
+    Args:
+        state: the beginning of a level of heist, easy or hard.
+        seed: of the random builders.
+
+    Raises:
+        ValueError: another level.
+    """
+    keys = ["blue_key", "green_key", "red_key", "gem"]
+    if pickup_order(state) != keys:
+        raise ValueError(
+            f"the gallery edits a level whose solution fetches {', '.join(keys)}; level {state.level_seed} has "
+            f"{', '.join(pickup_order(state)) or 'no solution'}: choose another level"
+        )
+    return [
+        Exhibit(group, title, made)
+        for group, row in (
+            ("entities", _entities(state)),
+            ("colours, keys", _colours(state)),
+            ("walls", _walls(state)),
+            ("drawn mazes", _drawn(state)),
+            ("round a corner", _corners(state)),
+            ("a walk", _walk(state)),
+            ("another target", _targets(state)),
+            ("choices", _choices(state, seed)),
+            ("keys and locks", _keys_and_locks(state, seed)),
+            ("deconfounded", _deconfounded(state, seed)),
+        )
+        for title, made in row
+    ]
+
+
+Row = Iterator[tuple[str, State]]
+
+
+def _entities(state: State) -> Row:
+    cells = _free_cells(state)
+    near, far = cells[0], cells[-1]
+    yield "a natural level", state
+    yield "blue key moved", move_entity(state, "blue_key", far)
+    yield "blue key removed", remove_entity(state, "blue_key")
+    yield "blue lock removed", remove_entity(state, "blue_lock")
+    yield "a second red lock", add_entity(state, "red_lock", near)
+    yield "gem and blue key", swap_entities(state, "blue_key", "gem")
+    yield "player placed", place_player(state, far)
+    yield "player scattered", scatter_player(state, np.random.default_rng(1))
+
+
+def _colours(state: State) -> Row:
+    yield "blue and red", recolour(state, {"blue": "red", "red": "blue"})
+    yield "order: red first", reorder(state, ["red", "blue", "green"])
+    yield "one lock recoloured", recolour_entity(state, "red_lock", "blue")
+    yield "blue held", give_key(state, "blue")
+    held = give_key(give_key(state, "blue"), "green")
+    yield "blue, green held", held
+    yield "blue taken again", take_key(held, "blue")
+    yield "all held", give_key(held, "red")
+
+
+def _walls(state: State) -> Row:
+    left, bottom, right, top = maze_bounds(state)
+    inside = [(x, y) for x in range(left, right) for y in range(bottom, top)]
+    yield "one wall open", open_walls(state, [next((x, y) for x, y in inside if state.grid[y, x] == WALL)])
+    yield "all walls open", open_walls(state, inside)
+    dead_ends = [cell for cell in _free_cells(state) if _ways(state, cell) == 1]
+    yield "dead ends closed", close_walls(state, dead_ends)
+    yield "mirrored", mirror(state)
+    for turns in (1, 2, 3):
+        yield f"{turns} quarter turn{'s' * (turns > 1)}", rotate(state, turns)
+    yield "empty room", empty_room(state, size=7)
+
+
+def _drawn(state: State) -> Row:
+    yield "T: blue, red", t_maze(state, "blue_key", "red_key")
+    yield "T: red, blue", t_maze(state, "red_key", "blue_key")
+    yield "T: gem, green", t_maze(state, "gem", "green_key", stem=4)
+    keys = {"left": "blue_key", "up": "green_key", "right": "red_key"}
+    yield "cross: three keys", cross_maze(state, keys, length=4)
+    yield "cross: four arms", cross_maze(state, {**keys, "down": "gem"})
+    yield "cross: turned", cross_maze(state, {"up": "blue_key", "right": "green_key", "down": "red_key", "left": "gem"})
+    yield "drawn: a ring", draw_maze(state, ["b...r", ".###.", "..P..", ".###.", ".B*R."])
+    yield "drawn: in a row", draw_maze(state, ["Prb", "##R", "*B."])
+
+
+def _corners(state: State) -> Row:
+    for mirrored in (False, True):
+        for turns in range(4):
+            title = f"{'mirrored, ' * mirrored}{turns} turn{'s' * (turns != 1)}"
+            yield title, corner_maze(state, "blue_key", quarter_turns=turns, mirrored=mirrored)
+
+
+def _walk(state: State) -> Row:
+    side = state.grid.shape[0]
+    start = (side // 2 - 3, side // 2 - 3)
+    room = empty_room(state, {"gem": start}, player=(side // 2, side // 2))
+    for step, walked in enumerate(walk_square(room, "gem", start, side=6, steps=8)):
+        yield f"step {step} of 8", walked
+
+
+def _targets(state: State) -> Row:
+    for name in ("blue_key", "green_key", "red_key", "gem"):
+        yield name.replace("_", " "), swap_target(state, name)
+    maze = corner_maze(state, "blue_key")
+    for name in ("blue_key", "green_key", "red_key", "gem"):
+        yield f"corner: {name.replace('_', ' ')}", swap_target(maze, name, new_colours=True)
+
+
+def _choices(state: State, seed: int) -> Row:
+    asked = [
+        ("blue_key", "red_key"),
+        ("blue_key", "red_key"),
+        ("green_key", "red_key"),
+        ("blue_key", "green_key"),
+        ("blue_key", "gem"),
+        ("red_key", "gem"),
+        ("blue_key", "green_key", "red_key"),
+        ("blue_key", "green_key", "red_key", "gem"),
+    ]
+    for number, entities in enumerate(asked):
+        rng = np.random.default_rng([seed, number])
+        title = ", ".join(name.removesuffix("_key") for name in entities)
+        yield title, choice_maze(state, rng, entities=entities)
+
+
+def _keys_and_locks(state: State, seed: int) -> Row:
+    asked = [(3, 1), (3, 2), (2, 1), (3, 0), (1, 2), (1, 3), (2, 4), (0, 2)]
+    for number, (keys, locks) in enumerate(asked):
+        rng = np.random.default_rng([seed, number])
+        colours = [COLOURS[index] for index in rng.permutation(len(COLOURS))]
+        held = colours[:1] if keys == 0 else []
+        usable = held or colours[:keys]
+        made = keys_and_locks(
+            state, rng, keys=colours[:keys], locks=[usable[n % len(usable)] for n in range(locks)], held=held
+        )
+        yield f"{keys} keys, {locks} locks", made
+
+
+def _deconfounded(state: State, seed: int) -> Row:
+    for number in range(8):
+        made = deconfound(state, np.random.default_rng([seed, number]))
+        yield f"target {pickup_order(made)[0].replace('_', ' ')}", made
+
+
+def _free_cells(state: State) -> list[Cell]:
+    """Free and empty cells, from the lower left on."""
+    taken = occupied_cells(state)
+    cells = [(x, y) for y, x in np.argwhere(state.grid != WALL).tolist()]
+    return [cell for cell in cells if cell not in taken]
+
+
+def _ways(state: State, cell: Cell) -> int:
+    padded = np.pad(state.grid != WALL, 1)
+    return sum(int(padded[cell[1] + 1 + dy, cell[0] + 1 + dx]) for dx, dy in DIRECTION_STEPS)

@@ -20,7 +20,8 @@ DRAWN = ("target", "target_x", "target_y", "direction", "path_length", "keys_lef
 """Labels that `deconfound` draws on their own; the others follow from them and from chance."""
 LENGTH_BINS = (0, 3, 5, 7, 9, 11, 13, 15)
 """Lower ends of the bins of path lengths."""
-_PLAY = PlaySettings(environments=256, steps=128)
+_STEPS = 128  # played on end in each environment
+_KEPT = 32  # of them, at random: the nearer two frames are, the less the second says
 
 Columns = dict[str, Int[np.ndarray, " N"]]
 
@@ -44,8 +45,7 @@ class LabelCorrelations(Study):
         device: where; `auto` takes a GPU if there is one.
 
     Raises:
-        ValueError: a file that is missing or does not fit, more frames than the split has levels, or than a natural
-            record holds.
+        ValueError: a file that is missing or does not fit, fewer than two frames, or more than the split has levels.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class LabelCorrelations(Study):
         precision: Precision = "bf16",
         device: str = "auto",
     ) -> None:
-        most = _PLAY.environments * _PLAY.steps
-        if not 2 <= num_frames <= most:
-            raise ValueError(f"num_frames {num_frames} must be 2 to {most}: that many frames of play are recorded")
+        if num_frames < 2:
+            raise ValueError(f"num_frames {num_frames} must be at least 2: one frame correlates with nothing")
         self.levels = held_out_levels(split, num_frames)
         self.settings = EnvironmentSettings("heist", distribution_mode)
         of_split = VALIDATION_LEVELS if split == "validation" else TEST_LEVELS
         played = EnvironmentSettings("heist", distribution_mode, of_split.start, len(of_split))
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        play = PlaySettings(environments=-(-num_frames // _KEPT), steps=_STEPS)
         self.recorder = Recorder(
-            load_agent(agent), played, (), labels=True, precision=precision, play=_PLAY, seed=seed, device=where
+            load_agent(agent), played, (), labels=True, precision=precision, play=play, seed=seed, device=where
         )
         self.num_frames, self.seed = num_frames, seed
 

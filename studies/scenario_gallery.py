@@ -96,8 +96,9 @@ Row = Iterator[tuple[str, State]]
 def _entities(state: State) -> Row:
     cells = _free_cells(state)
     near, far = cells[0], cells[-1]
+    moved = (move_entity(state, "blue_key", cell) for cell in reversed(cells))
     yield "a natural level", state
-    yield "blue key moved", move_entity(state, "blue_key", far)
+    yield "blue key moved", next(made for made in moved if pickup_order(made))
     yield "blue key removed", remove_entity(state, "blue_key")
     yield "blue lock removed", remove_entity(state, "blue_lock")
     yield "a second red lock", add_entity(state, "red_lock", near)
@@ -113,7 +114,8 @@ def _colours(state: State) -> Row:
     yield "blue held", give_key(state, "blue")
     held = give_key(give_key(state, "blue"), "green")
     yield "blue, green held", held
-    yield "blue taken again", take_key(held, "blue")
+    yield "green taken again", take_key(held, "green")
+    yield "put back elsewhere", add_entity(take_key(held, "green"), "green_key", _free_cells(state)[0])
     yield "all held", give_key(held, "red")
 
 
@@ -126,7 +128,7 @@ def _walls(state: State) -> Row:
     yield "dead ends closed", close_walls(state, dead_ends)
     yield "mirrored", mirror(state)
     for turns in (1, 2, 3):
-        yield f"{turns} quarter turn{'s' * (turns > 1)}", rotate(state, turns)
+        yield f"turned {90 * turns}°", rotate(state, turns)
     yield "empty room", empty_room(state, size=7)
 
 
@@ -145,8 +147,8 @@ def _drawn(state: State) -> Row:
 def _corners(state: State) -> Row:
     for mirrored in (False, True):
         for turns in range(4):
-            title = f"{'mirrored, ' * mirrored}{turns} turn{'s' * (turns != 1)}"
-            yield title, corner_maze(state, "blue_key", quarter_turns=turns, mirrored=mirrored)
+            title = ", ".join(["mirrored"] * mirrored + [f"turned {90 * turns}°"] * (turns > 0))
+            yield title or "right, then up", corner_maze(state, "blue_key", quarter_turns=turns, mirrored=mirrored)
 
 
 def _walk(state: State) -> Row:
@@ -154,7 +156,7 @@ def _walk(state: State) -> Row:
     start = (side // 2 - 3, side // 2 - 3)
     room = empty_room(state, {"gem": start}, player=(side // 2, side // 2))
     for step, walked in enumerate(walk_square(room, "gem", start, side=6, steps=8)):
-        yield f"step {step} of 8", walked
+        yield f"place {step + 1} of 8", walked
 
 
 def _targets(state: State) -> Row:
@@ -192,7 +194,8 @@ def _keys_and_locks(state: State, seed: int) -> Row:
         made = keys_and_locks(
             state, rng, keys=colours[:keys], locks=[usable[n % len(usable)] for n in range(locks)], held=held
         )
-        yield f"{keys} keys, {locks} locks", made
+        title = f"{keys} key{'s' * (keys != 1)}, {locks} lock{'s' * (locks != 1)}"
+        yield title + ", 1 held" * len(held), made
 
 
 def _deconfounded(state: State, seed: int) -> Row:

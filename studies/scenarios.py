@@ -84,9 +84,10 @@ def contact_sheet(exhibits: list[Exhibit], settings: EnvironmentSettings, title:
         groups.setdefault(exhibit.group, []).append(Tile(frame, exhibit.title))
     count = max(map(len, groups.values()))
     rows = [Row(group, [], [*tiles, *[None] * (count - len(tiles))]) for group, tiles in groups.items()]
-    return sheet(
-        title, ["Each frame is drawn by the game from an edited state, and can be played from."], [("", count)], rows
-    )
+    lines = [
+        "Each frame is drawn by the game from an edited state and can be played from. First comes the level itself."
+    ]
+    return sheet(title, lines, [("", count)], rows)
 
 
 def _reason(state: State) -> str:

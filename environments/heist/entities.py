@@ -8,9 +8,11 @@ from jaxtyping import Shaped
 from environments.heist.layout import COLOURS, ENTITIES, GEM, KEY, KEY_ON_RING, LOCK, Cell
 from environments.state import ENTITY_DTYPE
 
-_KEY_ASPECT: Final = 21 / 13  # width / height of procgen's pictures
-_GEM_ASPECT: Final = 35 / 24
-_RING_RADIUS: Final = 0.03  # of the frame's width
+# In procgen's own precision, so that rows come out as the game's to the last bit.
+_KEY_ASPECT: Final = np.float32(21 / 13)  # width / height of procgen's pictures
+_GEM_ASPECT: Final = np.float32(35 / 24)
+_RADIUS: Final = np.float32(0.375)
+_RING_RADIUS: Final = np.float32(0.03)  # of the frame's width
 _DEFAULTS: Final = {
     "fire_time": -1, "spawn_time": -1, "expire_time": -1, "friction": 1, "auto_erase": 1, "alpha": 1, "health": 1,
     "theta": -100, "grow_rate": 1, "alpha_decay": 1,
@@ -30,19 +32,20 @@ def new_entity(name: str, cell: Cell) -> Shaped[np.ndarray, " 1"]:
     row["x"], row["y"] = cell[0] + 0.5, cell[1] + 0.5
     if name == "gem":
         row["type"] = row["image_type"] = GEM
-        row["rx"], row["ry"] = 0.375, 0.375 / _GEM_ASPECT
+        row["rx"], row["ry"] = _RADIUS, _RADIUS / _GEM_ASPECT
         return row
     colour, what = name.split("_")
     row["type"] = row["image_type"] = LOCK if what == "lock" else KEY
     row["image_theme"] = COLOURS.index(colour)
-    row["rx"], row["ry"] = (0.5, 0.5) if what == "lock" else (0.375, 0.375 / _KEY_ASPECT)
+    row["rx"], row["ry"] = (0.5, 0.5) if what == "lock" else (_RADIUS, _RADIUS / _KEY_ASPECT)
     return row
 
 
 def ring_icon(colour: int) -> Shaped[np.ndarray, " 1"]:
     """The icon of a key on the ring at the frame's lower right; the game draws it while the key is held."""
     row = _blank()
-    row["x"], row["y"] = 1 - _RING_RADIUS * (2 * colour + 1.25), _RING_RADIUS * 0.75
+    radius = float(_RING_RADIUS)
+    row["x"], row["y"] = 1 - radius * (2 * colour + 1.25), radius * 0.75
     row["rx"], row["ry"] = _RING_RADIUS, _RING_RADIUS / _KEY_ASPECT
     row["type"], row["image_type"], row["image_theme"] = KEY_ON_RING, KEY, colour
     row["render_z"], row["use_abs_coords"], row["rotation"] = 1, 1, np.pi / 2

@@ -3,7 +3,8 @@ import pytest
 
 from environments import EnvironmentSettings, VectorEnvironment
 from environments.heist import label_states
-from interpretability.oracle_play import play_oracle
+from interpretability.episodes import first_states
+from interpretability.oracle_play import play_oracle, play_oracle_from
 
 EASY = EnvironmentSettings()
 
@@ -29,6 +30,22 @@ def test_agrees_with_playing_each_level_alone():
     assert played.solved.all()
     assert not played.cut.any()
     assert np.array_equal(played.returns, np.full(5, 10))
+
+
+def test_goes_on_from_states_in_the_middle_of_episodes():
+    """Cut after some steps and gone on with, an episode takes as many steps as in one go."""
+    levels, before = [50, 7, 12], 10
+    environment = VectorEnvironment(EASY, 3)
+    environment.set_states(first_states(levels, EASY))
+    for _ in range(before):
+        environment.observe()
+        environment.act(label_states(environment.get_states()).oracle_action)
+    states = environment.get_states()
+    environment.close()
+    played = play_oracle_from([*states, states[0]], settings=EASY, num_environments=2)
+    assert played.levels.tolist() == [*levels, levels[0]]
+    assert (played.lengths + before).tolist() == [steps_alone(level) for level in (*levels, levels[0])]
+    assert played.solved.all()
 
 
 def test_is_cut_where_asked():

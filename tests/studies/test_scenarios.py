@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from environments import EnvironmentSettings, State, VectorEnvironment
+from interpretability.episodes import first_states
+from studies import Scenarios
+from studies.scenario_gallery import gallery
+
+LEVEL = 31
+
+
+@pytest.mark.parametrize(("mode", "level"), [("easy", LEVEL), ("hard", 2)])
+def test_every_builder_is_shown_and_the_oracle_solves_what_is_playable(mode, level):
+    report = Scenarios(level, mode).run()
+    table = report.tables["scenarios"]
+    assert report.summary["scenarios/count"] == len(table.rows) == 80
+    assert report.summary["scenarios/playable"] == report.summary["scenarios/solved"] >= 76
+    for row in table.rows:
+        cells = dict(zip(table.columns, row, strict=True))
+        assert (cells["solved"] == "yes") == (cells["why not"] == "") == (cells["target"] != "none")
+    width, height = report.figures["contact_sheet"].get_size_inches() * 120
+    assert min(width, height) > 1000
+
+
+def test_every_state_of_the_gallery_comes_back_from_the_game_as_it_was():
+    settings = EnvironmentSettings(num_threads=0)
+    natural = first_states([LEVEL], settings)[0]
+    exhibits = gallery(State.from_bytes(natural))
+    states = [exhibit.state.to_bytes() for exhibit in exhibits]
+    assert states[0] == natural, "nothing has touched the original"
+    environment = VectorEnvironment(settings, len(states))
+    environment.set_states(states)
+    frames = environment.observe()[1].copy()
+    assert environment.get_states() == states
+    environment.close()
+    assert len(np.unique(frames.reshape(len(frames), -1), axis=0)) >= 75, "a picture of its own for nearly each"
+
+
+def test_mistakes_stop_before_any_work():
+    with pytest.raises(ValueError, match=r"level 0 has .*: choose another level"):
+        Scenarios(0)
+    with pytest.raises(ValueError, match="at least 0"):
+        Scenarios(-1)

@@ -94,7 +94,7 @@ class LabelCorrelations(Study):
         return Report(
             summary,
             {"correlations": _pair_table(data, values), "frequencies": _frequency_table(data)},
-            {"correlations": _draw(list(data["natural"]), values)},
+            {"correlations": _draw(list(data["natural"]), values, len(states))},
         )
 
 
@@ -175,7 +175,7 @@ def _value_name(label: str, value: int) -> str:
     return str(value)
 
 
-def _draw(names: list[str], values: dict[str, Float[np.ndarray, "K K"]]) -> Figure:
+def _draw(names: list[str], values: dict[str, Float[np.ndarray, "K K"]], frames: int) -> Figure:
     """One heat map for each kind of data; a line sets apart what is drawn on its own."""
     figure = Figure(figsize=(12.5, 6.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -194,5 +194,9 @@ def _draw(names: list[str], values: dict[str, Float[np.ndarray, "K K"]]) -> Figu
         axis.set_yticks(range(len(names) - 1), shown[1:])
         axis.spines[:].set_visible(False)
     figure.colorbar(picture, ax=list(axes), label="Cramér's V", shrink=0.7)
-    figure.suptitle("How much one label says about another (above the blue line: labels that are drawn independently)")
+    chance = float(np.sqrt(8 / frames))  # of two labels with nine values, such as easy mode's coordinates
+    figure.suptitle(
+        "How much one label says about another. Above the blue line: labels that are drawn independently.\n"
+        f"Chance alone makes up to about {chance:.2f} of independent frames."
+    )
     return figure

@@ -56,8 +56,9 @@ def choice_maze(
         raise ValueError(f"distances {distances} must rise from at least 1, and spread {spread} be at least 0")
     sizes = maze_sizes(side, size)
     nearest = int(rng.integers(distances[0], distances[1] + 1))
+    fork = len(entities) if len(entities) > 2 else 0  # two ways lead from most cells
     for _ in range(_ATTEMPTS):
-        floor = placed_floor(rng, side, int(rng.choice(sizes)))
+        floor = placed_floor(rng, side, int(rng.choice(sizes)), fork)
         cells = free_cells(floor)
         forks = [cell for cell in cells if _ways(floor, cell) >= len(entities)]
         if not forks:

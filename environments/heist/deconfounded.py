@@ -22,6 +22,7 @@ from environments.heist.layout import COLOURS, ENTITIES, Cell, read_layout
 from environments.heist.mazes import SCATTER, write_maze
 from environments.heist.oracle import DIRECTION_STEPS, advise
 from environments.heist.random_mazes import Walks, free_cells, maze_sizes, placed_floor, sample_cells, walks_from
+from environments.heist.scenarios import put_at
 from environments.state import State
 
 TARGETS: Final = ("blue_key", "green_key", "red_key", "gem")
@@ -85,8 +86,8 @@ def deconfound(state: State, rng: np.random.Generator) -> State:
             continue
         made = write_maze(state, floor, places, player, held=held, rng=rng)
         if _shows(made, wanted):
-            made.entities["x"][0] += rng.uniform(-SCATTER, SCATTER)
-            made.entities["y"][0] += rng.uniform(-SCATTER, SCATTER)
+            x, y = np.add(player, 0.5) + rng.uniform(-SCATTER, SCATTER, 2)
+            put_at(made, 0, float(x), float(y))
             return made
     raise AssertionError(f"no maze of a world of {side} cells shows {wanted}")
 
@@ -95,7 +96,7 @@ def deconfounded_states(states: Sequence[bytes], *, seed: int = 0) -> list[bytes
     """A deconfounded state for each saved one; it depends on `seed` and the state's level only.
 
     Args:
-        states: of heist, in easy or hard mode: their level seeds, and so their split, are kept.
+        states: of heist; their level seeds, and so their split, are kept.
         seed: of all draws.
     """
     parsed = map(State.from_bytes, states)

@@ -21,7 +21,8 @@ class Labels:
     Attributes:
         level: level seed.
         world_dim: side of the world in cells.
-        cells: cell of each entity of `ENTITIES`; picked-up keys and opened locks have none.
+        cells: cell of each entity of `ENTITIES`; picked-up keys and opened locks have none. Of several of one name,
+            which only scenarios have, that of the uppermost.
         position: the player's centre (x, y) in cells, with fractions.
         held: held keys by colour.
         target: index into `ENTITIES` of the next pickup on the shortest full solution.

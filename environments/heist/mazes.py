@@ -10,7 +10,7 @@ from environments.heist.entities import check_name, colour_index, new_entity, ri
 from environments.heist.layout import Cell, HeistPart
 from environments.heist.oracle import DIRECTIONS
 from environments.heist.playable import check_playable
-from environments.heist.scenarios import copy_state, place_player
+from environments.heist.scenarios import copy_state, put_at
 from environments.state import SPACE, WALL, State
 
 SYMBOLS: Final = {
@@ -71,8 +71,8 @@ def write_maze(
     edited.entities = np.concatenate([state.entities[:1], *rows, *(ring_icon(colour) for colour in range(colours))])
     part.num_keys, part.has_keys = colours, [colour in themes for colour in range(colours)]
     edited.tail = part.to_tail()
-    edited.entities["x"][0] = edited.entities["y"][0] = -1
-    return place_player(edited, player)
+    put_at(edited, 0, player[0] + 0.5, player[1] + 0.5)
+    return edited
 
 
 def draw_maze(state: State, rows: Sequence[str], *, held: Collection[str] = ()) -> State:

@@ -1,5 +1,6 @@
 """Random walls like heist's own, and the ways through them; each a function of its generator."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -13,8 +14,13 @@ SMALLEST: Final = 5
 """Cells a side of the smallest maze that heist makes."""
 
 
-def random_floor(rng: np.random.Generator, size: int) -> Bool[np.ndarray, "size size"]:
+def random_floor(rng: np.random.Generator, size: int, fork: int = 0) -> Bool[np.ndarray, "size size"]:
     """A random maze without loops as heist has them: cells at even places, joined by Kruskal's algorithm.
+
+    Args:
+        rng: draws the order in which cells are joined.
+        size: cells a side.
+        fork: a cell with at least so many ways, up to 4, is made first, where chance alone seldom makes one.
 
     Raises:
         ValueError: an even size, or one below 3.
@@ -27,8 +33,13 @@ def random_floor(rng: np.random.Generator, size: int) -> Bool[np.ndarray, "size 
     group = list(range(nodes * nodes))
     edges = [(n, n + 1) for n in range(nodes * nodes) if n % nodes < nodes - 1]
     edges += [(n, n + nodes) for n in range(nodes * (nodes - 1))]
-    for index in rng.permutation(len(edges)).tolist():
-        one, other = edges[index]
+    order = [edges[index] for index in rng.permutation(len(edges)).tolist()]
+    if fork > 0:
+        ways = Counter(node for edge in edges for node in edge)
+        wide = [node for node in ways if ways[node] >= fork]
+        middle = wide[rng.integers(len(wide))]
+        order = [edge for edge in order if middle in edge][:fork] + order
+    for one, other in order:
         first, second = _root(group, one), _root(group, other)
         if first != second:
             group[first] = second
@@ -67,7 +78,9 @@ class Walks(NamedTuple):
 
 def walks_from(floor: set[Cell], start: Cell) -> Walks:
     """Breadth-first search over the free cells."""
-    distance, parent, branch = {start: 0}, {}, {}
+    distance = {start: 0}
+    parent: dict[Cell, Cell] = {}
+    branch: dict[Cell, Cell] = {}
     queue = [start]
     for cell in queue:
         for dx, dy in DIRECTION_STEPS:
@@ -80,11 +93,11 @@ def walks_from(floor: set[Cell], start: Cell) -> Walks:
     return Walks(distance, parent, branch)
 
 
-def placed_floor(rng: np.random.Generator, side: int, size: int) -> Bool[np.ndarray, "side side"]:
-    """A random maze of `size` cells a side at a random place in a world of `side` cells, as heist places its own."""
+def placed_floor(rng: np.random.Generator, side: int, size: int, fork: int = 0) -> Bool[np.ndarray, "side side"]:
+    """`random_floor` at a random place in a world of `side` cells, as heist places its own mazes."""
     floor = np.zeros((side, side), dtype=bool)
     left, bottom = rng.integers(side - size + 1, size=2)
-    floor[bottom : bottom + size, left : left + size] = random_floor(rng, size)
+    floor[bottom : bottom + size, left : left + size] = random_floor(rng, size, fork)
     return floor
 
 

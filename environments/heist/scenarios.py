@@ -20,6 +20,18 @@ def copy_state(state: State) -> State:
     return dataclasses.replace(state, fields=dict(state.fields), entities=state.entities.copy(), grid=state.grid.copy())
 
 
+def put_at(state: State, row: int, x: float, y: float) -> None:
+    """Move the entity of a row, in place; a moved player stands still, and in memory mode the view follows it."""
+    state.entities["x"][row], state.entities["y"][row] = x, y
+    if row != 0:
+        return
+    state.entities["vx"][row] = state.entities["vy"][row] = 0
+    if state.fields["center_agent"]:
+        unit, half = float(state.fields["unit"]), float(state.fields["view_dim"]) / 2
+        x, y = np.float32(x).item(), np.float32(y).item()  # procgen computes with what it has stored
+        state.fields.update(center_x=x, center_y=y, x_off=unit * (x - half), y_off=unit * (y - half))
+
+
 def occupied_cells(state: State) -> dict[Cell, list[str]]:
     """Names of the keys, locks, gem and player in each cell that holds any."""
     HeistPart.from_tail(state.tail)
@@ -62,7 +74,7 @@ def move_entity(state: State, name: str, cell: Cell) -> State:
     if was != tuple(cell):
         _check_free(state, name, cell)
     edited = copy_state(state)
-    _put(edited, row, cell[0] + 0.5, cell[1] + 0.5)
+    put_at(edited, row, cell[0] + 0.5, cell[1] + 0.5)
     return edited
 
 
@@ -82,7 +94,7 @@ def swap_entities(state: State, one: str, other: str) -> State:
     edited = copy_state(state)
     for row, (x, y) in zip(rows, reversed(places), strict=True):
         lock = state.entities["type"][row] == LOCK
-        _put(edited, row, *((int(x) + 0.5, int(y) + 0.5) if lock else (x, y)))
+        put_at(edited, row, *((int(x) + 0.5, int(y) + 0.5) if lock else (x, y)))
     return edited
 
 
@@ -226,17 +238,6 @@ def close_walls(state: State, cells: Iterable[Cell]) -> State:
             raise ValueError(f"the player reaches into cell {(x, y)}: place it in a cell's centre before closing walls")
         edited.grid[y, x] = WALL
     return edited
-
-
-def _put(state: State, row: int, x: float, y: float) -> None:
-    """Move an entity in place; in memory mode the view follows the player."""
-    state.entities["x"][row], state.entities["y"][row] = x, y
-    if row != 0:
-        return
-    state.entities["vx"][row] = state.entities["vy"][row] = 0
-    if state.fields["center_agent"]:
-        unit, half = float(state.fields["unit"]), float(state.fields["view_dim"]) / 2
-        state.fields.update(center_x=x, center_y=y, x_off=unit * (x - half), y_off=unit * (y - half))
 
 
 def _coloured(state: State) -> np.ndarray:

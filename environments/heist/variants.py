@@ -7,7 +7,7 @@ import numpy as np
 from environments.heist.entities import colour_index
 from environments.heist.layout import ENTITIES, KEY_ON_RING, Cell, read_layout
 from environments.heist.oracle import GEM_TARGET, NO_TARGET, plan
-from environments.heist.scenarios import copy_state, find_entity, occupied_cells, place_player, recolour, swap_entities
+from environments.heist.scenarios import copy_state, find_entity, occupied_cells, put_at, recolour, swap_entities
 from environments.state import WALL, State
 
 
@@ -21,7 +21,8 @@ def rotate(state: State, quarter_turns: int = 1) -> State:
         inside = turned.entities["type"] != KEY_ON_RING
         x, y = turned.entities["x"][inside], turned.entities["y"][inside]
         turned.entities["x"][inside], turned.entities["y"][inside] = side - y, x
-    return _at_rest(turned)
+    put_at(turned, 0, float(turned.entities["x"][0]), float(turned.entities["y"][0]))
+    return turned
 
 
 def mirror(state: State) -> State:
@@ -30,7 +31,8 @@ def mirror(state: State) -> State:
     mirrored.grid = mirrored.grid[:, ::-1].copy()
     inside = mirrored.entities["type"] != KEY_ON_RING
     mirrored.entities["x"][inside] = mirrored.grid.shape[1] - mirrored.entities["x"][inside]
-    return _at_rest(mirrored)
+    put_at(mirrored, 0, float(mirrored.entities["x"][0]), float(mirrored.entities["y"][0]))
+    return mirrored
 
 
 def pickup_order(state: State) -> list[str]:
@@ -144,11 +146,3 @@ def _square(left: int, bottom: int, side: int) -> list[Cell]:
     """Cells of a square's rim."""
     span = range(side + 1)
     return [(left + x, bottom + y) for x in span for y in span if x in (0, side) or y in (0, side)]
-
-
-def _at_rest(state: State) -> State:
-    """The player where it is, without momentum; the view follows it where views do."""
-    x, y = float(state.entities["x"][0]), float(state.entities["y"][0])
-    rested = place_player(state, (int(x), int(y)))
-    rested.entities["x"][0], rested.entities["y"][0] = x, y
-    return rested

@@ -76,7 +76,7 @@ def test_states_depend_on_seed_and_level_alone(base, made):
     ]
 
 
-@pytest.mark.parametrize("mode", ["easy", "hard"])
+@pytest.mark.parametrize("mode", ["easy", "hard", "memory"])
 def test_deconfounded_states_round_trip_and_are_solved_in_the_game(mode):
     env = VectorEnvironment(EnvironmentSettings("heist", mode, num_threads=0), 32, seed=6)
     data = deconfounded_states(env.get_states())

@@ -15,6 +15,7 @@ from environments.heist import (
     find_entity,
     give_key,
     label_states,
+    mirror,
     move_entity,
     occupied_cells,
     open_walls,
@@ -23,7 +24,9 @@ from environments.heist import (
     recolour,
     recolour_entity,
     remove_entity,
+    rotate,
     swap_entities,
+    t_maze,
     take_key,
 )
 from environments.state import WALL
@@ -236,12 +239,15 @@ def test_a_placed_player_stands_still(three_keys, shown):
         place_player(three_keys, cell_of(three_keys, "gem"))
 
 
-def test_the_view_of_memory_mode_follows_a_placed_player():
-    env = VectorEnvironment(EnvironmentSettings("heist", "memory", num_threads=0), 4, seed=3)
-    placed = [place_player(state, free_cells(state)[0]).to_bytes() for state in map(State.from_bytes, env.get_states())]
-    env.set_states(placed)
+def test_the_view_of_memory_mode_follows_the_player():
+    env = VectorEnvironment(EnvironmentSettings("heist", "memory", num_threads=0), 6, seed=3)
+    natural = [State.from_bytes(data) for data in env.get_states()]
+    made = [place_player(state, free_cells(state)[0]).to_bytes() for state in natural[:2]]
+    made += [rotate(natural[2]).to_bytes(), mirror(natural[3]).to_bytes()]
+    made += [t_maze(state, "gem", "red_key", stem=7, arm=9).to_bytes() for state in natural[4:]]
+    env.set_states(made)
     env.observe()
-    assert env.get_states() == placed
+    assert env.get_states() == made
     env.close()
 
 

@@ -148,12 +148,16 @@ def test_keys_and_locks_in_any_numbers(states, keys, locks, held):
         assert read_layout(made).held == sum(1 << ("blue", "green", "red").index(c) for c in held)
 
 
-def test_random_floors_are_trees():
+@pytest.mark.parametrize("fork", [0, 3, 4])
+def test_random_floors_are_trees_with_the_fork_asked_for(fork):
     for seed in range(50):
-        floor = random_floor(np.random.default_rng(seed), 9)
+        floor = random_floor(np.random.default_rng(seed), 9, fork)
         links = (floor[1:] & floor[:-1]).sum() + (floor[:, 1:] & floor[:, :-1]).sum()
         assert links == floor.sum() - 1 == 25 + 24 - 1
         assert floor[::2, ::2].all()
+        around = np.pad(floor, 1)
+        ways = around[2:, 1:-1].astype(int) + around[:-2, 1:-1] + around[1:-1, 2:] + around[1:-1, :-2]
+        assert ways[floor].max() >= fork
     with pytest.raises(ValueError, match="odd size"):
         random_floor(np.random.default_rng(0), 6)
 

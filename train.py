@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks import RunSummary
@@ -54,7 +55,7 @@ class TrainCLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Parse, fit, validate with the final weights, summarise; returns the exit code."""
+    """Parse, fit, validate and test with the final weights, summarise; returns the exit code."""
     quieten()
     summary = RunSummary()
     cli: TrainCLI | None = None
@@ -75,6 +76,8 @@ def main(args: list[str] | None = None) -> int:
         trainer.fit(model, datamodule=data, ckpt_path=cli.run.checkpoint, weights_only=True)
         if trainer.enable_validation:  # with the final weights, whenever the last validation was
             trainer.validate(model, datamodule=data, verbose=False)
+        if is_overridden("test_step", model):  # on levels that nothing was chosen on
+            trainer.test(model, datamodule=data, verbose=False)
         summary.finish(cli.run.folder)
     except USER_ERRORS as error:
         if summary.started:

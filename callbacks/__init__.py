@@ -4,6 +4,8 @@ from callbacks.agent_export import AgentExport as AgentExport
 from callbacks.dead_neurons import DeadNeurons as DeadNeurons
 from callbacks.feature_visualisation import FeatureVisualisation as FeatureVisualisation
 from callbacks.held_out_play import HeldOutPlay as HeldOutPlay
+from callbacks.probe_export import ProbeExport as ProbeExport
+from callbacks.probe_figures import ProbeFigures as ProbeFigures
 from callbacks.run_summary import RunSummary as RunSummary
 from callbacks.sae_export import SAEExport as SAEExport
 from callbacks.splice_evaluation import SpliceEvaluation as SpliceEvaluation

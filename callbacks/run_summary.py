@@ -25,10 +25,15 @@ class RunSummary(Callback):
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
         self.started = False
+        self._headline = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember that training has begun."""
         self.started = True
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember what the module wants shown of many metrics."""
+        self._headline = getattr(pl_module, "headline_metrics", "")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the last values of everything that was logged.
@@ -47,15 +52,23 @@ class RunSummary(Callback):
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._collect(trainer)
 
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the values of a test."""
+        self._collect(trainer)
+
     @rank_zero_only
     def finish(self, folder: Path) -> None:
-        """Write `folder/summary.json` (not a number becomes null) and print the table on stdout."""
+        """Write `folder/summary.json` (not a number becomes null) and print the table on stdout.
+
+        A module that logs very many metrics names those to print by a part of their names, `headline_metrics`.
+        """
         finite = {name: value if math.isfinite(value) else None for name, value in sorted(self.metrics.items())}
         temporary = folder / ".summary.json.tmp"
         temporary.write_text(json.dumps(finite, indent=2) + "\n")
         temporary.replace(folder / "summary.json")
         console = Console()
-        console.print(summary_table(self.metrics, title=str(folder)))
+        shown = {name: value for name, value in self.metrics.items() if self._headline in name}
+        console.print(summary_table(shown or self.metrics, title=str(folder)))
         for line in where_to_look(folder):
             console.print(line, soft_wrap=True, highlight=False)
 

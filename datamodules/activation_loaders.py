@@ -30,7 +30,7 @@ class ActivationBatch:
             [R C H W] (channels last in memory) for whole maps.
         levels: level seed of each row.
         frames: what the agent saw.
-        labels: by field of `environments.heist.Labels`.
+        labels: by name, `datamodules.recorder.LABELS`.
         inside: by tap with a map, whether a position shows the maze: [R H W], or [R] for positions.
     """
 

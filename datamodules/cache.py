@@ -5,10 +5,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.recorder import Recorder, Rows
+from datamodules.recorder import Rows
 
 _MANIFEST = "manifest.json"
 _RESERVE = 2**28  # bytes of disk left to others
@@ -37,6 +37,27 @@ class Statistics(NamedTuple):
     std: Float[Tensor, ""]
 
 
+class BlockRecorder(Protocol):
+    """What makes the rows of a cache, block by block: `Recorder` or `StateRecorder`.
+
+    Attributes:
+        taps: what is recorded beside frames and labels.
+    """
+
+    taps: tuple[str, ...]
+
+    @property
+    def frames_per_block(self) -> int: ...
+
+    def description(self) -> dict[str, Any]: ...
+
+    def block(self, index: int, frames: int | None = None, progress: Callable[[int], object] | None = None) -> Rows: ...
+
+    def frame_bytes(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
 class ActivationCache:
     """The rows of one recorder in a folder of shards, one shard for each of its blocks.
 
@@ -51,7 +72,7 @@ class ActivationCache:
         frames: how many frames in all; the last shard may be smaller.
     """
 
-    def __init__(self, root: str | Path, name: str, recorder: Recorder, frames: int) -> None:
+    def __init__(self, root: str | Path, name: str, recorder: BlockRecorder, frames: int) -> None:
         self._recorder = recorder
         self._description = recorder.description() | {"frames": frames}
         text = json.dumps(self._description, sort_keys=True)
@@ -122,7 +143,7 @@ class ActivationCache:
                 partial.unlink()
             refuse_if_too_large([self])
             done = self.frames - sum(self._shards[index][1] for index in missing)
-            taps = ", ".join(self._recorder.taps)
+            taps = ", ".join(self._recorder.taps) or "frames"
             with tqdm(
                 total=self.frames, initial=done, unit=" frames", desc=f"recording {taps} ({self.name})", mininterval=0.5
             ) as bar:

@@ -9,12 +9,16 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
+from datamodules.outcomes import outcomes
 from environments import FRAME_SHAPE, EnvironmentSettings, State, VectorEnvironment
 from environments.heist import Labels, inside_maze, label_states
 from networks import Precision, TappedAgent, autocast, hash_tensors, sample_actions
 
 Rows = dict[str, Tensor]
 """Columns of equal length by name: `activations/TAP`, `inside/TAP`, `labels/NAME`, `frames`, `levels`."""
+
+LABELS = [*(field.name for field in dataclasses.fields(Labels)), "pursued", "steps_to_pickup"]
+"""Names of label columns: the fields of `environments.heist.Labels`, and what `datamodules.outcomes` adds."""
 
 MAX_POSITIONS = 64
 _HOLD = 4  # steps for which a random opening action is held: single ones hardly leave the start
@@ -63,10 +67,10 @@ class Recorder:
     Args:
         agent: plays and is recorded; moved to `device`.
         settings: what is played; levels are drawn from its range.
-        taps: what is recorded.
+        taps: what is recorded; none records frames and labels only.
         positions_per_frame: None keeps whole maps.
         frames: keep the frames (whole maps only).
-        labels: keep `environments.heist.label_states` of every frame.
+        labels: keep `environments.heist.label_states` of every frame, and its `outcomes`.
         inside: keep which positions of each map show the maze (heist in easy and hard mode only).
         seed: fixes levels, action noise and the order of rows.
 
@@ -114,7 +118,7 @@ class Recorder:
             "architecture": {"name": self.agent.architecture, **self.agent.config()},
             "environment": {k: v for k, v in self.settings.as_dict().items() if k != "num_threads"},
             "taps": list(self.taps),
-            "rows": [self.positions_per_frame, self.frames, self.labels, self.inside],
+            "rows": [self.positions_per_frame, self.frames, self.labels and LABELS, self.inside],
             "precision": self.precision,
             "play": dataclasses.asdict(self.play),
             "seed": self.seed,
@@ -142,7 +146,9 @@ class Recorder:
         game = self._game(rng)
         game.begin(play.random_start)
         rows: Rows = {}
+        ended: list[tuple[np.ndarray, np.ndarray]] = []
         for step in range(steps):
+            ended.append((game.began, game.solved))
             with torch.no_grad(), autocast(self.precision, self.device):
                 output = self.agent(torch.from_numpy(game.frames).to(self.device), record=self.taps)
             columns = self._columns(output.activations, game, noise)
@@ -158,7 +164,19 @@ class Recorder:
                 game.act(self._choose(output.logits.cpu(), noise))
             if progress is not None:
                 progress(min(count, wanted - step * count))
+        if self.labels:
+            rows |= self._outcomes(rows, torch.stack(order), *map(np.stack, zip(*ended, strict=True)))
         return {name: column[: wanted * self.rows_per_frame] for name, column in rows.items()}
+
+    def _outcomes(self, rows: Rows, order: Int[Tensor, "T R"], *ended: Bool[np.ndarray, "T N"]) -> Rows:
+        """Labels of every row that only the rest of the block knows."""
+        frames = order[:, :: self.rows_per_frame]  # rows of one frame follow each other
+        found = outcomes(rows["labels/held"][frames].numpy(), rows["labels/cells"][frames].numpy(), *ended)
+        columns = {}
+        for name, values in zip(("pursued", "steps_to_pickup"), found, strict=True):
+            column = columns[f"labels/{name}"] = torch.empty(order.numel(), dtype=torch.int64)
+            column[order] = torch.from_numpy(values).repeat_interleave(self.rows_per_frame, 1)
+        return columns
 
     def _game(self, rng: np.random.Generator) -> "_Game":
         if self._environment is None:
@@ -195,10 +213,7 @@ class Recorder:
         if self.frames:
             per_frame["frames"] = torch.from_numpy(game.frames)
         if self.labels:
-            labels = label_states(game.states())
-            for field in dataclasses.fields(Labels):
-                values = np.ascontiguousarray(getattr(labels, field.name))
-                per_frame[f"labels/{field.name}"] = torch.from_numpy(values)
+            per_frame |= label_columns(label_states(game.states()))
         return columns | {name: c.repeat_interleave(self.rows_per_frame, 0) for name, c in per_frame.items()}
 
     def _positions(self, frames: int, positions: int, noise: torch.Generator) -> Int[Tensor, "N P"] | None:
@@ -214,13 +229,20 @@ class Recorder:
         with torch.no_grad(), autocast(self.precision, self.device):
             output = self.agent(torch.from_numpy(game.frames).to(self.device), record=self.taps, outputs=False)
         columns = self._columns(output.activations, game, noise)
-        return sum(column.nbytes for column in columns.values()) // self.play.environments
+        outcome_bytes = 2 * 8 * self.rows_per_frame if self.labels else 0
+        return sum(column.nbytes for column in columns.values()) // self.play.environments + outcome_bytes
 
     def close(self) -> None:
         """Free the environment; the next block makes a new one."""
         if self._environment is not None:
             self._environment.close()
             self._environment = None
+
+
+def label_columns(labels: Labels) -> Rows:
+    """Labels as columns `labels/NAME`."""
+    fields = [field.name for field in dataclasses.fields(Labels)]
+    return {f"labels/{name}": torch.from_numpy(np.ascontiguousarray(getattr(labels, name))) for name in fields}
 
 
 def shows_whole_maze(settings: EnvironmentSettings) -> bool:
@@ -243,7 +265,8 @@ def _pick(maps: Shaped[Tensor, "N HW ..."], chosen: Int[Tensor, "N P"] | None) -
 class _Game:
     """N environments on levels of our choosing, so that play depends on nothing but the block's own seeds.
 
-    `levels` [N], `frames` [N 64 64 3] and `inside` (by map size, [N H W]) are those of the frames to act on.
+    `levels` [N], `frames` [N 64 64 3] and `inside` (by map size, [N H W]) are those of the frames to act on; `began`
+    [N] says whether such a frame is its episode's first, `solved` [N] whether the action before it was rewarded.
     """
 
     def __init__(self, environment: VectorEnvironment, rng: np.random.Generator, shapes: set[tuple[int, ...]]) -> None:
@@ -251,6 +274,8 @@ class _Game:
         count = environment.num_environments
         self.levels: Int[np.ndarray, " N"] = np.zeros(count, dtype=np.int32)
         self.frames: UInt8[np.ndarray, "N 64 64 3"] = np.zeros((count, *FRAME_SHAPE), dtype=np.uint8)
+        self.began: Bool[np.ndarray, " N"] = np.zeros(count, dtype=bool)
+        self.solved: Bool[np.ndarray, " N"] = np.zeros(count, dtype=bool)
         self.inside: dict[tuple[int, ...], Bool[np.ndarray, "N H W"]] = {
             shape: np.zeros((count, *shape), dtype=bool) for shape in shapes
         }
@@ -269,9 +294,10 @@ class _Game:
     def act(self, actions: Int[np.ndarray, " N"]) -> None:
         """Step; an environment whose episode ended goes on with a new level."""
         self._environment.act(actions)
-        _, self.frames, first = self._environment.observe()
-        if first.any():
-            self._place(np.flatnonzero(first))
+        reward, self.frames, self.began = self._environment.observe()
+        self.solved = reward > 0
+        if self.began.any():
+            self._place(np.flatnonzero(self.began))
 
     def _place(self, slots: Int[np.ndarray, " n"]) -> None:
         settings = self._environment.settings

@@ -28,6 +28,12 @@ from interpretability.optimised_images import optimise_images as optimise_images
 from interpretability.oracle_play import play_oracle as play_oracle
 from interpretability.outcomes import optimality as optimality
 from interpretability.outcomes import outcome_intervals as outcome_intervals
+from interpretability.probe_edits import AblateDirection as AblateDirection
+from interpretability.probe_edits import AddDirection as AddDirection
+from interpretability.probe_edits import ProjectDirection as ProjectDirection
+from interpretability.probe_figures import ProbeResult as ProbeResult
+from interpretability.probe_figures import draw_confusion as draw_confusion
+from interpretability.probe_figures import draw_heat_map as draw_heat_map
 from interpretability.receptive_fields import ReceptiveField as ReceptiveField
 from interpretability.receptive_fields import receptive_field as receptive_field
 from interpretability.replay import ActionLog as ActionLog
@@ -40,6 +46,7 @@ from interpretability.splice import evaluate_splice as evaluate_splice
 from interpretability.splice import mean_ablation as mean_ablation
 from interpretability.statistics import Interval as Interval
 from interpretability.statistics import bootstrap_interval as bootstrap_interval
+from interpretability.statistics import bootstrap_of_sums as bootstrap_of_sums
 from interpretability.statistics import crossed_bootstrap as crossed_bootstrap
 from interpretability.statistics import paired_bootstrap as paired_bootstrap
 from interpretability.statistics import wilson_interval as wilson_interval

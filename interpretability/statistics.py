@@ -5,6 +5,7 @@ The unit that is resampled is always the level: frames of one level are far from
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 _RESAMPLES = 9_999
+_SUM_RESAMPLES = 2_000  # kept in memory: a few thousand levels each
 _AT_ONCE = 1_000  # resamples in memory
 
 
@@ -96,6 +98,43 @@ def paired_bootstrap(
             rng=np.random.default_rng(seed),
         ).confidence_interval
     return Interval(value, float(bounds.low), float(bounds.high))
+
+
+def bootstrap_of_sums(
+    sums: Shaped[np.ndarray, "L M"],
+    statistic: Callable[[Float[np.ndarray, "R M"]], Float[np.ndarray, " R"]],
+    *,
+    seed: int = 0,
+) -> Interval:
+    """A statistic of sums over levels, such as an accuracy or an R2, with its percentile bootstrap interval.
+
+    Every call with as many levels and the same seed draws the same levels.
+
+    Args:
+        sums: M sums (counts, squares) over the frames of each level.
+        statistic: maps the sums of R resamples to R values; NaN where a resample leaves it undefined.
+        seed: of the resampling, which draws from a generator of its own.
+
+    Returns:
+        The interval; NaN where the statistic is undefined.
+    """
+    sums = np.asarray(sums, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(sums.sum(0, keepdims=True))[0])
+        values = statistic(_resampling(len(sums), seed) @ sums)
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return Interval(value, np.nan, np.nan)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(known, [tail, 1 - tail])
+    return Interval(value, float(low), float(high))
+
+
+@lru_cache(maxsize=4)
+def _resampling(count: int, seed: int) -> Float[np.ndarray, "R count"]:
+    """How often each of `count` levels is drawn, in each resample."""
+    weights = np.full(count, 1 / count)
+    return np.random.default_rng(seed).multinomial(count, weights, _SUM_RESAMPLES).astype(np.float64)
 
 
 def crossed_bootstrap(

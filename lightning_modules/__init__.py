@@ -2,4 +2,5 @@
 
 from lightning_modules.behaviour_cloning import BehaviourCloning as BehaviourCloning
 from lightning_modules.conv_sae import ConvSAE as ConvSAE
+from lightning_modules.linear_probe import LinearProbe as LinearProbe
 from lightning_modules.ppo_impala import PPOImpala as PPOImpala

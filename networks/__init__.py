@@ -6,6 +6,7 @@ from networks.custom_cnn import CustomCNN
 from networks.firing_counter import FiringCounter
 from networks.gated_sae import GatedSAE
 from networks.jumprelu_sae import JumpReLUSAE
+from networks.linear_readout import Direction, LinearReadout
 from networks.matryoshka_sae import MatryoshkaSAE
 from networks.policy import Policy, log_probabilities, sample_actions
 from networks.precision import Precision, autocast
@@ -14,7 +15,7 @@ from networks.sae_base import Progress, RowTerms, SAEBase
 from networks.sparse_autoencoder import SparseAutoencoder
 from networks.taps import AgentOutput, Edit, TappedAgent
 from networks.topk_sae import TopKSAE
-from networks.weights import hash_tensors, load_agent, load_sae, read_weights, save_weights
+from networks.weights import hash_tensors, load_agent, load_readout, load_sae, read_weights, save_weights
 
 __all__ = [
     "AgentOutput",
@@ -23,10 +24,12 @@ __all__ = [
     "BilinearImpala",
     "BilinearLinear",
     "CustomCNN",
+    "Direction",
     "Edit",
     "FiringCounter",
     "GatedSAE",
     "JumpReLUSAE",
+    "LinearReadout",
     "MatryoshkaSAE",
     "Policy",
     "Precision",
@@ -40,6 +43,7 @@ __all__ = [
     "autocast",
     "hash_tensors",
     "load_agent",
+    "load_readout",
     "load_sae",
     "log_probabilities",
     "read_weights",

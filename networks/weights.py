@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import networks
+from networks.linear_readout import LinearReadout
 from networks.sae_base import SAEBase
 from networks.taps import TappedAgent
 
@@ -187,3 +188,23 @@ def load_sae(path: str | Path, agent: TappedAgent | None = None) -> SAEBase:
             )
         agent.check_taps([sae.tap])
     return sae.eval()
+
+
+def load_readout(path: str | Path, agent: TappedAgent | None = None) -> LinearReadout:
+    """Load what a probe has learnt of one tap, in evaluation mode, with the file's metadata as attribute.
+
+    Args:
+        path: what a run wrote as `probes/FORM_TAP.safetensors`.
+        agent: the agent it is to be used on, to be checked against the one it was fitted to.
+
+    Raises:
+        ValueError: the file is missing, cut short or altered, holds no readout, or was fitted to another agent.
+    """
+    tensors, metadata = read_weights(path)
+    if metadata.get("architecture") != LinearReadout.__name__:
+        raise ValueError(f"{path} holds no linear readout: give a file from a run's folder probes/")
+    readout = LinearReadout(**metadata["config"])
+    load_into(readout, tensors, path)
+    if agent is not None and metadata["agent_hash"] != agent.weights_hash:
+        raise ValueError(f"{path} was fitted to another agent: load that agent, or fit probes to this one")
+    return readout.eval()

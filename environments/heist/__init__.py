@@ -34,6 +34,16 @@ from environments.heist.scenarios import (
     swap_entities,
     take_key,
 )
+from environments.heist.targets import (
+    POSITION_TARGETS,
+    TARGETS,
+    ClassTarget,
+    LabelColumns,
+    NumberTarget,
+    Target,
+    choose_targets,
+    positions,
+)
 from environments.heist.variants import mirror, pickup_order, reorder, rotate, swap_target, walk_square
 
 __all__ = [
@@ -42,15 +52,22 @@ __all__ = [
     "DIRECTION_ACTIONS",
     "DIRECTION_STEPS",
     "ENTITIES",
+    "POSITION_TARGETS",
+    "TARGETS",
     "Advice",
+    "ClassTarget",
     "HeistPart",
+    "LabelColumns",
     "Labels",
     "Layout",
     "Maze",
+    "NumberTarget",
+    "Target",
     "add_entity",
     "advise",
     "check_playable",
     "choice_maze",
+    "choose_targets",
     "close_walls",
     "copy_state",
     "corner_maze",
@@ -73,6 +90,7 @@ __all__ = [
     "pickup_order",
     "place_player",
     "plan",
+    "positions",
     "read_layout",
     "recolour",
     "recolour_entity",

@@ -1,0 +1,336 @@
+"""What probes are fitted on: all taps' activations of the same labelled frames, of the agent and of its controls."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, Shaped
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from datamodules.cache import ActivationCache, refuse_if_too_large
+from datamodules.recorder import PlaySettings, Recorder, Rows
+from datamodules.state_recorder import StateEdit, StateRecorder
+from environments import FRAME_SHAPE, TEST_LEVELS, TRAINING_START, VALIDATION_LEVELS, EnvironmentSettings
+from networks import Precision, TappedAgent, autocast, load_agent
+from networks.linear_readout import reduce_activations, reduced_shape
+
+Control = Literal["pixels", "random_agent"]
+Split = Literal["training", "validation", "test"]
+
+PIXELS = "pixels"
+_ENVIRONMENT = EnvironmentSettings()
+_PLAY = PlaySettings(environments=64, steps=64)
+_AT_ONCE = 512  # frames of one pass
+
+
+class Subject(NamedTuple):
+    """Something whose activations are probed.
+
+    Attributes:
+        network: `agent`, `random_agent` (its architecture with fresh weights) or `pixels`.
+        tap: of the network; `pixels` for the frame itself.
+        shape: of the tap for one input.
+        reduced: of the activations as they are handed out.
+    """
+
+    network: str
+    tap: str
+    shape: tuple[int, ...]
+    reduced: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """N frames of one split, as one tap shows them.
+
+    Attributes:
+        activations: mean-pooled to the subject's reduced shape, in bfloat16 [N C h w] or [N C].
+        labels: by name: `datamodules.recorder.LABELS`, and `action`, the agent's likeliest.
+        levels: level seed of each frame.
+    """
+
+    activations: Shaped[Tensor, "N C *hw"]
+    labels: dict[str, Shaped[np.ndarray, "N ..."]]
+    levels: Int[Tensor, " N"]
+
+
+class ProbeBatch(NamedTuple):
+    """One subject with all its frames: a training step fits everything that is to be read from one tap.
+
+    Attributes:
+        subject: whose activations.
+        examples: by split: training and validation in a training step, test in a test step.
+    """
+
+    subject: Subject
+    examples: dict[str, Examples]
+
+
+class ProbeDataModule(LightningDataModule):
+    """Frames with labels from a cache on disk, and what the agent's taps, a control agent and the pixels show of them.
+
+    Frames are recorded once, by play of the agent or from edited states, and found again by later runs. Activations
+    are computed once in a run, all taps in one pass over the frames, mean-pooled to at most `max_features`, and held in
+    memory as bfloat16. Validation levels are for choices, test levels for the figures to report. One process only.
+
+    Args:
+        agent: path of the agent's weights.
+        taps: what is probed; null for all taps behind a nonlinearity or a pool, and `logits`.
+        states: null for natural play; or what makes a state to look at from the first state of each level, by path:
+            for example `environments.heist.scatter_player`. It names the data `deconfounded` in metrics.
+        environment: heist in a mode whose frame shows the whole world (easy, hard); its levels are those of training.
+        num_frames, validation_frames, test_frames: frames of each split.
+        max_features: of a flattened map.
+        controls: what is probed beside the agent on the same frames.
+        play: how the agent plays natural frames.
+        precision: in which the agents run.
+        seed: of training frames and of the control agent's weights.
+        cache_dir: folder of all caches.
+
+    Raises:
+        ValueError: an argument that cannot be meant, named with the mend.
+    """
+
+    def __init__(
+        self,
+        agent: str,
+        taps: list[str] | None = None,
+        states: StateEdit | None = None,
+        environment: EnvironmentSettings = _ENVIRONMENT,
+        num_frames: int = 49_152,
+        validation_frames: int = 12_288,
+        test_frames: int = 12_288,
+        max_features: int = 2_048,
+        controls: tuple[Control, ...] = ("pixels", "random_agent"),
+        play: PlaySettings = _PLAY,
+        precision: Precision = "bf16",
+        seed: int = 0,
+        cache_dir: str = ".cache/activations",
+    ) -> None:
+        super().__init__()
+        if environment.start_level < TRAINING_START:
+            raise ValueError(
+                f"environment.start_level {environment.start_level} would train on held-out levels: "
+                f"begin at {TRAINING_START} or above"
+            )
+        if environment.game != "heist" or environment.distribution_mode not in ("easy", "hard"):
+            raise ValueError(
+                f"probes need labels and frames of the whole world, not {environment.game} in "
+                f"{environment.distribution_mode} mode: choose heist, easy or hard"
+            )
+        self.frames = {"training": num_frames, "validation": validation_frames, "test": test_frames}
+        for name, value in {**self.frames, "max_features": max_features}.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}: at least 1 is needed")
+        self.agent_path, self.states, self.environment = agent, states, environment
+        self.max_features, self.controls, self.play = max_features, tuple(controls), play
+        self.precision, self.seed, self.cache_dir = precision, seed, cache_dir
+        self._taps, self._done = taps, 0
+
+    @property
+    def data_name(self) -> str:
+        """`natural` or `deconfounded`, as metrics say."""
+        return "natural" if self.states is None else "deconfounded"
+
+    @cached_property
+    def agent(self) -> TappedAgent:
+        """The frozen agent, loaded when first asked for."""
+        try:
+            return load_agent(self.agent_path).requires_grad_(False)
+        except ValueError as error:
+            raise ValueError(f"data.init_args.agent: {error}") from error
+
+    @cached_property
+    def subjects(self) -> list[Subject]:
+        """What is probed, in order: the agent's taps, then the controls.
+
+        Raises:
+            ValueError: a tap that the agent does not have, or that is too wide.
+        """
+        taps = self._taps or [name for name in self.agent.taps if not name.endswith(".pre") and name != "value"]
+        self.agent.check_taps(taps)
+        shapes = {tap: self.agent.taps[tap] or (1,) for tap in taps}
+        found = [("agent", tap, shape) for tap, shape in shapes.items()]
+        if "pixels" in self.controls:
+            height, width, colours = FRAME_SHAPE
+            found.append((PIXELS, PIXELS, (colours, height, width)))
+        if "random_agent" in self.controls:
+            found += [("random_agent", tap, shape) for tap, shape in shapes.items()]
+        return [Subject(*subject, reduced_shape(subject[2], self.max_features)) for subject in found]
+
+    def prepare_data(self) -> None:
+        """Check what is on disk and what would have to fit there and into memory, then record all frames."""
+        self._refuse_if_too_large()
+        for cache in self._caches.values():
+            cache.check()
+        refuse_if_too_large(list(self._caches.values()))
+        for cache in self._caches.values():
+            cache.build()
+
+    def setup(self, stage: str) -> None:
+        """Refuse several processes.
+
+        Raises:
+            ValueError: there are several.
+        """
+        if self.trainer is not None and self.trainer.world_size > 1:
+            raise ValueError(f"probes are fitted in one process, not {self.trainer.world_size}: set trainer.devices to 1")
+
+    def _refuse_if_too_large(self) -> None:
+        features = [int(torch.Size(subject.reduced).numel()) for subject in self.subjects if subject.network == "agent"]
+        frames = self.frames["training"] + self.frames["validation"]
+        needed = frames * (2 * sum(features) + 2 * 4 * max(features))  # all taps in bfloat16, one being fitted
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > 0.9 * there:
+            raise ValueError(
+                f"probing {len(features)} taps on {frames} frames takes {needed / 1e9:.0f} GB of memory, this machine "
+                f"has {there / 1e9:.0f}: lower num_frames or max_features, or probe fewer taps"
+            )
+
+    def train_dataloader(self) -> "SubjectLoader":
+        """Subjects with their training and validation frames, from the first that is not done."""
+        return SubjectLoader(self, ("training", "validation"))
+
+    def test_dataloader(self) -> "SubjectLoader":
+        """Subjects with their test frames."""
+        return SubjectLoader(self, ("test",))
+
+    def transfer_batch_to_device(self, batch: ProbeBatch, device: torch.device, dataloader_idx: int) -> ProbeBatch:
+        """Leave a batch, which is all frames, in main memory: each fit takes what it needs to the device."""
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many subjects are done."""
+        return {"done": self._done}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the next subject."""
+        self._done = state_dict["done"]
+
+    @cached_property
+    def random_agent(self) -> TappedAgent:
+        """The agent's architecture with fresh weights, drawn from the seed."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            fresh = type(self.agent)(**self.agent.config())
+        return fresh.eval().requires_grad_(False)
+
+    @cached_property
+    def _caches(self) -> dict[str, ActivationCache]:
+        held_out = {"validation": VALIDATION_LEVELS, "test": TEST_LEVELS}
+        caches = {}
+        for split, frames in self.frames.items():
+            settings, seed = self.environment, self.seed
+            if split in held_out:
+                levels, seed = held_out[split], 0
+                settings = dataclasses.replace(settings, start_level=levels.start, num_levels=len(levels))
+            caches[split] = ActivationCache(self.cache_dir, f"{split}-{self.data_name}", self._recorder(settings, seed), frames)
+        return caches
+
+    def _recorder(self, settings: EnvironmentSettings, seed: int) -> Recorder | StateRecorder:
+        if self.states is not None:
+            frames = self.play.environments * self.play.steps
+            return StateRecorder(settings, self.states, frames_per_block=frames, seed=seed)
+        return Recorder(
+            self.agent, settings, (), frames=True, labels=True, precision=self.precision, play=self.play, seed=seed,
+            device=self._device,
+        )  # fmt: skip
+
+    @property
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+
+    @cached_property
+    def _shards(self) -> dict[str, list[Rows]]:
+        for cache in self._caches.values():
+            cache.build()
+        return {split: cache.open() for split, cache in self._caches.items()}
+
+    @cached_property
+    def _labels(self) -> dict[str, dict[str, np.ndarray]]:
+        """Labels of every split, with the agent's likeliest actions."""
+        found = {}
+        for split, shards in self._shards.items():
+            names = [name for name in shards[0] if name.startswith("labels/")]
+            labels = {name.removeprefix("labels/"): torch.cat([s[name] for s in shards]).numpy() for name in names}
+            found[split] = labels
+        return found
+
+    def examples(self, network: str, splits: tuple[str, ...]) -> dict[str, dict[str, Examples]]:
+        """Examples of all subjects of one network: by tap, then by split."""
+        taps = {subject.tap: subject.reduced for subject in self.subjects if subject.network == network}
+        if network != "agent" and "action" not in self._labels[splits[0]]:  # a resumed run begins at a control
+            for split in splits:
+                self._activations("agent", split, {})
+        found: dict[str, dict[str, Examples]] = {tap: {} for tap in taps}
+        for split in splits:
+            acts = self._activations(network, split, taps)
+            levels = torch.cat([shard["levels"] for shard in self._shards[split]]).long()
+            for tap in taps:
+                found[tap][split] = Examples(acts.pop(tap), self._labels[split], levels)
+        return found
+
+    def _activations(self, network: str, split: str, taps: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Reduced activations of every frame of a split; on the agent's first pass its actions become labels too."""
+        count = self.frames[split]
+        made = {tap: torch.empty(count, *shape, dtype=torch.bfloat16) for tap, shape in taps.items()}
+        agent = None if network == PIXELS else (self.agent if network == "agent" else self.random_agent).to(self._device)
+        actions = torch.empty(count, dtype=torch.int64)
+        start = 0
+        for shard in self._shards[split]:
+            for frames in shard["frames"].split(_AT_ONCE):
+                rows = slice(start, start + len(frames))
+                start += len(frames)
+                if agent is None:
+                    acts = {PIXELS: frames.permute(0, 3, 1, 2)}
+                else:
+                    with torch.no_grad(), autocast(self.precision, self._device):
+                        output = agent(frames.to(self._device), record=tuple(taps))
+                    assert output.logits is not None
+                    acts, actions[rows] = output.activations, output.logits.argmax(1).cpu()
+                for tap, shape in taps.items():
+                    tensor = acts[tap] if acts[tap].ndim > 1 else acts[tap].unsqueeze(1)
+                    made[tap][rows] = reduce_activations(tensor, shape).to(made[tap].device, torch.bfloat16)
+        if network == "agent":
+            self._labels[split]["action"] = actions.numpy()
+        return made
+
+
+class SubjectLoader:
+    """Yields every subject once, computing each network's activations when its first subject is asked for.
+
+    In training it begins at the first subject that the data module does not know to be done, so that a resumed run
+    goes on there.
+    """
+
+    def __init__(self, data: ProbeDataModule, splits: tuple[Split, ...]) -> None:
+        self._data, self._splits = data, splits
+
+    def __len__(self) -> int:
+        return len(self._data.subjects)
+
+    def __iter__(self) -> Iterator[ProbeBatch]:
+        training = "training" in self._splits
+        first = self._data._done if training else 0
+        examples: dict[str, dict[str, Examples]] = {}
+        network = ""
+        for index, subject in enumerate(self._data.subjects[first:], first):
+            if subject.network != network:
+                examples.clear()
+                network = subject.network
+                examples = self._data.examples(network, self._splits)
+            if training:
+                self._data._done = (index + 1) % len(self)
+            yield ProbeBatch(subject, examples.pop(subject.tap))
+
+    def state_dict(self) -> dict[str, int]:
+        """Empty: the data module keeps the position; having it tells Lightning that this loader goes on there."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Nothing to load: see `state_dict`."""

@@ -1,0 +1,287 @@
+"""Fits linear probes: what can be read from each tap, and what the controls say of it."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from datamodules.probes import Examples, ProbeBatch, Subject
+from environments.heist import POSITION_TARGETS, ClassTarget, choose_targets, positions
+from interpretability import ProbeResult
+from lightning_modules.probe_fit import ClassLoss, Loss, SquaredLoss, fit_path
+from lightning_modules.probe_results import SHUFFLED, ScoreBook
+from networks.linear_readout import FORMS, Form, LinearReadout
+
+HERE = ("elsewhere", "here")
+STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+_AT_ONCE = 4_096  # frames scored together
+
+
+class LinearProbe(LightningModule):
+    """Reads every target from every tap, in every form, by multinomial logistic regression or ridge.
+
+    One training step is one subject of the data (a tap of the agent, of the control agent, or the pixels) and fits all
+    targets and forms on all its training frames to the minimum; each target's penalty is the one of the path that
+    does best on validation levels. So an epoch is a whole run, and a checkpoint between two steps loses nothing. The
+    agent's taps are also fitted to shuffled labels. Scores are those on test levels (`trainer.test`), with intervals
+    over levels; as `best` is reported the tap with the lowest validation loss.
+
+    Args:
+        targets: names of `environments.heist.TARGETS`; null for all. The position form has `POSITION_TARGETS`.
+        forms: `flat`: the whole (mean-pooled) map; `pooled`: its mean over positions, of maps only; `position`:
+            whether an entity is at a position, from the channels there, of maps only.
+        shuffled: also fit shuffled labels: how much a probe reads where there is nothing to read.
+        strengths: path of penalties on standardised features, falling.
+        path_rows: rows on which the path is walked; the chosen fits then go on on all.
+        position_rows: random positions of the training (and of the validation) frames for the position form.
+        seed: of random rows and shuffles.
+
+    Attributes:
+        results: after a test, one for each form, target and tap of the agent.
+        headline_metrics: part of the names of those metrics that a long table is cut down to.
+
+    Raises:
+        ValueError: an argument that cannot be meant.
+    """
+
+    headline_metrics = "/best/"
+
+    def __init__(
+        self,
+        targets: list[str] | None = None,
+        forms: tuple[Form, ...] = FORMS,
+        shuffled: bool = True,
+        strengths: tuple[float, ...] = STRENGTHS,
+        path_rows: int = 25_000,
+        position_rows: int = 50_000,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not forms or not set(forms) <= set(FORMS):
+            raise ValueError(f"forms {list(forms)}: choose at least one of {', '.join(FORMS)}")
+        if not strengths or min(strengths) <= 0 or list(strengths) != sorted(strengths, reverse=True):
+            raise ValueError(f"strengths {list(strengths)} are no path of penalties: give falling numbers above 0")
+        for name, value in (("path_rows", path_rows), ("position_rows", position_rows)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}: at least 1 is needed")
+        self.targets = choose_targets(targets)
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.forms, self.shuffled, self.strengths = tuple(forms), shuffled, tuple(strengths)
+        self.path_rows, self.position_rows, self.seed = path_rows, position_rows, seed
+        self.readouts = nn.ModuleDict()
+        self.results: list[ProbeResult] = []
+        self._book = ScoreBook()
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def setup(self, stage: str) -> None:
+        """Make the readouts to the measure of the data, once."""
+        if len(self.readouts):
+            return
+        outputs = {
+            target.name: target.classes if isinstance(target, ClassTarget) else target.columns
+            for target in self.targets
+        }
+        classes = [target.name for target in self.targets if isinstance(target, ClassTarget)]
+        for subject in self._data.subjects:
+            for form in self._forms(subject):
+                what = (outputs, classes)
+                if form == "position":
+                    what = (dict.fromkeys(POSITION_TARGETS, HERE), list(POSITION_TARGETS))
+                for network in self._networks(subject):
+                    readout = LinearReadout(subject.tap, form, subject.shape, subject.reduced, *what)
+                    self.readouts[_key(network, form, subject.tap)] = readout
+
+    def readout(self, tap: str, form: Form = "flat", network: str = "agent") -> LinearReadout:
+        """What was fitted to one tap.
+
+        Raises:
+            ValueError: there is none.
+        """
+        key = _key(network, form, tap)
+        if key not in self.readouts:
+            raise ValueError(f"nothing was fitted to {tap} of {network} in the form {form}")
+        readout = self.readouts[key]
+        assert isinstance(readout, LinearReadout)
+        return readout
+
+    def training_step(self, batch: ProbeBatch, batch_idx: int) -> None:
+        """Fit everything that is to be read from one subject."""
+        for form in self._forms(batch.subject):
+            self._fit(batch, form)
+        optimiser: Any = self.optimizers()
+        optimiser.step()  # nothing is left for it to do: Lightning counts steps, and saves checkpoints, by it
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Something whose steps can be counted: each fit minimises by itself."""
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    @torch.no_grad()
+    def test_step(self, batch: ProbeBatch, batch_idx: int) -> None:
+        """Score one subject's readouts on test levels."""
+        examples = batch.examples["test"]
+        for form in self._forms(batch.subject):
+            truth = self._truth(examples, form, batch.subject)
+            for network in self._networks(batch.subject):
+                readout = self.readout(batch.subject.tap, form, network)
+                parts = [
+                    nn.functional.linear(readout.features(acts.to(self.device)), readout.weight, readout.bias).cpu()
+                    for acts in examples.activations.split(_AT_ONCE)
+                ]
+                self._book.add(network, readout, torch.cat(parts), truth, examples.levels)
+
+    def on_test_epoch_end(self) -> None:
+        """Put scores and controls together and log them."""
+
+        def loss(form: Form, target: str, tap: str) -> float:
+            readout = self.readout(tap, form)
+            return float(readout.validation_loss[list(readout.outputs).index(target)])
+
+        self.results = list(self._book.results(loss))
+        self._book = ScoreBook()
+        for result in self.results:
+            for name, interval in result.metrics(self._data.data_name).items():
+                self.log(name, interval.value)
+                self.log(f"{name}_low", interval.low, logger=False)
+                self.log(f"{name}_high", interval.high, logger=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note whose activations these are."""
+        checkpoint["agent_hash"] = self._data.agent.weights_hash
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another agent or of other probes.
+
+        Raises:
+            ValueError: says what differs, and what to do.
+        """
+        own = {name: tensor.shape for name, tensor in self.state_dict().items()}
+        saved = {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()}
+        if checkpoint["agent_hash"] != self._data.agent.weights_hash or own != saved:
+            raise ValueError(
+                "ckpt_path: this checkpoint is of another agent, or of other taps, targets or forms: "
+                "use its own configuration, or start without ckpt_path"
+            )
+
+    def _forms(self, subject: Subject) -> tuple[Form, ...]:
+        return self.forms if len(subject.shape) == 3 else tuple(form for form in self.forms if form == "flat")
+
+    def _networks(self, subject: Subject) -> tuple[str, ...]:
+        return ("agent", SHUFFLED) if subject.network == "agent" and self.shuffled else (subject.network,)
+
+    @torch.no_grad()
+    def _fit(self, batch: ProbeBatch, form: Form) -> None:
+        readout = self.readout(batch.subject.tap, form, batch.subject.network)
+        features, truth = {}, {}
+        for split, examples in batch.examples.items():
+            rows = self._some_positions(examples, batch.subject) if form == "position" else None
+            features[split] = self._features(readout, examples.activations, rows)
+            truth[split] = self._truth(examples, form, batch.subject)
+            if rows is not None:
+                frames, places = rows
+                truth[split] = {name: (where[frames] == places).long() for name, where in truth[split].items()}
+        std, mean = torch.std_mean(features["training"], 0)
+        std = std.where(std > 1e-6 * mean.abs() + 1e-12, 1.0)  # a unit that never changes says nothing
+        for values in features.values():
+            values.sub_(mean).div_(std)
+        order = torch.randperm(len(features["training"]), generator=torch.Generator().manual_seed(self.seed))
+        for network in self._networks(batch.subject):
+            readout = self.readout(batch.subject.tap, form, network)
+            numbers = [name for name in readout.outputs if name not in readout.classes]
+            for names, is_class in ((list(readout.classes), True), (numbers, False)):
+                if names:
+                    self._fit_kind(readout, names, is_class, features, truth, order if network == SHUFFLED else None)
+            readout.weight /= std
+            readout.bias -= readout.weight @ mean
+            directions = readout.direction_weights()
+            readout.component_mean.copy_(directions @ mean)
+            readout.component_std.copy_((features["training"] @ (directions * std).T).std(0))
+
+    def _fit_kind(
+        self,
+        readout: LinearReadout,
+        targets: list[str],
+        is_class: bool,
+        features: dict[str, Float[Tensor, "R D"]],
+        truth: dict[str, dict[str, Tensor]],
+        order: Int[Tensor, " R"] | None,
+    ) -> None:
+        """Fit all targets of classes, or all of numbers, for standardised features."""
+        sizes = [len(readout.outputs[name]) for name in targets]
+        answers = {
+            split: torch.cat([values[name].view(len(features[split]), -1) for name in targets], 1)
+            for split, values in truth.items()
+        }
+        if order is not None:
+            answers["training"] = answers["training"][order]
+        mean, std = torch.zeros(sum(sizes)), torch.ones(sum(sizes))
+        if not is_class:
+            mean, std = _moments(answers["training"])
+            answers = {split: ((values - mean) / std).float() for split, values in answers.items()}
+        losses: dict[str, Loss] = {
+            split: (ClassLoss if is_class else SquaredLoss)(values.to(self.device), sizes)
+            for split, values in answers.items()
+        }
+        fit = fit_path(
+            features["training"],
+            losses["training"],
+            features["validation"],
+            losses["validation"],
+            self.strengths,
+            self.path_rows,
+            self.seed,
+        )
+        weight = fit.weight * std.to(fit.weight)[:, None]
+        bias = fit.bias * std.to(fit.bias) + mean.to(fit.bias)
+        for index, (name, start) in enumerate(zip(targets, torch.tensor([0, *sizes]).cumsum(0).tolist(), strict=False)):
+            columns, place = readout.columns(name), list(readout.outputs).index(name)
+            mine = slice(start, start + sizes[index])
+            readout.weight[columns], readout.bias[columns] = weight[mine], bias[mine]
+            readout.strength[place] = fit.strength[index]
+            readout.validation_loss[place] = fit.validation_loss[index]
+            if is_class:
+                labels = answers["training"][:, index]
+                counts = torch.bincount(labels[labels >= 0], minlength=sizes[index])
+                readout.fitted[place] = counts.any()
+                readout.constant[columns] = (counts / counts.sum().clamp_min(1)).to(self.device)
+            else:
+                readout.fitted[place] = answers["training"][:, start].isfinite().any()
+                readout.constant[columns] = mean[mine].to(bias)
+
+    def _some_positions(self, examples: Examples, subject: Subject) -> tuple[Int[Tensor, " R"], Int[Tensor, " R"]]:
+        """Frame and position of the rows that the position form is fitted on."""
+        count = subject.reduced[1] * subject.reduced[2]
+        rows = torch.randperm(
+            len(examples.levels) * count, generator=torch.Generator().manual_seed(self.seed)
+        )[: self.position_rows]
+        return rows // count, rows % count
+
+    def _features(
+        self, readout: LinearReadout, acts: Tensor, rows: tuple[Int[Tensor, " R"], Int[Tensor, " R"]] | None
+    ) -> Float[Tensor, "R features"]:
+        if rows is not None:
+            return acts.flatten(2)[rows[0], :, rows[1]].to(self.device).float()
+        return readout.features(acts.to(self.device)).clone()
+
+    def _truth(self, examples: Examples, form: Form, subject: Subject) -> dict[str, Tensor]:
+        """Answers by target: class indices [N], numbers [N D], or for the position form positions [N]."""
+        if form != "position":
+            return {target.name: torch.from_numpy(target.read(examples.labels)) for target in self.targets}
+        where = torch.from_numpy(positions(examples.labels, *subject.reduced[1:]))
+        return dict(zip(POSITION_TARGETS, where.unbind(1), strict=True))
+
+
+def _key(network: str, form: Form, tap: str) -> str:
+    return f"{network}|{form}|{tap}".replace(".", ":")  # module names have no dots
+
+
+def _moments(values: Float[Tensor, "R O"]) -> tuple[Float[Tensor, " O"], Float[Tensor, " O"]]:
+    """Mean and std of the known values of each column; 0 and 1 where there is nothing, or it does not vary."""
+    mean = values.nanmean(0).nan_to_num(0.0)
+    std = (values - mean).square().nanmean(0).nan_to_num(0.0).sqrt()
+    return mean, std.where(std > 0, 1.0)

@@ -43,7 +43,12 @@ def quieten() -> None:
     advertisements = ("💡 Tip", "GPU available", "TPU available", "HPU available")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(advertisements))
-    for message in (".*treespec, LeafSpec.*", ".*is smaller than the logging interval.*", ".*many workers.*"):
+    for message in (
+        ".*treespec, LeafSpec.*",
+        ".*is smaller than the logging interval.*",
+        ".*many workers.*",
+        "(?s).*ModelCheckpoint with manual optimization.*",  # a probe's step is whole before it is counted
+    ):
         warnings.filterwarnings("ignore", message=message)
 
 

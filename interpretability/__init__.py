@@ -34,6 +34,9 @@ from interpretability.probe_edits import ProjectDirection as ProjectDirection
 from interpretability.probe_figures import ProbeResult as ProbeResult
 from interpretability.probe_figures import draw_confusion as draw_confusion
 from interpretability.probe_figures import draw_heat_map as draw_heat_map
+from interpretability.probe_inputs import WrittenBy as WrittenBy
+from interpretability.probe_inputs import draw_written_by as draw_written_by
+from interpretability.probe_inputs import written_by as written_by
 from interpretability.receptive_fields import ReceptiveField as ReceptiveField
 from interpretability.receptive_fields import receptive_field as receptive_field
 from interpretability.replay import ActionLog as ActionLog

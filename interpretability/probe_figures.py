@@ -69,7 +69,7 @@ def draw_heat_map(results: Sequence[ProbeResult], title: str) -> Figure:
     headlines = {result.target: result.headline for result in results}
     names = [f"{target}  ({'R²' if headlines[target] == 'r2' else 'acc.'})" for target in targets]
     figure = Figure(figsize=(4.5 + 1.3 * len(taps), 1.6 + 0.34 * len(targets)), layout="constrained")
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(f"{title}\nred frame: the tap of lowest loss on validation levels", fontsize=10)
     panels = figure.subplots(1, 2, sharey=True, squeeze=False)[0]
     headings = ("score on test levels", "above the best control (or 0)")
     for axes, panel, heading, low in zip(panels, values, headings, (0.0, -1.0), strict=True):
@@ -84,9 +84,8 @@ def draw_heat_map(results: Sequence[ProbeResult], title: str) -> Figure:
                 axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
     for result in results:
         if result.best:
-            corner = (taps.index(result.tap) - 0.5, targets.index(result.target) - 0.5)
-            panels[0].add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="red", linewidth=1.5))
-    figure.text(0.005, 0.003, "red frame: the tap of lowest loss on validation levels", fontsize=8, color="red")
+            corner = (taps.index(result.tap) - 0.46, targets.index(result.target) - 0.46)
+            panels[0].add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="red", linewidth=1.5))
     return figure
 
 

@@ -43,6 +43,16 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "batch_size": 8,
         "student_from": 0,
     },
+    "datamodules.ProbeDataModule": {
+        "agent": "agent.safetensors",
+        "taps": ["conv4a", "fc1"],
+        "num_frames": 64,
+        "validation_frames": 32,
+        "test_frames": 32,
+        "max_features": 128,
+        "play": {"environments": 4, "steps": 8, "random_start": 0},
+        "cache_dir": "cache",
+    },
     "datamodules.RolloutDataModule": {
         "num_environments": 4,
         "num_steps": 4,

@@ -98,7 +98,7 @@ class LinearReadout(nn.Module):
             self.register_buffer(name, torch.zeros(count))
         self.register_buffer("fitted", torch.zeros(len(self.outputs), dtype=torch.bool))
         for name in ("strength", "validation_loss"):
-            self.register_buffer(name, torch.full((len(self.outputs),), torch.nan))
+            self.register_buffer(name, torch.zeros(len(self.outputs)))
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from interpretability.statistics import (
+    bootstrap_of_sums,
     bootstrap_interval,
     crossed_bootstrap,
     fraction_recovered,
@@ -108,3 +109,15 @@ def test_crossed_bootstrap_of_agents_that_nothing_is_known_of():
     values = np.array([[np.nan, np.nan], [3.0, 3.0]])
     assert crossed_bootstrap(values) == (3, 3, 3)
     assert np.isnan(crossed_bootstrap(values[:1])).all()
+
+
+def test_bootstrap_of_sums_agrees_with_the_ratio_of_means() -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(1, 30, 200).astype(float)
+    hits = rng.binomial(frames.astype(int), 0.7).astype(float)
+    found = bootstrap_of_sums(np.stack([hits, frames], 1), lambda sums: sums[:, 0] / sums[:, 1])
+    expected = paired_bootstrap(ratio_of_means, [hits, frames])
+    assert found.value == pytest.approx(expected.value)
+    assert found.low == pytest.approx(expected.low, abs=0.005)
+    assert found.high == pytest.approx(expected.high, abs=0.005)
+    assert np.isnan(bootstrap_of_sums(np.zeros((3, 2)), lambda sums: sums[:, 0] / sums[:, 1])).all()

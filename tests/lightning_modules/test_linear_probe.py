@@ -1,0 +1,139 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from interpretability import ProbeResult
+from lightning_modules import LinearProbe
+from tests.probe_training import PlantedProbes
+
+TARGETS = ["next_direction", "held_red_key", "path_length"]
+
+
+def make(**changes: Any) -> LinearProbe:
+    return LinearProbe(**({"targets": TARGETS, "position_rows": 4_000} | changes))
+
+
+def trainer(folder: Path, **changes: Any) -> Trainer:
+    arguments: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    arguments |= {"enable_model_summary": False, "accelerator": "cpu", "max_epochs": 1, "num_sanity_val_steps": 0}
+    return Trainer(default_root_dir=folder, **(arguments | changes))
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory: pytest.TempPathFactory) -> tuple[LinearProbe, dict[str, float]]:
+    module, data = make(), PlantedProbes()
+    runner = trainer(tmp_path_factory.mktemp("run"))
+    runner.fit(module, datamodule=data)
+    assert runner.global_step == 5, "a step a subject"
+    runner.test(module, datamodule=data, verbose=False)
+    return module, {name: float(value) for name, value in runner.callback_metrics.items()}
+
+
+def result(module: LinearProbe, form: str, target: str, tap: str) -> ProbeResult:
+    (found,) = [r for r in module.results if (r.form, r.target, r.tap) == (form, target, tap)]
+    return found
+
+
+def test_what_is_planted_is_read_where_it_is_and_nowhere_else(tested: tuple[LinearProbe, Any]) -> None:
+    module, _ = tested
+    for form in ("flat", "pooled"):
+        found = result(module, form, "next_direction", "map")
+        assert found.scores["accuracy"].value > 0.97
+        assert found.best
+        assert result(module, form, "path_length", "map").scores["r2"].value > 0.95
+        for name, control in found.controls.items():
+            assert control.low < 0.25 + 0.12, name
+            assert control.value < 0.35, name
+    noise = result(module, "flat", "next_direction", "noise")
+    assert not noise.best
+    assert noise.scores["accuracy"].low < 0.27
+    assert set(noise.controls) == {"majority", "shuffled", "random_agent", "pixels"}
+    assert result(module, "flat", "path_length", "noise").scores["r2"].value < 0.02
+
+
+def test_the_position_form_finds_the_player_and_knows_no_answers_for_the_absent(
+    tested: tuple[LinearProbe, Any],
+) -> None:
+    module, _ = tested
+    found = result(module, "position", "player", "map")
+    assert found.scores["accuracy"].value > 0.99
+    assert found.scores["macro_f1"].value > 0.97
+    assert found.controls["majority"].value < 0.25
+    assert found.controls["random_agent"].value < 0.25
+    assert [r.target for r in module.results if r.form == "position"] == ["player"]
+    direction = module.readout("map", "position").direction("player", "here")
+    assert direction.vector.argmax() == 0
+    assert direction.vector[0] > 0.95
+
+
+def test_ties_are_left_out_and_a_constant_target_is_right_by_itself(tested: tuple[LinearProbe, Any]) -> None:
+    module, _ = tested
+    labels = PlantedProbes().labels("test")
+    confusion = result(module, "flat", "next_direction", "map").confusion
+    assert confusion is not None
+    assert confusion.sum() == (~labels["direction_tied"]).sum()
+    assert result(module, "flat", "held_red_key", "noise").scores["accuracy"].value == 1
+
+
+def test_metrics_have_the_documented_names(tested: tuple[LinearProbe, dict[str, float]]) -> None:
+    module, metrics = tested
+    for ending in ("", "_low", "_high"):
+        assert f"probe/natural/flat/next_direction/map/accuracy{ending}" in metrics
+        assert f"probe/natural/flat/path_length/noise/control_pixels{ending}" in metrics
+    best = metrics["probe/natural/flat/next_direction/best/accuracy"]
+    assert best == metrics["probe/natural/flat/next_direction/map/accuracy"]
+    assert "probe/natural/pooled/next_direction/noise/accuracy" not in metrics, "a flat tap has no other form"
+
+
+def test_direction_statistics_are_those_of_the_training_activations(tested: tuple[LinearProbe, Any]) -> None:
+    module, _ = tested
+    acts = PlantedProbes().examples("agent", ("training",))["map"]["training"].activations.float()
+    for form in ("flat", "pooled"):
+        for target, output in (("next_direction", "up"), ("path_length", "moves")):
+            direction = module.readout("map", form).direction(target, output)
+            components = (acts * direction.vector).sum((1, 2, 3))
+            assert direction.mean == pytest.approx(float(components.mean()), abs=1e-2)
+            assert direction.std == pytest.approx(float(components.std()), rel=1e-2)
+
+
+def test_a_run_that_stops_between_two_taps_goes_on_there(tested: tuple[LinearProbe, Any], tmp_path: Path) -> None:
+    whole, _ = tested
+    saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer(tmp_path, max_steps=2, enable_checkpointing=True, callbacks=[saving]).fit(make(), datamodule=PlantedProbes())
+    second, data = make(), PlantedProbes()
+    runner = trainer(tmp_path)
+    runner.fit(second, datamodule=data, ckpt_path=tmp_path / "step=2.ckpt", weights_only=True)
+    assert runner.global_step == 5
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[name], tensor), name
+
+
+def test_a_checkpoint_of_other_probes_is_refused(tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1)
+    trainer(tmp_path, max_steps=1, enable_checkpointing=True, callbacks=[saving]).fit(
+        make(forms=("flat",)), datamodule=PlantedProbes()
+    )
+    with pytest.raises(ValueError, match="another agent, or of other taps"):
+        trainer(tmp_path).fit(
+            make(), datamodule=PlantedProbes(), ckpt_path=tmp_path / "step=1.ckpt", weights_only=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": ["colour"]}, "no target 'colour'"),
+        ({"forms": ()}, "choose at least one"),
+        ({"strengths": (0.1, 1.0)}, "falling numbers"),
+        ({"path_rows": 0}, "path_rows is 0"),
+    ],
+)
+def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+    with pytest.raises(ValueError, match="nothing was fitted to fc9"):
+        make().readout("fc9")

@@ -5,7 +5,7 @@ from datamodules.activations import ActivationDataModule as ActivationDataModule
 from datamodules.imitation import ImitationBatch as ImitationBatch
 from datamodules.imitation import ImitationDataModule as ImitationDataModule
 from datamodules.oracle_critic import OracleCritic as OracleCritic
-from datamodules.probes import ProbeBatch as ProbeBatch
+from datamodules.probe_batch import ProbeBatch as ProbeBatch
 from datamodules.probes import ProbeDataModule as ProbeDataModule
 from datamodules.recorder import PlaySettings as PlaySettings
 from datamodules.rollouts import RolloutBatch as RolloutBatch

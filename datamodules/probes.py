@@ -2,17 +2,16 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from datamodules.cache import ActivationCache, refuse_if_too_large
+from datamodules.probe_batch import PIXELS, Examples, ProbeBatch, Split, Subject, SubjectLoader
 from datamodules.recorder import PlaySettings, Recorder, Rows
 from datamodules.state_recorder import StateEdit, StateRecorder
 from environments import FRAME_SHAPE, TEST_LEVELS, TRAINING_START, VALIDATION_LEVELS, EnvironmentSettings
@@ -20,55 +19,9 @@ from networks import Precision, TappedAgent, autocast, load_agent
 from networks.linear_readout import reduce_activations, reduced_shape
 
 Control = Literal["pixels", "random_agent"]
-Split = Literal["training", "validation", "test"]
-
-PIXELS = "pixels"
 _ENVIRONMENT = EnvironmentSettings()
 _PLAY = PlaySettings(environments=64, steps=64)
 _AT_ONCE = 512  # frames of one pass
-
-
-class Subject(NamedTuple):
-    """Something whose activations are probed.
-
-    Attributes:
-        network: `agent`, `random_agent` (its architecture with fresh weights) or `pixels`.
-        tap: of the network; `pixels` for the frame itself.
-        shape: of the tap for one input.
-        reduced: of the activations as they are handed out.
-    """
-
-    network: str
-    tap: str
-    shape: tuple[int, ...]
-    reduced: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """N frames of one split, as one tap shows them.
-
-    Attributes:
-        activations: mean-pooled to the subject's reduced shape, in bfloat16 [N C h w] or [N C].
-        labels: by name: `datamodules.recorder.LABELS`, and `action`, the agent's likeliest.
-        levels: level seed of each frame.
-    """
-
-    activations: Shaped[Tensor, "N C *hw"]
-    labels: dict[str, Shaped[np.ndarray, "N ..."]]
-    levels: Int[Tensor, " N"]
-
-
-class ProbeBatch(NamedTuple):
-    """One subject with all its frames: a training step fits everything that is to be read from one tap.
-
-    Attributes:
-        subject: whose activations.
-        examples: by split: training and validation in a training step, test in a test step.
-    """
-
-    subject: Subject
-    examples: dict[str, Examples]
 
 
 class ProbeDataModule(LightningDataModule):
@@ -130,7 +83,7 @@ class ProbeDataModule(LightningDataModule):
         self.agent_path, self.states, self.environment = agent, states, environment
         self.max_features, self.controls, self.play = max_features, tuple(controls), play
         self.precision, self.seed, self.cache_dir = precision, seed, cache_dir
-        self._taps, self._done = taps, 0
+        self._taps, self.done = taps, 0
 
     @property
     def data_name(self) -> str:
@@ -179,7 +132,9 @@ class ProbeDataModule(LightningDataModule):
             ValueError: there are several.
         """
         if self.trainer is not None and self.trainer.world_size > 1:
-            raise ValueError(f"probes are fitted in one process, not {self.trainer.world_size}: set trainer.devices to 1")
+            raise ValueError(
+                f"probes are fitted in one process, not {self.trainer.world_size}: set trainer.devices to 1"
+            )
 
     def _refuse_if_too_large(self) -> None:
         features = [int(torch.Size(subject.reduced).numel()) for subject in self.subjects if subject.network == "agent"]
@@ -206,17 +161,17 @@ class ProbeDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """How many subjects are done."""
-        return {"done": self._done}
+        return {"done": self.done}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the next subject."""
-        self._done = state_dict["done"]
+        self.done = state_dict["done"]
 
     @cached_property
     def random_agent(self) -> TappedAgent:
-        """The agent's architecture with fresh weights, drawn from the seed."""
+        """The agent's architecture with fresh weights, drawn from the seed, but not as a training with it would."""
         with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
+            torch.manual_seed(2**31 + self.seed)
             fresh = type(self.agent)(**self.agent.config())
         return fresh.eval().requires_grad_(False)
 
@@ -229,7 +184,9 @@ class ProbeDataModule(LightningDataModule):
             if split in held_out:
                 levels, seed = held_out[split], 0
                 settings = dataclasses.replace(settings, start_level=levels.start, num_levels=len(levels))
-            caches[split] = ActivationCache(self.cache_dir, f"{split}-{self.data_name}", self._recorder(settings, seed), frames)
+            caches[split] = ActivationCache(
+                self.cache_dir, f"{split}-{self.data_name}", self._recorder(settings, seed), frames
+            )
         return caches
 
     def _recorder(self, settings: EnvironmentSettings, seed: int) -> Recorder | StateRecorder:
@@ -261,7 +218,7 @@ class ProbeDataModule(LightningDataModule):
             found[split] = labels
         return found
 
-    def examples(self, network: str, splits: tuple[str, ...]) -> dict[str, dict[str, Examples]]:
+    def examples(self, network: str, splits: tuple[Split, ...]) -> dict[str, dict[str, Examples]]:
         """Examples of all subjects of one network: by tap, then by split."""
         taps = {subject.tap: subject.reduced for subject in self.subjects if subject.network == network}
         if network != "agent" and "action" not in self._labels[splits[0]]:  # a resumed run begins at a control
@@ -279,7 +236,9 @@ class ProbeDataModule(LightningDataModule):
         """Reduced activations of every frame of a split; on the agent's first pass its actions become labels too."""
         count = self.frames[split]
         made = {tap: torch.empty(count, *shape, dtype=torch.bfloat16) for tap, shape in taps.items()}
-        agent = None if network == PIXELS else (self.agent if network == "agent" else self.random_agent).to(self._device)
+        agent = (
+            None if network == PIXELS else (self.agent if network == "agent" else self.random_agent).to(self._device)
+        )
         actions = torch.empty(count, dtype=torch.int64)
         start = 0
         for shard in self._shards[split]:
@@ -299,38 +258,3 @@ class ProbeDataModule(LightningDataModule):
         if network == "agent":
             self._labels[split]["action"] = actions.numpy()
         return made
-
-
-class SubjectLoader:
-    """Yields every subject once, computing each network's activations when its first subject is asked for.
-
-    In training it begins at the first subject that the data module does not know to be done, so that a resumed run
-    goes on there.
-    """
-
-    def __init__(self, data: ProbeDataModule, splits: tuple[Split, ...]) -> None:
-        self._data, self._splits = data, splits
-
-    def __len__(self) -> int:
-        return len(self._data.subjects)
-
-    def __iter__(self) -> Iterator[ProbeBatch]:
-        training = "training" in self._splits
-        first = self._data._done if training else 0
-        examples: dict[str, dict[str, Examples]] = {}
-        network = ""
-        for index, subject in enumerate(self._data.subjects[first:], first):
-            if subject.network != network:
-                examples.clear()
-                network = subject.network
-                examples = self._data.examples(network, self._splits)
-            if training:
-                self._data._done = (index + 1) % len(self)
-            yield ProbeBatch(subject, examples.pop(subject.tap))
-
-    def state_dict(self) -> dict[str, int]:
-        """Empty: the data module keeps the position; having it tells Lightning that this loader goes on there."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Nothing to load: see `state_dict`."""

@@ -49,7 +49,7 @@ class StateRecorder:
         """Everything that decides the rows; an edit is known by its name."""
         return {
             "format": 1,
-            "edit": f"{self.edit.__module__}.{self.edit.__qualname__}",  # type: ignore[attr-defined]
+            "edit": f"{self.edit.__module__}.{self.edit.__qualname__}",
             "environment": {k: v for k, v in self.settings.as_dict().items() if k != "num_threads"},
             "labels": LABELS,
             "seed": self.seed,

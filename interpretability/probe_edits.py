@@ -50,6 +50,8 @@ class DirectionEdit(nn.Module):
 class AddDirection(DirectionEdit):
     """Edit: the activation moved along the direction by so many standard deviations."""
 
+    amount: Tensor
+
     def __init__(self, direction: Direction, amount: float, mask: Float[Tensor, "H W"] | None = None) -> None:
         super().__init__(direction, mask)
         self.register_buffer("amount", torch.tensor(float(amount)))
@@ -69,6 +71,8 @@ class ProjectDirection(DirectionEdit):
     """Edit: the activation projected to where its component along the direction is `amount` standard deviations above
     its mean: what the probe reads is set, nothing else is moved. 0 leaves the mean there for every frame.
     """
+
+    amount: Tensor
 
     def __init__(self, direction: Direction, amount: float = 0.0, mask: Float[Tensor, "H W"] | None = None) -> None:
         super().__init__(direction, mask)

@@ -108,7 +108,7 @@ def _input_direction(agent: TappedAgent, source: str, step: Step, whole: Float[T
         if all(gradient is None for gradient in found[1:]) or found[0] is None:
             raise refusal
         gradients.append(found[0][0])
-    if not torch.allclose(*gradients, atol=1e-5):
+    if not torch.allclose(gradients[0], gradients[1], atol=1e-5):
         raise refusal
     gradient = gradients[0].contiguous()
     if gradient.ndim == 1 or units.ndim == 2:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from datamodules.probes import Examples, ProbeBatch, Subject
+from datamodules.probe_batch import Examples, ProbeBatch, Subject
 from environments.heist import POSITION_TARGETS, ClassTarget, choose_targets, positions
 from interpretability import ProbeResult
 from lightning_modules.probe_fit import ClassLoss, Loss, SquaredLoss, fit_path
@@ -196,8 +196,8 @@ class LinearProbe(LightningModule):
             for names, is_class in ((list(readout.classes), True), (numbers, False)):
                 if names:
                     self._fit_kind(readout, names, is_class, features, truth, order if network == SHUFFLED else None)
-            readout.weight /= std
-            readout.bias -= readout.weight @ mean
+            readout.weight.div_(std)
+            readout.bias.sub_(readout.weight @ mean)
             directions = readout.direction_weights()
             readout.component_mean.copy_(directions @ mean)
             readout.component_std.copy_((features["training"] @ (directions * std).T).std(0))
@@ -256,9 +256,9 @@ class LinearProbe(LightningModule):
     def _some_positions(self, examples: Examples, subject: Subject) -> tuple[Int[Tensor, " R"], Int[Tensor, " R"]]:
         """Frame and position of the rows that the position form is fitted on."""
         count = subject.reduced[1] * subject.reduced[2]
-        rows = torch.randperm(
-            len(examples.levels) * count, generator=torch.Generator().manual_seed(self.seed)
-        )[: self.position_rows]
+        rows = torch.randperm(len(examples.levels) * count, generator=torch.Generator().manual_seed(self.seed))[
+            : self.position_rows
+        ]
         return rows // count, rows % count
 
     def _features(

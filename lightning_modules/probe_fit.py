@@ -142,8 +142,9 @@ def fit_path(
 ) -> Fit:
     """Go down the path of penalties, each fit starting at the last, and keep what validates best for each target.
 
-    A target leaves the path where it no longer gains. It is walked on `path_rows` random rows; if there are more, the chosen fits go
-    on from there on all rows. Their penalty is then as many times smaller, which weighs rows against it as before.
+    A target leaves the path where it no longer gains. It is walked on `path_rows` random rows; if there are more, the
+    chosen fits go on from there on all rows. Their penalty is then as many times smaller, which weighs rows against it
+    as before.
 
     Args:
         features: of training, of mean 0 and variance 1.
@@ -182,9 +183,7 @@ def fit_path(
         best.strength[gaining], best.validation_loss[gaining] = strength, losses[better]
     if part is not features:
         best.strength *= len(part) / len(features)
-    best.weight, best.bias = minimise(
-        features, loss, moments, best.strength, best.weight, best.bias, _LAST_TOLERANCE
-    )
+    best.weight, best.bias = minimise(features, loss, moments, best.strength, best.weight, best.bias, _LAST_TOLERANCE)
     best.validation_loss = validation_loss(validation @ best.weight.T + best.bias)[0]
     return best
 
@@ -247,7 +246,7 @@ def minimise(
         return losses.sum() + (penalties * weights.square().sum(1)).sum() / 2
 
     with torch.no_grad():
-        optimiser.step(evaluate)  # type: ignore[no-untyped-call]
+        optimiser.step(evaluate)
         return from_round(rounded), rounded_bias / scale
 
 

@@ -77,9 +77,7 @@ class PositionScores(LevelSums):
     1 / P. Macro-F1 is that of the answers to "is it here?", over all positions of all frames.
     """
 
-    def update(
-        self, scores: Float[Tensor, "B P"], where: Int[Tensor, " B"], levels: Int[Tensor, " B"]
-    ) -> None:
+    def update(self, scores: Float[Tensor, "B P"], where: Int[Tensor, " B"], levels: Int[Tensor, " B"]) -> None:
         """Add frames.
 
         Args:

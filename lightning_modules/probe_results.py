@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from datamodules.probes import PIXELS
+from datamodules.probe_batch import PIXELS
 from interpretability import ProbeResult
 from lightning_modules.probe_metrics import ClassScores, NumberScores, PositionScores
 from networks.linear_readout import Form, LinearReadout

@@ -41,7 +41,10 @@ def reduced_shape(shape: Sequence[int], max_features: int) -> tuple[int, ...]:
 def reduce_activations(acts: Shaped[Tensor, "B C *HW"], shape: Sequence[int]) -> Shaped[Tensor, "B C *hw"]:
     """Activations mean-pooled to a smaller map, in float32; linear, so that directions go back the way they came."""
     acts = acts.float()
-    return acts if tuple(acts.shape[1:]) == tuple(shape) else functional.adaptive_avg_pool2d(acts, tuple(shape[1:]))
+    if tuple(acts.shape[1:]) == tuple(shape):
+        return acts
+    _, height, width = shape
+    return functional.adaptive_avg_pool2d(acts, (height, width))
 
 
 class LinearReadout(nn.Module):

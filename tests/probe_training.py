@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from datamodules import ProbeBatch
-from datamodules.probes import Examples, Subject, SubjectLoader
+from datamodules.probe_batch import Examples, Split, Subject, SubjectLoader
 from networks import CustomCNN
 
 SIZE = 3
@@ -35,7 +35,7 @@ class PlantedProbes(LightningDataModule):
             ("random_agent", "noise", (8,)),
         ]
         self.subjects = [Subject(network, tap, shape, shape) for network, tap, shape in shapes]
-        self._done = 0
+        self.done = 0
 
     def labels(self, split: str) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(sorted(ROWS).index(split))
@@ -58,7 +58,7 @@ class PlantedProbes(LightningDataModule):
         labels["cells"][:, 7] = labels["position"].astype(int)
         return labels
 
-    def examples(self, network: str, splits: tuple[str, ...]) -> dict[str, dict[str, Examples]]:
+    def examples(self, network: str, splits: tuple[Split, ...]) -> dict[str, dict[str, Examples]]:
         found: dict[str, dict[str, Examples]] = {s.tap: {} for s in self.subjects if s.network == network}
         for split in splits:
             labels = self._with_player(self.labels(split))
@@ -77,16 +77,16 @@ class PlantedProbes(LightningDataModule):
         return found
 
     def train_dataloader(self) -> SubjectLoader:
-        return SubjectLoader(self, ("training", "validation"))  # type: ignore[arg-type]
+        return SubjectLoader(self, ("training", "validation"))
 
     def test_dataloader(self) -> SubjectLoader:
-        return SubjectLoader(self, ("test",))  # type: ignore[arg-type]
+        return SubjectLoader(self, ("test",))
 
     def transfer_batch_to_device(self, batch: ProbeBatch, device: Any, dataloader_idx: int) -> ProbeBatch:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"done": self._done}
+        return {"done": self.done}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._done = state_dict["done"]
+        self.done = state_dict["done"]

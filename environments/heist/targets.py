@@ -154,7 +154,9 @@ TARGETS: Final[tuple[Target, ...]] = (
         lambda labels: np.where(labels["target"] >= 0, labels["wall_between"].astype(np.int64), -1),
     ),
     *(
-        ClassTarget(f"held_{colour}_key", ("not_held", "held"), f"whether the {colour} key is on the ring", _held(index))
+        ClassTarget(
+            f"held_{colour}_key", ("not_held", "held"), f"whether the {colour} key is on the ring", _held(index)
+        )
         for index, colour in enumerate(COLOURS)
     ),
     STEPS_TO_PICKUP,

@@ -21,9 +21,9 @@ def test_metric_names_with_controls_and_the_best_tap() -> None:
         f"probe/natural/flat/target/fc1/{name}" for name in ("accuracy", "macro_f1", "control_majority")
     }
     metrics = result("path_length", "fc1", 0.5, best=True, number=True).metrics("deconfounded")
-    assert metrics["probe/deconfounded/flat/path_length/best/r2"] == metrics[
-        "probe/deconfounded/flat/path_length/fc1/r2"
-    ]
+    assert (
+        metrics["probe/deconfounded/flat/path_length/best/r2"] == metrics["probe/deconfounded/flat/path_length/fc1/r2"]
+    )
 
 
 def test_the_heat_map_shows_scores_and_the_margin_over_the_best_control() -> None:

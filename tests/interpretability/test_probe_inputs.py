@@ -71,9 +71,7 @@ def test_other_architectures() -> None:
         torch.testing.assert_close(part.weights, torch.einsum("o,ocij->cij", direction, weights))
     draw_written_by([left, right], "bilinear")
     (found,) = written_by(residual, "seq2.block1.conv2", direction)
-    torch.testing.assert_close(
-        found.weights, torch.einsum("o,ocij->cij", direction, residual.seq2.block1.conv2.weight)
-    )
+    torch.testing.assert_close(found.weights, torch.einsum("o,ocij->cij", direction, residual.seq2.block1.conv2.weight))
 
 
 @pytest.mark.parametrize("tap", ["seq1.pool", "seq1.block1", "seq1.block1.in"])

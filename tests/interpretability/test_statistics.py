@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from interpretability.statistics import (
-    bootstrap_of_sums,
     bootstrap_interval,
+    bootstrap_of_sums,
     crossed_bootstrap,
     fraction_recovered,
     join_metrics,

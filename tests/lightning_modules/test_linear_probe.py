@@ -103,7 +103,9 @@ def test_direction_statistics_are_those_of_the_training_activations(tested: tupl
 def test_a_run_that_stops_between_two_taps_goes_on_there(tested: tuple[LinearProbe, Any], tmp_path: Path) -> None:
     whole, _ = tested
     saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    trainer(tmp_path, max_steps=2, enable_checkpointing=True, callbacks=[saving]).fit(make(), datamodule=PlantedProbes())
+    trainer(tmp_path, max_steps=2, enable_checkpointing=True, callbacks=[saving]).fit(
+        make(), datamodule=PlantedProbes()
+    )
     second, data = make(), PlantedProbes()
     runner = trainer(tmp_path)
     runner.fit(second, datamodule=data, ckpt_path=tmp_path / "step=2.ckpt", weights_only=True)
@@ -118,9 +120,7 @@ def test_a_checkpoint_of_other_probes_is_refused(tmp_path: Path) -> None:
         make(forms=("flat",)), datamodule=PlantedProbes()
     )
     with pytest.raises(ValueError, match="another agent, or of other taps"):
-        trainer(tmp_path).fit(
-            make(), datamodule=PlantedProbes(), ckpt_path=tmp_path / "step=1.ckpt", weights_only=True
-        )
+        trainer(tmp_path).fit(make(), datamodule=PlantedProbes(), ckpt_path=tmp_path / "step=1.ckpt", weights_only=True)
 
 
 @pytest.mark.parametrize(

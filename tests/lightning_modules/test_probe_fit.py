@@ -81,9 +81,7 @@ def test_the_path_chooses_as_scikit_learn_would_on_the_validation_rows() -> None
 def test_the_path_on_a_part_of_the_rows_ends_at_the_minimum_on_all() -> None:
     features = standardised(9)
     labels = class_labels(features, 3, 10).unsqueeze(1)
-    fit = fit_path(
-        features, ClassLoss(labels, [3]), features, ClassLoss(labels, [3]), (0.1, 0.01), path_rows=ROWS // 4
-    )
+    fit = fit_path(features, ClassLoss(labels, [3]), features, ClassLoss(labels, [3]), (0.1, 0.01), path_rows=ROWS // 4)
     assert float(fit.strength) == pytest.approx(0.01 / 4)
     peer = LogisticRegression(C=1 / (float(fit.strength) * ROWS), tol=1e-8, max_iter=5_000).fit(features, labels[:, 0])
     ours = (features @ fit.weight.T + fit.bias).softmax(1)

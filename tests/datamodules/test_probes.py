@@ -1,0 +1,118 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from datamodules import PlaySettings, ProbeDataModule
+from environments import TEST_LEVELS, TRAINING_START, VALIDATION_LEVELS, EnvironmentSettings
+from environments.heist import deconfound
+from networks import CustomCNN, autocast, save_weights
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        path = tmp_path_factory.mktemp("probes")
+        save_weights(path / "agent.safetensors", CustomCNN(), {})
+    return path
+
+
+def make(folder: Path, **changes: Any) -> ProbeDataModule:
+    arguments: dict[str, Any] = {
+        "taps": ["conv1a", "conv4a", "fc1"],
+        "num_frames": 40,
+        "validation_frames": 16,
+        "test_frames": 16,
+        "max_features": 512,
+        "play": PlaySettings(environments=4, steps=8, random_start=0),
+        "cache_dir": str(folder / "cache"),
+    }
+    return ProbeDataModule(str(folder / "agent.safetensors"), **(arguments | changes))
+
+
+def test_every_subject_once_with_the_pooled_activations_of_the_same_frames(folder: Path) -> None:
+    data = make(folder)
+    data.prepare_data()
+    batches = list(data.train_dataloader())
+    assert len(batches) == len(data.train_dataloader()) == 7
+    named = [(batch.subject.network, batch.subject.tap) for batch in batches]
+    taps = ["conv1a", "conv4a", "fc1"]
+    assert named == [
+        *(("agent", tap) for tap in taps),
+        ("pixels", "pixels"),
+        *(("random_agent", tap) for tap in taps),
+    ]
+    frames = torch.cat([shard["frames"] for shard in data._shards["training"]])
+    with torch.no_grad(), autocast("bf16"):
+        output = data.agent(frames, record=["conv1a", "fc1"])
+    shown = {name: batch.examples["training"] for name, batch in zip(named, batches, strict=True)}
+    expected = functional.adaptive_avg_pool2d(output.activations["conv1a"].float(), 5)
+    torch.testing.assert_close(shown["agent", "conv1a"].activations.float(), expected, atol=0.02, rtol=0.02)
+    assert shown["agent", "fc1"].activations.shape == (40, 256)
+    pixels = functional.adaptive_avg_pool2d(frames.permute(0, 3, 1, 2).float(), 13)
+    torch.testing.assert_close(shown["pixels", "pixels"].activations.float(), pixels, atol=1.0, rtol=0.01)
+    assert not torch.equal(shown["random_agent", "fc1"].activations, shown["agent", "fc1"].activations)
+    assert output.logits is not None
+    agreed = shown["pixels", "pixels"].labels["action"] == output.logits.argmax(1).numpy()
+    assert agreed.mean() > 0.9, "kernels round differently at other batch sizes"
+    levels = {split: set(batches[0].examples[split].levels.tolist()) for split in ("training", "validation")}
+    assert min(levels["training"]) >= TRAINING_START
+    assert levels["validation"] <= set(VALIDATION_LEVELS)
+    (test, *_) = list(data.test_dataloader())
+    assert set(test.examples["test"].levels.tolist()) <= set(TEST_LEVELS)
+
+
+def test_a_resumed_run_begins_at_the_next_subject(folder: Path) -> None:
+    whole, data = list(make(folder).train_dataloader()), make(folder)
+    iterator = iter(data.train_dataloader())
+    for _ in range(4):
+        next(iterator)
+    resumed = make(folder)
+    resumed.load_state_dict(data.state_dict())
+    rest = list(resumed.train_dataloader())
+    assert [batch.subject for batch in rest] == [batch.subject for batch in whole[4:]]
+    for again, first in zip(rest, whole[4:], strict=True):
+        a, b = again.examples["training"], first.examples["training"]
+        assert torch.equal(a.activations, b.activations)
+        assert (a.labels["action"] == b.labels["action"]).all()
+
+
+def test_edited_states_feed_the_same_batches(folder: Path) -> None:
+    data = make(folder, states=deconfound, controls=(), taps=["conv4a"])
+    assert data.data_name == "deconfounded"
+    data.prepare_data()
+    (batch,) = list(data.train_dataloader())
+    examples = batch.examples["training"]
+    assert examples.activations.shape == (40, 32, 4, 4)
+    assert len(set(examples.levels.tolist())) > 35
+    assert (examples.labels["path_length"] >= 5).all()
+    assert len(set(examples.labels["target"].tolist())) == 4
+
+
+def test_taps_by_default(folder: Path) -> None:
+    names = [subject.tap for subject in make(folder, taps=None, controls=()).subjects]
+    assert names == [
+        *("conv1a", "pool1", "conv2a", "conv2b", "pool2", "conv3a", "pool3", "conv4a", "pool4", "fc1", "fc2"),
+        "logits",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"environment": EnvironmentSettings(start_level=0, num_levels=10)}, "held-out levels: begin at 100000"),
+        ({"environment": EnvironmentSettings(distribution_mode="memory")}, "choose heist, easy or hard"),
+        ({"environment": EnvironmentSettings(game="maze")}, "choose heist, easy or hard"),
+        ({"test_frames": 0}, "test is 0"),
+        ({"taps": ["conv9"]}, "no tap 'conv9'"),
+        ({"max_features": 8}, "raise max_features"),
+        ({"num_frames": 10**9}, "lower num_frames"),
+    ],
+)
+def test_mistakes_stop_before_anything_is_recorded(folder: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(folder, **changes, cache_dir=str(folder / "other")).prepare_data()
+    assert not (folder / "other").exists()

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 _MOMENT_ROWS = 20_480  # ten for each of 2 048 features: the moments only shape the way to the minimum
 _MAX_STEPS = 200
-_PATH_TOLERANCE, _LAST_TOLERANCE = 1e-4, 3e-6  # change of a target's loss, on average, at which to stop
+_PATH_TOLERANCE, _LAST_TOLERANCE = 1e-4, 1e-5  # change of a target's loss, on average, at which to stop
 _GAIN = 1e-3  # relative gain in validation loss that is worth a smaller penalty
 
 

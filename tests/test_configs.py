@@ -45,7 +45,7 @@ SHRUNK: dict[str, dict[str, Any]] = {
     },
     "datamodules.ProbeDataModule": {
         "agent": "agent.safetensors",
-        "taps": ["conv4a", "fc1"],
+        "taps": ["conv4a", "logits"],
         "num_frames": 64,
         "validation_frames": 32,
         "test_frames": 32,

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
@@ -62,6 +63,38 @@ def test_collects_fit_and_the_validation_after_it(tmp_path: Path) -> None:
         "b/undefined": None,
     }
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+class Tests(Logs):
+    """Logs in a test of its own, and asks for a short table."""
+
+    headline_metrics = "/best/"
+
+    def test_step(self, batch: Tensor) -> None:
+        self.log("b/best/score", 0.5)
+        self.log("b/other/score", 0.25)
+
+
+def test_collects_a_test_and_shows_its_headlines_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary, module, data = RunSummary(), Tests(), DataLoader(torch.ones(2, 1))
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[summary],
+    )
+    trainer.fit(module, data)
+    trainer.test(module, data, verbose=False)
+    assert summary.metrics == {"a/train": 2.0, "b/best/score": 0.5, "b/other/score": 0.25}
+    capsys.readouterr()
+    summary.finish(tmp_path)
+    shown = capsys.readouterr().out
+    assert "b/best/score" in shown
+    assert "b/other/score" not in shown
+    assert json.loads((tmp_path / "summary.json").read_text())["b/other/score"] == 0.25
 
 
 class Evaluates(Callback):

@@ -43,6 +43,7 @@ class WrittenBy:
     filters: Float[Tensor, "R K K"]
 
 
+@torch.inference_mode(False)  # gradients are needed, also where a Trainer tests
 def written_by(agent: TappedAgent, tap: str, direction: Float[Tensor, "C *HW"]) -> list[WrittenBy]:
     """The weights of the layer before a tap, seen from a direction there.
 
@@ -71,7 +72,7 @@ def written_by(agent: TappedAgent, tap: str, direction: Float[Tensor, "C *HW"]) 
     found = []
     for half in range(units // shape[0]):
         whole = torch.zeros(units, dtype=torch.float32)
-        whole[half * shape[0] : (half + 1) * shape[0]] = direction.detach().float().cpu()
+        whole[half * shape[0] : (half + 1) * shape[0]] = direction.detach().float().cpu().clone()
         found.append(_decomposed(source, _input_direction(agent, source, step, whole)))
     return found
 

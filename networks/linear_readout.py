@@ -150,6 +150,7 @@ class LinearReadout(nn.Module):
             weights[columns] -= weights[columns].mean(0)
         return weights
 
+    @torch.inference_mode(False)  # gradients are needed, also where a Trainer tests
     def direction(self, target: str, output: str) -> Direction:
         """The direction in the tap's activation along which one output of a target is read.
 

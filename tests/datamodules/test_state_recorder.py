@@ -11,8 +11,10 @@ LEVELS = EnvironmentSettings(start_level=200_000, num_levels=40)
 
 
 def to_a_corner(state: State, rng: np.random.Generator) -> State:
-    free = np.flatnonzero(np.frombuffer(read_layout(state).maze.walls, np.uint8) == 0)
-    cell = int(free[rng.integers(2)])
+    maze = read_layout(state).maze
+    taken = {cell for _, cell in (*maze.keys, *maze.locks)} | {maze.gem}
+    free = [cell for cell, wall in enumerate(maze.walls) if not wall and cell not in taken]
+    cell = free[rng.integers(2)]
     return move_entity(state, "player", (cell % 9, cell // 9))
 
 

@@ -140,7 +140,9 @@ class LinearProbe(LightningModule):
 
         def loss(form: Form, target: str, tap: str) -> float:
             readout = self.readout(tap, form)
-            return float(readout.validation_loss[list(readout.outputs).index(target)])
+            one = float(readout.validation_loss[list(readout.outputs).index(target)])
+            # of a whole frame, as maps of more positions have fewer of a hundred that are here
+            return one * readout.reduced[1] * readout.reduced[2] if form == "position" else one
 
         self.results = list(self._book.results(loss))
         self._book = ScoreBook()

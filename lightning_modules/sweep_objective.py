@@ -1,0 +1,126 @@
+"""What one training step of a sweep computes: the step of every member on the same batch, as one piece."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_modules.sae_objective import SAEObjective
+from networks import Progress
+
+Step = tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]], Int[Tensor, " F"]]
+
+
+class SweepObjective(nn.Module):
+    """The summed loss of several autoencoders on one batch. Each keeps its own parameters, and none of them has a
+    gradient from another's loss.
+
+    Members that differ in weights and in fractional settings alone (a sparsity coefficient, a seed) are computed
+    together: their parameters are stacked, and `torch.vmap` turns each operation into one for all of them. What decides
+    shapes (kind, width, k) parts them. Where operations are short beside the time to start them, as on a GPU, this
+    costs little more than one member; on a CPU the arithmetic is the cost, and members one after the other
+    find more of their numbers in the cache.
+
+    Args:
+        members: by name.
+        at_once: members computed together; None for all that can be on an accelerator, and one on a CPU.
+
+    Raises:
+        ValueError: at_once below 1.
+    """
+
+    def __init__(self, members: Mapping[str, SAEObjective], at_once: int | None = None) -> None:
+        super().__init__()
+        if at_once is not None and at_once < 1:
+            raise ValueError(f"members_at_once is {at_once}: at least 1 is needed, or null")
+        self.names, self.members = list(members), nn.ModuleList(members.values())
+        self.widths = [member.sae.num_latents for member in members.values()]
+        self.at_once = at_once
+        alike: dict[str, list[int]] = {}
+        for index, member in enumerate(members.values()):
+            alike.setdefault(_form(member), []).append(index)
+        self._alike = list(alike.values())
+
+    def forward(
+        self, acts: Float[Tensor, "B C *HW"], progress: Progress
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]], Int[Tensor, " F"]]:
+        """The loss; what is logged of it, as member/name; on how many inputs each latent fired.
+
+        Args:
+            acts: one batch of raw activations.
+            progress: of the latents of all members, one member after the other.
+        """
+        at_once = self.at_once or (1 if acts.device.type == "cpu" else len(self.members))
+        each = [
+            Progress(progress.step, frequency, dead)
+            for frequency, dead in zip(
+                progress.frequency.split(self.widths), progress.dead.split(self.widths), strict=True
+            )
+        ]
+        steps: dict[int, Step] = {}
+        for alike in self._alike:
+            for start in range(0, len(alike), at_once):
+                chosen = alike[start : start + at_once]
+                members = [self.members[index] for index in chosen]
+                now = [each[index] for index in chosen]
+                results = [members[0](acts, now[0])] if len(chosen) == 1 else _together(members, acts, now)
+                steps |= dict(zip(chosen, results, strict=True))
+        losses, numbers, fired = zip(*(steps[index] for index in range(len(self.members))), strict=True)
+        named = {
+            f"{name}/{key}": value
+            for name, own in zip(self.names, numbers, strict=True)
+            for key, value in own.items()
+        }
+        return torch.stack(losses).sum(), named, torch.cat(fired)
+
+
+def _fractions(member: SAEObjective) -> dict[str, float]:
+    """The kind's fractional settings, which may differ between members that are computed together."""
+    config = member.sae.config()
+    return {name: value for name, value in config.items() if type(value) is float and hasattr(member.sae, name)}
+
+
+def _form(member: SAEObjective) -> str:
+    """Whatever must be the same for members to be computed together."""
+    fractions = _fractions(member)
+    config = {name: "fraction" if name in fractions else value for name, value in member.sae.config().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in member.state_dict().items()}
+    return repr((type(member.sae), config, shapes, member.auxk_coefficient, member.auxk_latents))
+
+
+def _together(members: Sequence[SAEObjective], acts: Tensor, progress: Sequence[Progress]) -> list[Step]:
+    """The steps of members of one form, by one call of the first one's code on stacked tensors."""
+    like = copy.copy(members[0])
+    like._modules = dict(like._modules)
+    sae = copy.copy(members[0].sae)
+    sae._buffers = dict(sae._buffers)
+    like._modules["sae"] = sae
+    settings = {}
+    for name in _fractions(members[0]):
+        values = acts.new_tensor([getattr(member.sae, name) for member in members], dtype=torch.float32)
+        settings[f"sae.{name}"] = values
+        delattr(sae, name)
+        sae.register_buffer(name, values[0], persistent=False)
+    parameters = _stacked([dict(member.named_parameters()) for member in members])
+    buffers = _stacked([dict(member.named_buffers()) for member in members])
+    step = progress[0].step
+
+    def one(own: dict[str, Tensor], changing: dict[str, Tensor], given: dict[str, Tensor], latents: Sequence[Tensor]):  # type: ignore[no-untyped-def]
+        return functional_call(like, (own, changing, given), (acts, Progress(step, *latents))), changing
+
+    latents = tuple(torch.stack(column) for column in zip(*(now[1:] for now in progress), strict=True))
+    (losses, numbers, fired), changed = torch.vmap(one)(parameters, buffers, settings, latents)
+    for index, member in enumerate(members):  # what `observe` estimates
+        for name, buffer in member.named_buffers():
+            buffer.copy_(changed[name][index])
+    return [
+        (losses[index], {name: values[index] for name, values in numbers.items()}, fired[index])
+        for index in range(len(members))
+    ]
+
+
+def _stacked(tensors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([each[name] for each in tensors]) for name in tensors[0]}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datamodules import ActivationBatch
+from lightning_modules.sae_kernel import load_kernel
 from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Sparsity, nearest_cosines
 from lightning_modules.sae_objective import SAEObjective
 from lightning_modules.sae_revival import resample_latents
@@ -40,7 +41,7 @@ class SAESweep(LightningModule):
         dead_window: inputs without firing after which a latent is dead while training; an input is one position.
         members_at_once: members computed together; null for all that are alike on an accelerator, and one after the
             other on a CPU. The numbers are the same.
-        compile: compile the loss; without a C++ compiler the run goes on eagerly.
+        compile: compile the loss, on a CPU by `SAEKernel` where that knows a kind; without a C++ compiler the run goes on eagerly.
 
     Raises:
         ValueError: an argument out of its range, or members that cannot be (see `sweep_member.expand`).
@@ -109,8 +110,8 @@ class SAESweep(LightningModule):
         self.variances = nn.ModuleList(ExplainedVariance(shape) for _ in self.members)
         self.sparsities = nn.ModuleList(Sparsity(width) for width in self.objective.widths)
         self.raw_sparsity, self.coverage = Sparsity(shape[0]), Coverage()
-        if self.compile_loss and stage == "fit":
-            compile_in_place(self.objective)
+        if self.compile_loss and stage == "fit" and compile_in_place(self.objective):
+            self._load_kernels()
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> Tensor:
         """The summed loss of one batch."""
@@ -226,6 +227,15 @@ class SAESweep(LightningModule):
             "member": name,
             "steps": self.global_step,
         }
+
+    def _load_kernels(self) -> None:
+        """On a CPU, have the fast step for members of every width that it is for."""
+        if self.trainer.strategy.root_device.type != "cpu":
+            return
+        for index, sae in enumerate(self.saes.values()):
+            kernel = load_kernel(sae.in_channels, sae.num_latents) if sae.kernel_size == 1 else None
+            if kernel is not None:
+                self.objective.kernels[index] = kernel
 
     def _settings(self) -> dict[str, dict[str, Any]]:
         """What each member is and how it is trained, in primitives."""

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lightning_modules.sae_kernel import SAEKernel
 from lightning_modules.sae_objective import SAEObjective
 from networks import Progress
 
@@ -24,6 +25,8 @@ class SweepObjective(nn.Module):
     costs little more than one member; on a CPU the arithmetic is the cost, and members one after the other
     find more of their numbers in the cache.
 
+    On a CPU, `kernels` says by index which members `SAEKernel` computes where it can.
+
     Args:
         members: by name.
         at_once: members computed together; None for all that can be on an accelerator, and one on a CPU.
@@ -39,6 +42,7 @@ class SweepObjective(nn.Module):
         self.names, self.members = list(members), nn.ModuleList(members.values())
         self.widths = [member.sae.num_latents for member in members.values()]
         self.at_once = at_once
+        self.kernels: dict[int, SAEKernel] = {}
         alike: dict[str, list[int]] = {}
         for index, member in enumerate(members.values()):
             alike.setdefault(_form(member), []).append(index)
@@ -53,21 +57,14 @@ class SweepObjective(nn.Module):
             acts: one batch of raw activations.
             progress: of the latents of all members, one member after the other.
         """
-        at_once = self.at_once or (1 if acts.device.type == "cpu" else len(self.members))
         each = [
             Progress(progress.step, frequency, dead)
             for frequency, dead in zip(
                 progress.frequency.split(self.widths), progress.dead.split(self.widths), strict=True
             )
         ]
-        steps: dict[int, Step] = {}
-        for alike in self._alike:
-            for start in range(0, len(alike), at_once):
-                chosen = alike[start : start + at_once]
-                members = [self.members[index] for index in chosen]
-                now = [each[index] for index in chosen]
-                results = [members[0](acts, now[0])] if len(chosen) == 1 else _together(members, acts, now)
-                steps |= dict(zip(chosen, results, strict=True))
+        steps = self._by_kernel(acts, each)
+        steps |= self._by_torch(acts, each, [index for index in range(len(each)) if index not in steps])
         losses, numbers, fired = zip(*(steps[index] for index in range(len(self.members))), strict=True)
         named = {
             f"{name}/{key}": value
@@ -75,6 +72,45 @@ class SweepObjective(nn.Module):
             for key, value in own.items()
         }
         return torch.stack(losses).sum(), named, torch.cat(fired)
+
+    def compile(self, dynamic: bool = False) -> None:  # type: ignore[override]
+        """Compile what torch computes; the kernels are compiled already."""
+        self._by_torch = torch.compile(self._by_torch, dynamic=dynamic)  # type: ignore[method-assign]
+
+    def _by_kernel(self, acts: Tensor, each: Sequence[Progress]) -> dict[int, Step]:
+        """The steps of those members that a kernel takes. AuxK is needed only while latents are dead, which changes
+        from step to step: such a member is then computed as it is, for what is compiled would be compiled again.
+        """
+        steps: dict[int, Step] = {}
+        for index, kernel in self.kernels.items():
+            member, now = self._member(index), each[index]
+            terms = kernel.takes(member.sae, acts, now)
+            if terms is None:
+                continue
+            if member.auxk_coefficient is not None and now.dead.any():
+                steps[index] = member(acts, now)
+                continue
+            loss, numbers, fired = kernel(member.sae, acts, terms)
+            if member.auxk_coefficient is not None:
+                numbers["auxk_loss"] = torch.zeros_like(loss)
+            steps[index] = (loss, numbers, fired)
+        return steps
+
+    def _by_torch(self, acts: Tensor, each: Sequence[Progress], chosen: Sequence[int]) -> dict[int, Step]:
+        """The steps of the chosen members, those that are alike together."""
+        at_once = self.at_once or (1 if acts.device.type == "cpu" else len(self.members))
+        steps: dict[int, Step] = {}
+        for alike in self._alike:
+            left = [index for index in alike if index in chosen]
+            for start in range(0, len(left), at_once):
+                part = left[start : start + at_once]
+                members, now = [self._member(index) for index in part], [each[index] for index in part]
+                results = [members[0](acts, now[0])] if len(part) == 1 else _together(members, acts, now)
+                steps |= dict(zip(part, results, strict=True))
+        return steps
+
+    def _member(self, index: int) -> SAEObjective:
+        return self.members[index]  # type: ignore[return-value]
 
 
 def _fractions(member: SAEObjective) -> dict[str, float]:

@@ -83,7 +83,11 @@ def _settings(module: Any, name: str) -> dict[str, Any]:
 def _metrics(trainer: Trainer, name: str) -> dict[str, float]:
     """The finite ones of one member, without its name."""
     start = f"sae/{name}/"
-    own = {key.removeprefix(start): float(value) for key, value in trainer.callback_metrics.items() if key.startswith(start)}
+    own = {
+        key.removeprefix(start): float(value)
+        for key, value in trainer.callback_metrics.items()
+        if key.startswith(start)
+    }
     return {key: value for key, value in own.items() if math.isfinite(value)}
 
 

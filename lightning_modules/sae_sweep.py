@@ -254,9 +254,7 @@ class SAESweep(LightningModule):
         """Revive the dead latents of those members whose turn it is."""
         if step == 0 or step >= (1 - self.decay_fraction) * self.trainer.estimated_stepping_batches:
             return
-        due = [
-            member.resample_every is not None and step % member.resample_every == 0 for member in self.members
-        ]
+        due = [member.resample_every is not None and step % member.resample_every == 0 for member in self.members]
         if not any(due):
             return
         optimiser: Any = self.optimizers()

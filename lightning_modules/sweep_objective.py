@@ -67,9 +67,7 @@ class SweepObjective(nn.Module):
         steps |= self._by_torch(acts, each, [index for index in range(len(each)) if index not in steps])
         losses, numbers, fired = zip(*(steps[index] for index in range(len(self.members))), strict=True)
         named = {
-            f"{name}/{key}": value
-            for name, own in zip(self.names, numbers, strict=True)
-            for key, value in own.items()
+            f"{name}/{key}": value for name, own in zip(self.names, numbers, strict=True) for key, value in own.items()
         }
         return torch.stack(losses).sum(), named, torch.cat(fired)
 

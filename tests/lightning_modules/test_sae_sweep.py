@@ -43,10 +43,10 @@ def test_every_member_is_what_it_would_be_alone(at_once: int | None) -> None:
     trainer.validate(together, datamodule=PlantedData(), verbose=False)
     firing = together.firing.since_fired.split(together.objective.widths)
     for (name, sae), member, since_fired in zip(together.saes.items(), together.members, firing, strict=True):
-        torch.manual_seed(member.seed)
-        module = alone(member, decoder_bias="geometric_median")
+        module, data = alone(member, decoder_bias="geometric_median"), PlantedData()
         own = small_trainer(20, limit_val_batches=1.0)
-        own.fit(module, datamodule=PlantedData())
+        torch.manual_seed(member.seed)
+        own.fit(module, datamodule=data)
         own.validate(module, datamodule=PlantedData(), verbose=False)
         for key, tensor in module.sae.state_dict().items():
             torch.testing.assert_close(
@@ -86,8 +86,8 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_not_a_number_stops_naming_the_step() -> None:
-    with pytest.raises(ValueError, match="not finite since step 6:"):
-        small_trainer(20).fit(sweep(ENTRIES[:1]), datamodule=PlantedData(bad_step=6))
+    with pytest.raises(ValueError, match="not finite since step 7:"):
+        small_trainer(20).fit(sweep(ENTRIES[:1]), datamodule=PlantedData(bad_step=7))
 
 
 def test_a_grid_gives_every_combination() -> None:

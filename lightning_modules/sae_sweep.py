@@ -1,6 +1,7 @@
 """Trains several sparse autoencoders on the same activations of one tap, in one pass."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -41,7 +42,8 @@ class SAESweep(LightningModule):
         dead_window: inputs without firing after which a latent is dead while training; an input is one position.
         members_at_once: members computed together; null for all that are alike on an accelerator, and one after the
             other on a CPU. The numbers are the same.
-        compile: compile the loss, on a CPU by `SAEKernel` where that knows a kind; without a C++ compiler the run goes on eagerly.
+        compile: compile the loss, on a CPU by `SAEKernel` where that knows a kind; without a C++ compiler the run goes
+            on eagerly.
 
     Raises:
         ValueError: an argument out of its range, or members that cannot be (see `sweep_member.expand`).
@@ -107,8 +109,8 @@ class SAESweep(LightningModule):
             objectives[member.name] = SAEObjective(sae, member.auxk_coefficient, auxk_latents)
         self.objective = SweepObjective(objectives, self.members_at_once)
         self.firing = FiringCounter(sum(self.objective.widths), self.dead_window)  # of one member after the other
-        self.variances = nn.ModuleList(ExplainedVariance(shape) for _ in self.members)
-        self.sparsities = nn.ModuleList(Sparsity(width) for width in self.objective.widths)
+        self.variances: Any = nn.ModuleList(ExplainedVariance(shape) for _ in self.members)
+        self.sparsities: Any = nn.ModuleList(Sparsity(width) for width in self.objective.widths)
         self.raw_sparsity, self.coverage = Sparsity(shape[0]), Coverage()
         if self.compile_loss and stage == "fit" and compile_in_place(self.objective):
             self._load_kernels()
@@ -239,8 +241,7 @@ class SAESweep(LightningModule):
 
     def _settings(self) -> dict[str, dict[str, Any]]:
         """What each member is and how it is trained, in primitives."""
-        names = ("expansion", "kernel_size", "seed", "learning_rate", "resample_every")
-        names += ("auxk_coefficient", "auxk_latents")
+        names = [item.name for item in fields(SweepMember) if item.name not in ("name", "sae", "grid")]
         return {
             member.name: {
                 "kind": type(objective.sae).__name__,

@@ -23,7 +23,8 @@ def tap_shape(data: Any, tap: str, in_channels: int | None) -> tuple[int, ...]:
     shapes = data.activation_shapes
     if tap not in shapes:
         raise ValueError(
-            f"model.init_args.tap is {tap!r}, but the data hold {', '.join(shapes)}: set data.init_args.taps to the same"
+            f"model.init_args.tap is {tap!r}, but the data hold {', '.join(shapes)}: "
+            "set data.init_args.taps to the same"
         )
     shape: tuple[int, ...] = shapes[tap]
     if in_channels not in (None, shape[0]):

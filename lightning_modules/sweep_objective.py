@@ -71,7 +71,7 @@ class SweepObjective(nn.Module):
         }
         return torch.stack(losses).sum(), named, torch.cat(fired)
 
-    def compile(self, dynamic: bool = False) -> None:  # type: ignore[override]
+    def compile(self, dynamic: bool = False) -> None:
         """Compile what torch computes; the kernels are compiled already."""
         self._by_torch = torch.compile(self._by_torch, dynamic=dynamic)  # type: ignore[method-assign]
 
@@ -150,8 +150,8 @@ def _together(members: Sequence[SAEObjective], acts: Tensor, progress: Sequence[
     for index, member in enumerate(members):  # what `observe` estimates
         for name, buffer in member.named_buffers():
             buffer.copy_(changed[name][index])
-    return [
-        (losses[index], {name: values[index] for name, values in numbers.items()}, fired[index])
+    return [  # copies, for torch.compile does not hand out views of vmapped results
+        (losses[index].clone(), {name: values[index].clone() for name, values in numbers.items()}, fired[index].clone())
         for index in range(len(members))
     ]
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -42,7 +43,8 @@ def draw_frontier(points: Sequence[FrontierPoint], title: str, raw_l0: float | N
     axes = figure.add_subplot()
     most = max([0.01, *(point.dead_fraction for point in points)])
     shown = None
-    for kind, marker in zip(dict.fromkeys(point.kind for point in points), "osD^vP*X" * len(points), strict=False):
+    kinds = list(dict.fromkeys(point.kind for point in points))
+    for number, (kind, marker) in enumerate(zip(kinds, "osD^vP*X" * len(kinds), strict=False)):
         own = sorted((point for point in points if point.kind == kind), key=lambda point: point.l0)
         l0, variances = [point.l0 for point in own], [point.explained_variance for point in own]
         axes.plot(l0, variances, color="0.7", linewidth=1, zorder=1)
@@ -55,7 +57,8 @@ def draw_frontier(points: Sequence[FrontierPoint], title: str, raw_l0: float | N
             axes.annotate(
                 point.name,
                 (point.l0, point.explained_variance),
-                xytext=(6, -11),
+                xytext=(-6, 6) if number % 2 else (6, -11),  # labels of two kinds keep out of each other's way
+                ha="right" if number % 2 else "left",
                 textcoords="offset points",
                 fontsize=8,
             )
@@ -66,6 +69,9 @@ def draw_frontier(points: Sequence[FrontierPoint], title: str, raw_l0: float | N
     axes.grid(color="0.92")
     if shown is not None:
         figure.colorbar(shown, label="dead fraction")
-        axes.legend(loc="lower right")
+        for handle in axes.legend(loc="lower right").legend_handles:
+            if isinstance(handle, PathCollection):  # a kind has no one dead fraction
+                handle.set_array(None)
+                handle.set_facecolor("0.8")
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy())

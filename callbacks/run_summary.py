@@ -95,5 +95,7 @@ def where_to_look(folder: Path) -> list[str]:
     lines = [f"pictures  {folder / 'figures'} ({len(figures)} files)"] if figures else []
     lines.append(f"curves    tensorboard --logdir {folder}")
     lines += [f"weights   {path}" for path in sorted(folder.glob("*.safetensors"))]
+    if members := len(list(folder.glob("saes/*.safetensors"))):
+        lines += [f"weights   {folder / 'saes'} ({members} files)", f"table     {folder / 'sweep.csv'}"]
     checkpoints = sorted(folder.glob("checkpoints/**/*.ckpt"), key=lambda path: path.stat().st_mtime)
     return [*lines, *(f"state     {path}" for path in checkpoints[-1:])]

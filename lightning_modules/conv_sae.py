@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
 from torch import Tensor
@@ -15,9 +14,9 @@ from lightning_modules.sae_kernel import SAEKernel, load_kernel
 from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Sparsity, nearest_cosines
 from lightning_modules.sae_objective import SAEObjective
 from lightning_modules.sae_revival import resample_latents
+from lightning_modules.sae_training import LossTally, start_at_median, tap_shape, warm_up_and_fall
 from networks import FiringCounter, Progress, SAEBase, SparseAutoencoder
 from networks.compilation import compile_in_place
-from networks.geometric_median import geometric_median
 
 _DUPLICATE = 0.9  # cosine to the nearest other direction above which a latent counts as a duplicate
 
@@ -93,9 +92,7 @@ class ConvSAE(LightningModule):
         self.learning_rate, self.warmup_steps, self.decay_fraction = learning_rate, warmup_steps, decay_fraction
         self.dead_window, self.resample_every, self.compile_loss = dead_window, resample_every, compile
         self.auxk_coefficient, self.auxk_latents = auxk_coefficient, auxk_latents
-        self._sums: Tensor | None = None  # of what is logged, since the last time
-        self._first_bad: Tensor | None = None  # the first step whose loss was not finite
-        self._added = 0
+        self._tally = LossTally()
         self._kernel: SAEKernel | None = None
 
     @property
@@ -115,18 +112,7 @@ class ConvSAE(LightningModule):
         """
         if hasattr(self, "objective"):
             return
-        shapes = self._data.activation_shapes
-        if self.tap not in shapes:
-            raise ValueError(
-                f"model.init_args.tap is {self.tap!r}, but the data hold {', '.join(shapes)}: "
-                "set data.init_args.taps to the same"
-            )
-        shape = shapes[self.tap]
-        if self.in_channels not in (None, shape[0]):
-            raise ValueError(
-                f"model.init_args.in_channels is {self.in_channels}, but {self.tap} of this agent has {shape[0]}: "
-                "choose another agent or tap, or set in_channels to null"
-            )
+        shape = tap_shape(self._data, self.tap, self.in_channels)
         sae = self.make_sae(shape[0], self.expansion, self.kernel_size)
         sae.tap = self.tap
         sae.set_normalisation(*self._data.statistics(self.tap))
@@ -146,7 +132,7 @@ class ConvSAE(LightningModule):
         acts = batch.activations[self.tap]
         step = self.global_step
         if step == 0 and self.decoder_bias == "geometric_median":
-            self._start_at_median(acts)
+            start_at_median([self.sae], acts)
         if self._resamples(step):
             dead = self.firing.dead()
             resample_latents(self.sae, self.optimizers().optimizer, dead, acts, seed=step)  # type: ignore[union-attr]
@@ -156,7 +142,10 @@ class ConvSAE(LightningModule):
         )
         loss, numbers, fired = self._step(acts, progress)
         self.firing.update(fired, acts.numel() // acts.shape[1])
-        self._tally(numbers, step)
+        self._tally.add(numbers, step)
+        if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            for name, value in self._tally.means().items():
+                self.log(f"sae/{name}", value, prog_bar=name in ("loss", "train_explained_variance"))
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -200,26 +189,17 @@ class ConvSAE(LightningModule):
             ValueError: the run has no end.
         """
         optimiser = torch.optim.Adam(self.objective.parameters(), lr=self.learning_rate, fused=True)
-        total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
-            raise ValueError(
-                "the run has no end, so its learning rate cannot fall: set trainer.max_steps or max_epochs"
-            )
-        falling = max(1.0, self.decay_fraction * total)
-
-        def height(step: int) -> float:
-            return min(1.0, (step + 1) / max(1, self.warmup_steps), max(0.0, total - step) / falling)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, height)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return warm_up_and_fall(
+            optimiser, self.trainer.estimated_stepping_batches, self.warmup_steps, self.decay_fraction
+        )
 
     def on_train_end(self) -> None:
         """Look at the last steps too."""
-        self._stop_if_bad()
+        self._tally.stop_if_bad()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to save what is not finite, and note whose activations these are."""
-        self._stop_if_bad()
+        self._tally.stop_if_bad()
         checkpoint["agent_hash"] = self._data.agent.weights_hash
         checkpoint["sae_kind"] = type(self.sae).__name__
 
@@ -276,34 +256,3 @@ class ConvSAE(LightningModule):
         if self.resample_every is None or step == 0 or step % self.resample_every:
             return False
         return step < (1 - self.decay_fraction) * self.trainer.estimated_stepping_batches
-
-    def _start_at_median(self, acts: Float[Tensor, "B C *HW"]) -> None:
-        """Let the decoder's bias, the same on all ranks, begin as the geometric median of a batch."""
-        rows = acts.detach().movedim(1, -1).flatten(0, -2).float()
-        median = geometric_median((rows - self.sae.mean) / self.sae.scale)
-        if dist.is_available() and dist.is_initialized():
-            dist.broadcast(median, 0)
-        self.sae.set_decoder_bias(median)
-
-    def _tally(self, numbers: dict[str, Float[Tensor, ""]], step: int) -> None:
-        """Add up what is logged; every `log_every_n_steps` log it and look whether all of it was finite."""
-        values = torch.stack(list(numbers.values()))
-        if self._sums is None or self._first_bad is None:
-            self._sums = torch.zeros_like(values)
-            self._first_bad = torch.full((), torch.inf, device=values.device)
-        self._sums += values
-        self._added += 1
-        self._first_bad = torch.where(values.isfinite().all(), self._first_bad, self._first_bad.clamp_max(step))
-        if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._stop_if_bad()
-            for name, value in zip(numbers, self._sums / self._added, strict=True):
-                self.log(f"sae/{name}", value, prog_bar=name in ("loss", "train_explained_variance"))
-            self._sums.zero_()
-            self._added = 0
-
-    def _stop_if_bad(self) -> None:
-        if self._first_bad is not None and torch.isfinite(self._first_bad):
-            raise ValueError(
-                f"the loss is not finite since step {int(self._first_bad)}: lower model.init_args.learning_rate and "
-                "start again, or go on from a checkpoint before that step"
-            )

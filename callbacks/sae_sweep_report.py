@@ -1,0 +1,104 @@
+"""What a sweep leaves: every autoencoder as a file, a table, and the frontier."""
+
+import csv
+import io
+import math
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from interpretability.frontier import FrontierPoint, draw_frontier
+from interpretability.pictures import save_png
+from networks import save_weights
+
+_FILE = "sweep.csv"
+
+
+class SAESweepReport(Callback):
+    """Saves every member of a `SAESweep` as `saes/MEMBER.safetensors` in the run's folder, ready for `load_sae`, when
+    training ends and again after each validation, then with its metrics. A validation also writes `sweep.csv`, one row
+    a member, and the frontier of L0 and explained variance: `frontier` in TensorBoard and `figures/frontier.png`.
+
+    Raises:
+        ValueError: before training, a module that is no sweep.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look whether there are members."""
+        if not hasattr(pl_module, "saes"):
+            raise ValueError(
+                f"SAESweepReport needs a sweep, and {type(pl_module).__name__} is none: take it out of "
+                "trainer.callbacks, or use SAEExport"
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last weights."""
+        self._save(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save with the metrics that were just measured, and draw them."""
+        if trainer.sanity_checking:
+            return
+        folder = self._save(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
+        rows = [{"member": name, **_settings(pl_module, name), **_metrics(trainer, name)} for name in _names(pl_module)]
+        _write_table(folder / _FILE, rows)
+        points = [
+            FrontierPoint(row["member"], row["kind"], *(row.get(key, math.nan) for key in FrontierPoint._fields[2:]))
+            for row in rows
+        ]
+        raw = trainer.callback_metrics.get("sae/l0_raw")
+        title = f"{pl_module.tap}: {len(rows)} autoencoders, step {trainer.global_step}"
+        picture = draw_frontier(points, title, None if raw is None else float(raw))
+        save_png(folder / "figures" / "frontier.png", picture)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("frontier", picture.numpy(), trainer.global_step, dataformats="HWC")
+
+    def _save(self, trainer: Trainer, module: Any) -> Path:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # Lightning has all ranks ask, or the one waits
+        if trainer.is_global_zero:
+            command = shlex.join(["python", *sys.argv])
+            for name, sae in module.saes.items():
+                metrics = {f"sae/{key}": value for key, value in _metrics(trainer, name).items()}
+                metadata = module.sae_metadata(name) | {"metrics": metrics, "command": command}
+                save_weights(folder / "saes" / f"{name}.safetensors", sae, metadata)
+        return folder
+
+
+def _names(module: Any) -> list[str]:
+    return list(module.saes)
+
+
+def _settings(module: Any, name: str) -> dict[str, Any]:
+    metadata = module.sae_metadata(name)
+    return {"kind": metadata["kind"], **module.saes[name].config(), **metadata["training"]}
+
+
+def _metrics(trainer: Trainer, name: str) -> dict[str, float]:
+    """The finite ones of one member, without its name."""
+    start = f"sae/{name}/"
+    own = {
+        key.removeprefix(start): float(value)
+        for key, value in trainer.callback_metrics.items()
+        if key.startswith(start)
+    }
+    return {key: value for key, value in own.items() if math.isfinite(value)}
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One row a member, replaced whole; a column that a member does not have is empty."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text.getvalue())
+    temporary.replace(path)

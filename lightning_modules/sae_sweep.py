@@ -1,0 +1,276 @@
+"""Trains several sparse autoencoders on the same activations of one tap, in one pass."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from datamodules import ActivationBatch
+from lightning_modules.sae_kernel import load_kernel
+from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Sparsity, nearest_cosines
+from lightning_modules.sae_objective import SAEObjective
+from lightning_modules.sae_revival import resample_latents
+from lightning_modules.sae_training import LossTally, start_at_median, tap_shape, warm_up_and_fall
+from lightning_modules.sweep_member import SweepMember, expand
+from lightning_modules.sweep_objective import SweepObjective
+from networks import FiringCounter, Progress, SAEBase
+from networks.compilation import compile_in_place
+
+_DUPLICATE = 0.9  # as ConvSAE
+
+
+class SAESweep(LightningModule):
+    """Trains many autoencoders at once, to choose from: every batch is read, and every frame played, once for all.
+
+    Each member is trained as `ConvSAE` would train it alone on the same batches; nothing of one enters another. Metrics
+    are named `sae/MEMBER/NAME`; what is the same for all (`sae/l0_raw`, `sae/validation_frames`) has no member.
+    `callbacks.SAESweepReport` saves every member as an autoencoder of its own and draws what they cost in latents and
+    bring in explained variance.
+
+    Args:
+        members: one by one or as grids.
+        tap: where the activations are from.
+        in_channels: how many channels the tap must have; null takes what it has.
+        decoder_bias: what the decoders' biases begin as: zero (the mean of the training activations), or the geometric
+            median of the first batch.
+        warmup_steps: steps until the learning rates are reached.
+        decay_fraction: part of the run over which they fall to 0.
+        dead_window: inputs without firing after which a latent is dead while training; an input is one position.
+        members_at_once: members computed together; null for all that are alike on an accelerator, and one after the
+            other on a CPU. The numbers are the same.
+        compile: compile the loss, on a CPU by `SAEKernel` where that knows a kind; without a C++ compiler the run goes
+            on eagerly.
+
+    Raises:
+        ValueError: an argument out of its range, or members that cannot be (see `sweep_member.expand`).
+    """
+
+    def __init__(
+        self,
+        members: list[SweepMember],
+        tap: str = "conv4a",
+        in_channels: int | None = None,
+        decoder_bias: Literal["zero", "geometric_median"] = "zero",
+        warmup_steps: int = 100,
+        decay_fraction: float = 0.3,
+        dead_window: int = 1_000_000,
+        members_at_once: int | None = None,
+        compile: bool = True,
+    ) -> None:
+        super().__init__()
+        if not 0 <= decay_fraction <= 1:
+            raise ValueError(f"decay_fraction {decay_fraction} is no fraction: choose 0 to 1")
+        if decoder_bias not in ("zero", "geometric_median"):
+            raise ValueError(f"decoder_bias {decoder_bias!r} is unknown: choose zero or geometric_median")
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps is {warmup_steps}: it cannot be below 0")
+        if members_at_once is not None and members_at_once < 1:
+            raise ValueError(f"members_at_once is {members_at_once}: at least 1 is needed, or null")
+        self.save_hyperparameters(ignore="members")  # classes are no primitives; the files say what they were made with
+        self.members = expand(members, in_channels)
+        self.tap, self.in_channels, self.decoder_bias = tap, in_channels, decoder_bias
+        self.warmup_steps, self.decay_fraction, self.dead_window = warmup_steps, decay_fraction, dead_window
+        self.members_at_once, self.compile_loss = members_at_once, compile
+        self._tally = LossTally()
+
+    @property
+    def saes(self) -> dict[str, SAEBase]:
+        """The autoencoders by name; there from `setup` on."""
+        return {name: objective.sae for name, objective in zip(self.objective.names, self._objectives, strict=True)}
+
+    @property
+    def _objectives(self) -> Sequence[SAEObjective]:
+        return self.objective.members  # type: ignore[return-value]
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def setup(self, stage: str) -> None:
+        """Make the autoencoders to the measure of the data, once.
+
+        Raises:
+            ValueError: the tap is not recorded, or has other channels than asked for.
+        """
+        if hasattr(self, "objective"):
+            return
+        shape = tap_shape(self._data, self.tap, self.in_channels)
+        statistics = self._data.statistics(self.tap)
+        objectives = {}
+        for member in self.members:
+            sae = member.make(shape[0])
+            sae.tap = self.tap
+            sae.set_normalisation(*statistics)
+            auxk_latents = min(member.auxk_latents or max(1, shape[0] // 2), sae.num_latents)
+            objectives[member.name] = SAEObjective(sae, member.auxk_coefficient, auxk_latents)
+        self.objective = SweepObjective(objectives, self.members_at_once)
+        self.firing = FiringCounter(sum(self.objective.widths), self.dead_window)  # of one member after the other
+        self.variances: Any = nn.ModuleList(ExplainedVariance(shape) for _ in self.members)
+        self.sparsities: Any = nn.ModuleList(Sparsity(width) for width in self.objective.widths)
+        self.raw_sparsity, self.coverage = Sparsity(shape[0]), Coverage()
+        if self.compile_loss and stage == "fit" and compile_in_place(self.objective):
+            self._load_kernels()
+
+    def training_step(self, batch: ActivationBatch, batch_idx: int) -> Tensor:
+        """The summed loss of one batch."""
+        acts = batch.activations[self.tap]
+        step = self.global_step
+        if step == 0 and self.decoder_bias == "geometric_median":
+            start_at_median(list(self.saes.values()), acts)
+        self._resample(acts, step)
+        progress = Progress(
+            torch.full((), float(step), device=acts.device), self.firing.frequency().float(), self.firing.dead()
+        )
+        loss, numbers, fired = self.objective(acts, progress)
+        self.firing.update(fired, acts.numel() // acts.shape[1])
+        self._tally.add(numbers, step)
+        if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log_training(loss)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Where directions are held at length 1, leave their lengths out of the step."""
+        for sae in self.saes.values():
+            if sae.unit_norm_decoder:
+                sae.project_decoder_gradient()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and bring the directions back to length 1, before any callback saves them."""
+        super().optimizer_step(*args, **kwargs)
+        for sae in self.saes.values():
+            if sae.unit_norm_decoder:
+                sae.normalise_decoder()
+
+    def validation_step(self, batch: ActivationBatch, batch_idx: int) -> None:
+        """Add a batch of whole maps to every member's metrics."""
+        acts = batch.activations[self.tap]
+        inside = (batch.inside or {}).get(self.tap)
+        for sae, variance, sparsity in zip(self.saes.values(), self.variances, self.sparsities, strict=True):
+            latents = sae.encode(acts)
+            variance.update(sae.decode(latents).to(acts.dtype), acts)
+            sparsity.update(latents, inside, sae.decoder_norms())
+        self.raw_sparsity.update(acts, inside)
+        self.coverage.update(batch.levels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the whole validation set, and how much a member's latents resemble each other."""
+        raw: dict[str, Tensor] = self.raw_sparsity.compute()
+        values = {"l0_raw": raw["l0"], "l0_raw_inside": raw["l0_inside"], **self.coverage.compute()}
+        for (name, sae), variance, sparsity in zip(self.saes.items(), self.variances, self.sparsities, strict=True):
+            nearest = nearest_cosines(sae.directions().flatten(1))
+            own = {"nearest_cosine": nearest.mean(), "duplicate_fraction": (nearest > _DUPLICATE).float().mean()}
+            own |= variance.compute() | sparsity.compute()
+            values |= {f"{name}/{key}": value for key, value in own.items()}
+        for name, value in values.items():
+            if not (name.endswith("_inside") and value.isnan()):  # taps and games without a maze
+                self.log(f"sae/{name}", value.float(), rank_zero_only=False)
+        for metric in (*self.variances, *self.sparsities, self.raw_sparsity, self.coverage):
+            metric.reset()
+
+    def configure_optimizers(self) -> Any:
+        """Adam, fused, with a warm-up and a linear end; members of one learning rate share a group.
+
+        Raises:
+            ValueError: the run has no end.
+        """
+        rates: dict[float, list[nn.Parameter]] = {}
+        for member, objective in zip(self.members, self._objectives, strict=True):
+            rates.setdefault(member.learning_rate, []).extend(objective.parameters())
+        groups = [{"params": parameters, "lr": rate} for rate, parameters in rates.items()]
+        optimiser = torch.optim.Adam(groups, fused=True)
+        return warm_up_and_fall(
+            optimiser, self.trainer.estimated_stepping_batches, self.warmup_steps, self.decay_fraction
+        )
+
+    def on_train_end(self) -> None:
+        """Look at the last steps too."""
+        self._tally.stop_if_bad()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to save what is not finite, and note who the members are and whose activations these are."""
+        self._tally.stop_if_bad()
+        checkpoint["agent_hash"] = self._data.agent.weights_hash
+        checkpoint["sae_members"] = self._settings()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another agent or of other members.
+
+        Raises:
+            ValueError: says which, and what to do.
+        """
+        if checkpoint["agent_hash"] != self._data.agent.weights_hash:
+            raise ValueError(
+                "ckpt_path: this checkpoint was trained on another agent's activations: "
+                "set data.init_args.agent to that agent, or start without ckpt_path"
+            )
+        then, now = checkpoint.get("sae_members", {}), self._settings()
+        differing = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+        if differing or list(then) != list(now):
+            raise ValueError(
+                "ckpt_path: model.init_args.members are not those of this checkpoint "
+                f"({', '.join(differing) or 'another order'}): use the same members, or start without ckpt_path"
+            )
+
+    def sae_metadata(self, name: str) -> dict[str, Any]:
+        """What the saved file of one member says of its making."""
+        agent, sae = self._data.agent, self.saes[name]
+        return {
+            "kind": type(sae).__name__,
+            "tap": self.tap,
+            "agent_hash": agent.weights_hash,
+            "agent_architecture": agent.architecture,
+            "normalisation": {"mean": sae.mean.tolist(), "scale": float(sae.scale)},
+            "training": {key: value for key, value in self.hparams.items() if key not in ("compile", "members_at_once")}
+            | self._settings()[name]["training"],
+            "member": name,
+            "steps": self.global_step,
+        }
+
+    def _load_kernels(self) -> None:
+        """On a CPU, have the fast step for members of every width that it is for."""
+        if self.trainer.strategy.root_device.type != "cpu":
+            return
+        for index, sae in enumerate(self.saes.values()):
+            kernel = load_kernel(sae.in_channels, sae.num_latents) if sae.kernel_size == 1 else None
+            if kernel is not None:
+                self.objective.kernels[index] = kernel
+
+    def _settings(self) -> dict[str, dict[str, Any]]:
+        """What each member is and how it is trained, in primitives."""
+        names = [item.name for item in fields(SweepMember) if item.name not in ("name", "sae", "grid")]
+        return {
+            member.name: {
+                "kind": type(objective.sae).__name__,
+                "config": objective.sae.config(),
+                "training": {name: getattr(member, name) for name in names},
+            }
+            for member, objective in zip(self.members, self._objectives, strict=True)
+        }
+
+    def _resample(self, acts: Tensor, step: int) -> None:
+        """Revive the dead latents of those members whose turn it is."""
+        if step == 0 or step >= (1 - self.decay_fraction) * self.trainer.estimated_stepping_batches:
+            return
+        due = [member.resample_every is not None and step % member.resample_every == 0 for member in self.members]
+        if not any(due):
+            return
+        optimiser: Any = self.optimizers()
+        dead = list(self.firing.dead().split(self.objective.widths))
+        for index, (objective, now) in enumerate(zip(self._objectives, due, strict=True)):
+            if now:
+                resample_latents(objective.sae, optimiser.optimizer, dead[index], acts, seed=step)
+            else:
+                dead[index] = torch.zeros_like(dead[index])
+        self.firing.forget(torch.cat(dead))
+
+    def _log_training(self, loss: Tensor) -> None:
+        for name, value in self._tally.means().items():
+            self.log(f"sae/{name}", value)
+        self.log("sae/loss", loss.detach(), prog_bar=True)
+        if self.firing.seen >= self.firing.window:
+            for name, dead in zip(self.saes, self.firing.dead().split(self.objective.widths), strict=True):
+                self.log(f"sae/{name}/dead_fraction", dead.float().mean())

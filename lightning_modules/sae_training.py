@@ -1,0 +1,116 @@
+"""What the training of one autoencoder and of a sweep of them share."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from networks import SAEBase
+from networks.geometric_median import geometric_median
+
+
+def tap_shape(data: Any, tap: str, in_channels: int | None) -> tuple[int, ...]:
+    """The shape (C, H, W) or (C,) that a data module's tap yields for one frame.
+
+    Raises:
+        ValueError: the tap is not recorded, or has other channels than asked for.
+    """
+    shapes = data.activation_shapes
+    if tap not in shapes:
+        raise ValueError(
+            f"model.init_args.tap is {tap!r}, but the data hold {', '.join(shapes)}: "
+            "set data.init_args.taps to the same"
+        )
+    shape: tuple[int, ...] = shapes[tap]
+    if in_channels not in (None, shape[0]):
+        raise ValueError(
+            f"model.init_args.in_channels is {in_channels}, but {tap} of this agent has {shape[0]}: "
+            "choose another agent or tap, or set in_channels to null"
+        )
+    return shape
+
+
+def warm_up_and_fall(optimiser: Optimizer, steps: float, warmup_steps: int, decay_fraction: float) -> dict[str, Any]:
+    """What `configure_optimizers` returns for a rate that rises over its first steps and falls to 0 over its last.
+
+    Args:
+        steps: of the whole run.
+        decay_fraction: part of the run over which the rate falls.
+
+    Raises:
+        ValueError: the run has no end.
+    """
+    if steps == float("inf"):
+        raise ValueError("the run has no end, so its learning rate cannot fall: set trainer.max_steps or max_epochs")
+    falling = max(1.0, decay_fraction * steps)
+
+    def height(step: int) -> float:
+        return min(1.0, (step + 1) / max(1, warmup_steps), max(0.0, steps - step) / falling)
+
+    return {"optimizer": optimiser, "lr_scheduler": {"scheduler": LambdaLR(optimiser, height), "interval": "step"}}
+
+
+def start_at_median(saes: list[SAEBase], acts: Float[Tensor, "B C *HW"]) -> None:
+    """Let the decoders' biases, the same on all ranks, begin as the geometric median of a batch.
+
+    Args:
+        saes: all with the same normalisation.
+        acts: raw activations.
+    """
+    rows = acts.detach().movedim(1, -1).flatten(0, -2).float()
+    median = geometric_median((rows - saes[0].mean) / saes[0].scale)
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast(median, 0)
+    for sae in saes:
+        sae.set_decoder_bias(median)
+
+
+class LossTally:
+    """Sums of what is logged, kept on the device; nothing here waits for it until somebody asks."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
+        self._first_bad: Tensor | None = None
+        self._added = 0
+
+    def add(self, numbers: Mapping[str, Float[Tensor, ""]], step: int) -> None:
+        """Add one step's numbers, the same ones each time."""
+        values = torch.stack(list(numbers.values()))
+        if self._sums is None or self._first_bad is None:
+            self._names = list(numbers)
+            self._sums = torch.zeros_like(values)
+            self._first_bad = torch.full((), torch.inf, device=values.device)
+        self._sums += values
+        self._added += 1
+        self._first_bad = torch.where(values.isfinite().all(), self._first_bad, self._first_bad.clamp_max(step))
+
+    def means(self) -> dict[str, Float[Tensor, ""]]:
+        """The mean of each number since the last time, by name.
+
+        Raises:
+            ValueError: a number was not finite at some step.
+        """
+        self.stop_if_bad()
+        assert self._sums is not None, "there is nothing before the first step"
+        values = dict(zip(self._names, self._sums / self._added, strict=True))
+        self._sums.zero_()
+        self._added = 0
+        return values
+
+    def stop_if_bad(self) -> None:
+        """Look whether all numbers were finite.
+
+        Raises:
+            ValueError: names the first step at which one was not.
+        """
+        if self._first_bad is not None and torch.isfinite(self._first_bad):
+            raise ValueError(
+                f"the loss is not finite since step {int(self._first_bad)}: lower model.init_args.learning_rate and "
+                "start again, or go on from a checkpoint before that step"
+            )

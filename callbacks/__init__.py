@@ -6,5 +6,6 @@ from callbacks.feature_visualisation import FeatureVisualisation as FeatureVisua
 from callbacks.held_out_play import HeldOutPlay as HeldOutPlay
 from callbacks.run_summary import RunSummary as RunSummary
 from callbacks.sae_export import SAEExport as SAEExport
+from callbacks.sae_tables import SAETables as SAETables
 from callbacks.splice_evaluation import SpliceEvaluation as SpliceEvaluation
 from callbacks.throughput import Throughput as Throughput

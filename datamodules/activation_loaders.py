@@ -17,6 +17,7 @@ from datamodules.recorder import Recorder, Rows
 _RUNS = 8  # places of the cache that one batch mixes, at most
 _APART = 8  # batches between two that share places, at most
 _GROUP_BYTES = 2**23  # of batches read together: each place in one piece, into memory that the allocator uses again
+_NARROW_BYTES = 16  # a row; where rows are narrow a call for each piece costs more than its bytes
 _MANY_FRAMES, _MANY_LEVELS = 50_000, 1_000  # what dead latents are to be counted over
 _POOL_BLOCKS = 4  # recorded blocks that the stream mixes
 
@@ -120,7 +121,8 @@ class CacheLoader(_TrainingLoader):
     A batch is made of runs of rows from up to 8 random places of the cache. Batches are read in groups (8 MB): each
     place of a group is read in one contiguous piece and shared out over batches that stand 8 apart, so that
     neighbours come from different places. The places are drawn anew in each epoch from (seed, epoch) alone. What
-    does not fill a group is left out, another part in each epoch. Ranks take every world-th group.
+    does not fill a group is left out, another part in each epoch. Ranks take every world-th group. Narrow columns
+    (levels, single labels) are held in memory, all else stays in the mapped files.
 
     Raises:
         ValueError: too few rows for one batch.
@@ -129,19 +131,21 @@ class CacheLoader(_TrainingLoader):
     def __init__(
         self, shards: list[Rows], batch_size: int, *, seed: int, position: Position, rank: int = 0, world: int = 1
     ) -> None:
-        columns = [name for name in shards[0] if not name.startswith("sums/")]
-        self._like = {name: shards[0][name][:0] for name in columns}
-        self._bytes = [{name: _as_bytes(shard[name]) for name in columns} for shard in shards]
+        self._like = {name: column[:0] for name, column in shards[0].items() if not name.startswith("sums/")}
+        self._bytes = {name: [_as_bytes(shard[name]) for shard in shards] for name in self._like}
         self._rows = [len(shard["levels"]) for shard in shards]
         self._seed, self._rank, self._world = seed, rank, world
         self._runs = math.gcd(batch_size, _RUNS)
         self._run = batch_size // self._runs
-        row_bytes = sum(column.shape[1] for column in self._bytes[0].values())
+        row_bytes = sum(parts[0].shape[1] for parts in self._bytes.values())
         # Never more than a 32nd of the data in one group: its last one may be left out.
         group = min(_GROUP_BYTES // (row_bytes * batch_size), sum(self._rows) // (32 * batch_size * world))
         self._apart = max(1, min(_APART, group))
         self._sharing = max(1, min(group // self._apart, max(self._rows) // self._run))
         self._piece = self._run * self._sharing
+        narrow = [name for name, parts in self._bytes.items() if parts[0].shape[1] <= _NARROW_BYTES]
+        self._windows = {name: _windows(np.concatenate(self._bytes.pop(name)), self._piece) for name in narrow}
+        self._first_rows = np.cumsum([0, *self._rows[:-1]])
         pieces = sum(rows // self._piece for rows in self._rows)
         self._groups = pieces // (self._runs * self._apart * world)
         if self._groups == 0:
@@ -173,24 +177,32 @@ class CacheLoader(_TrainingLoader):
 
     def _read(self, places: Int[np.ndarray, "places 2"]) -> list[ActivationBatch]:
         batches = self._sharing * self._apart
-        columns = {}
+        columns = []
         for name, like in self._like.items():
             column = torch.empty((batches * self._runs * self._run, *like.shape[1:]), dtype=like.dtype)
-            # numpy copies such pieces at a fraction of torch's cost for each call
             target = _as_bytes(column).reshape(self._sharing, len(places), -1)
-            for place, (shard, start) in enumerate(places.tolist()):
-                piece = self._bytes[shard][name][start : start + self._piece]
-                target[:, place] = piece.reshape(self._sharing, -1)
-            columns[name] = column.unflatten(0, (batches, -1)).unbind()
-        return [
-            ActivationBatch.from_rows({name: parts[index] for name, parts in columns.items()})
-            for index in range(batches)
-        ]
+            if name in self._windows:
+                pieces = self._windows[name][self._first_rows[places[:, 0]] + places[:, 1]]
+                target[:] = pieces.view(np.uint8).reshape(len(places), self._sharing, -1).swapaxes(0, 1)
+            else:
+                # numpy copies such pieces at a fraction of torch's cost for each call
+                for place, (shard, start) in enumerate(places.tolist()):
+                    piece = self._bytes[name][shard][start : start + self._piece]
+                    target[:, place] = piece.reshape(self._sharing, -1)
+            columns.append(column.unflatten(0, (batches, -1)).unbind())
+        names = list(self._like)
+        return [ActivationBatch.from_rows(dict(zip(names, parts, strict=True))) for parts in zip(*columns, strict=True)]
 
 
 def _as_bytes(column: Shaped[Tensor, "R ..."]) -> UInt8[np.ndarray, "R bytes"]:
     """The same memory, a row of bytes for each row."""
     return column.reshape(len(column), -1).view(torch.uint8).numpy()
+
+
+def _windows(rows: UInt8[np.ndarray, "R bytes"], length: int) -> Shaped[np.ndarray, "starts length"]:
+    """A view of all runs of so many rows, each row one item: indexing with many starts copies them in one call."""
+    items = rows.view(np.dtype((np.void, rows.shape[1])))[:, 0]
+    return np.lib.stride_tricks.sliding_window_view(items, length)
 
 
 class StreamLoader(_TrainingLoader):

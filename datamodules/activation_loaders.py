@@ -1,6 +1,7 @@
 """One batch type of activations and the three loaders that yield it whole: cached, streamed, and for validation."""
 
 import math
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from datamodules.cache import ActivationCache
 from datamodules.recorder import Recorder, Rows
 
-_RUNS = 8  # places of the cache that one batch mixes, at most
+_RUNS = 4  # places of the cache that one batch mixes, at most: rows of a place are strangers already
 _APART = 8  # batches between two that share places, at most
 _GROUP_BYTES = 2**23  # of batches read together: each place in one piece, into memory that the allocator uses again
 _NARROW_BYTES = 16  # a row; where rows are narrow a call for each piece costs more than its bytes
@@ -47,17 +48,13 @@ class ActivationBatch:
     @classmethod
     def from_rows(cls, rows: Rows) -> "ActivationBatch":
         """Sort columns into a batch without copying."""
-        groups: dict[str, dict[str, Tensor]] = {"activations": {}, "labels": {}, "inside": {}}
+        groups: dict[str, dict[str, Tensor]] = {}
         for name, column in rows.items():
-            group, _, key = name.partition("/")
-            if key:
-                groups[group][key] = column.permute(0, 3, 1, 2) if column.ndim == 4 else column
+            group, slash, key = name.partition("/")
+            if slash:
+                groups.setdefault(group, {})[key] = column.permute(0, 3, 1, 2) if column.ndim == 4 else column
         return cls(
-            groups["activations"],
-            rows["levels"],
-            rows.get("frames"),
-            groups["labels"] or None,
-            groups["inside"] or None,
+            groups["activations"], rows["levels"], rows.get("frames"), groups.get("labels"), groups.get("inside")
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "ActivationBatch":
@@ -118,7 +115,7 @@ class _TrainingLoader:
 class CacheLoader(_TrainingLoader):
     """Shuffled whole batches from shards whose rows are already in random order.
 
-    A batch is made of runs of rows from up to 8 random places of the cache. Batches are read in groups (8 MB): each
+    A batch is made of runs of rows from up to 4 random places of the cache. Batches are read in groups (8 MB): each
     place of a group is read in one contiguous piece and shared out over batches that stand 8 apart, so that
     neighbours come from different places. The places are drawn anew in each epoch from (seed, epoch) alone. What
     does not fill a group is left out, another part in each epoch. Ranks take every world-th group. Narrow columns
@@ -131,8 +128,8 @@ class CacheLoader(_TrainingLoader):
     def __init__(
         self, shards: list[Rows], batch_size: int, *, seed: int, position: Position, rank: int = 0, world: int = 1
     ) -> None:
-        self._like = {name: column[:0] for name, column in shards[0].items() if not name.startswith("sums/")}
-        self._bytes = {name: [_as_bytes(shard[name]) for shard in shards] for name in self._like}
+        columns = {name: column for name, column in shards[0].items() if not name.startswith("sums/")}
+        self._bytes = {name: [_as_bytes(shard[name]) for shard in shards] for name in columns}
         self._rows = [len(shard["levels"]) for shard in shards]
         self._seed, self._rank, self._world = seed, rank, world
         self._runs = math.gcd(batch_size, _RUNS)
@@ -143,6 +140,8 @@ class CacheLoader(_TrainingLoader):
         self._apart = max(1, min(_APART, group))
         self._sharing = max(1, min(group // self._apart, max(self._rows) // self._run))
         self._piece = self._run * self._sharing
+        rows = self._apart * self._sharing * batch_size
+        self._memory = {name: _Memory((rows, *like.shape[1:]), like.dtype) for name, like in columns.items()}
         narrow = [name for name, parts in self._bytes.items() if parts[0].shape[1] <= _NARROW_BYTES]
         self._windows = {name: _windows(np.concatenate(self._bytes.pop(name)), self._piece) for name in narrow}
         self._first_rows = np.cumsum([0, *self._rows[:-1]])
@@ -178,8 +177,8 @@ class CacheLoader(_TrainingLoader):
     def _read(self, places: Int[np.ndarray, "places 2"]) -> list[ActivationBatch]:
         batches = self._sharing * self._apart
         columns = []
-        for name, like in self._like.items():
-            column = torch.empty((batches * self._runs * self._run, *like.shape[1:]), dtype=like.dtype)
+        for name, memory in self._memory.items():
+            column = memory.borrow()
             target = _as_bytes(column).reshape(self._sharing, len(places), -1)
             if name in self._windows:
                 pieces = self._windows[name][self._first_rows[places[:, 0]] + places[:, 1]]
@@ -190,8 +189,29 @@ class CacheLoader(_TrainingLoader):
                     piece = self._bytes[name][shard][start : start + self._piece]
                     target[:, place] = piece.reshape(self._sharing, -1)
             columns.append(column.unflatten(0, (batches, -1)).unbind())
-        names = list(self._like)
-        return [ActivationBatch.from_rows(dict(zip(names, parts, strict=True))) for parts in zip(*columns, strict=True)]
+        return [
+            ActivationBatch.from_rows(dict(zip(self._memory, parts, strict=True)))
+            for parts in zip(*columns, strict=True)
+        ]
+
+
+class _Memory:
+    """Tensors of one shape, in memory that comes back when no tensor looks at it any more.
+
+    Memory new to the process is zeroed page by page when it is first written: that can take longer than the copy.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self._shape, self._dtype = shape, dtype
+        self._free: list[UInt8[np.ndarray, " bytes"]] = []
+
+    def borrow(self) -> Shaped[Tensor, "..."]:
+        """A tensor with nothing in particular in it."""
+        size = math.prod(self._shape) * self._dtype.itemsize
+        memory = self._free.pop() if self._free else np.empty(size, dtype=np.uint8)
+        lease = memory.view()  # lives as long as the tensor or any view of it
+        weakref.finalize(lease, self._free.append, memory).atexit = False
+        return torch.from_numpy(lease).view(self._dtype).view(self._shape)
 
 
 def _as_bytes(column: Shaped[Tensor, "R ..."]) -> UInt8[np.ndarray, "R bytes"]:

@@ -114,21 +114,34 @@ def evaluate_splice(
     """
     agent.check_taps([tap])
     levels = list(levels)
-    playing = {
-        "settings": settings,
-        "seed": seed,
-        "num_environments": num_environments,
-        "precision": precision,
-    }
 
     def title(arm: str) -> str | None:
         return f"play {arm}" if progress else None
 
-    steps = min(_MEAN_STEPS, max_steps)
-    mean = mean_ablation(agent, tap, levels[:_MEAN_LEVELS], max_steps=steps, progress=title("for the mean"), **playing)
+    mean = mean_ablation(
+        agent,
+        tap,
+        levels[:_MEAN_LEVELS],
+        settings=settings,
+        seed=seed,
+        num_environments=num_environments,
+        max_steps=min(_MEAN_STEPS, max_steps),
+        precision=precision,
+        progress=title("for the mean"),
+    )
     edits = {"spliced": [(tap, sae)], "mean_ablated": [(tap, mean)], "zero_ablated": [(tap, ZeroAblation())]}
     comparisons = PolicyComparisons(agent, edits, levels, precision, compare_every)
-    play = partial(play_episodes, agent, levels, greedy=greedy, max_steps=max_steps, **playing)
+    play = partial(
+        play_episodes,
+        agent,
+        levels,
+        settings=settings,
+        greedy=greedy,
+        seed=seed,
+        num_environments=num_environments,
+        max_steps=max_steps,
+        precision=precision,
+    )
     with evaluating(sae):
         clean = play(observer=comparisons, progress=title("clean"))
         arms = {arm: play(edits=put_in, progress=title(arm)) for arm, put_in in edits.items()}

@@ -1,6 +1,7 @@
 """What else a tap's activations can be written in than an autoencoder's latents: channels, and components of them.
 
 Each is an edit like an autoencoder: `encode` to coefficients, of which small ones are set to 0, and `decode` back.
+scikit-learn fits them; it is imported where it is used, for that takes a second which every other study would wait.
 """
 
 import copy
@@ -12,8 +13,6 @@ from typing import Self
 
 import torch
 from jaxtyping import Float
-from sklearn.decomposition import PCA, FastICA, MiniBatchNMF
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 _CODING_STEPS = 30  # multiplicative updates: more of them change the reconstruction in the third digit
@@ -75,7 +74,10 @@ class ComponentCode(nn.Module, ABC):
         sizes = (self.coefficients(rows.to(self.mean.dtype)).abs() * self.lengths).flatten()
         kept = round(l0 * len(rows))
         code = copy.deepcopy(self)
-        code.threshold.copy_(0 if kept >= len(sizes) else sizes.kthvalue(len(sizes) - kept).values)
+        if kept < len(sizes):
+            code.threshold.copy_(sizes.kthvalue(len(sizes) - kept).values)
+        else:
+            code.threshold.zero_()
         return code
 
 
@@ -131,6 +133,8 @@ def raw_channels(rows: Float[Tensor, "R C"]) -> LinearCode:
 
 def principal_components(rows: Float[Tensor, "R C"]) -> LinearCode:
     """All principal components, as many as there are channels."""
+    from sklearn.decomposition import PCA
+
     found = PCA(svd_solver="covariance_eigh").fit(rows.double().numpy())
     directions = torch.from_numpy(found.components_).float()
     return LinearCode(directions, directions, torch.from_numpy(found.mean_).float())
@@ -140,6 +144,8 @@ def independent_components(rows: Float[Tensor, "R C"], seed: int = 0) -> LinearC
     """Independent components (FastICA), as many as the activations have dimensions: a channel that does not vary is
     none, nor is one that the others determine.
     """
+    from sklearn.decomposition import FastICA
+
     values = rows.double()
     rank = int(torch.linalg.matrix_rank(torch.cov(values.T), hermitian=True, rtol=1e-9))
     found = FastICA(n_components=rank, whiten="unit-variance", max_iter=500, tol=1e-3, random_state=seed)
@@ -155,6 +161,8 @@ def non_negative_parts(rows: Float[Tensor, "R C"], components: int, seed: int = 
     Raises:
         ValueError: activations below 0.
     """
+    from sklearn.decomposition import MiniBatchNMF
+
     if rows.min() < 0:
         raise ValueError("activations below 0 have no non-negative factorisation: choose a tap after its ReLU")
     found = MiniBatchNMF(components, init="random", batch_size=4096, max_iter=50, random_state=seed)
@@ -165,6 +173,8 @@ def non_negative_parts(rows: Float[Tensor, "R C"], components: int, seed: int = 
 
 @contextmanager
 def _as_far_as_it_goes() -> Iterator[None]:
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield

@@ -79,7 +79,7 @@ class PolicyComparisons:
         chosen = np.flatnonzero(step.steps % self._every == 0)
         if len(chosen) == 0:
             return
-        compared = PlayedStep(*(column[chosen] for column in step))
+        compared = PlayedStep._make(column[chosen] for column in step)
         rows = [self._row[level] for level in compared.levels.tolist()]
         frames = torch.from_numpy(compared.frames).to(self._device)
         for name, edits in self._arms.items():

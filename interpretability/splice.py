@@ -12,13 +12,14 @@ from interpretability.ablations import ZeroAblation, mean_ablation
 from interpretability.episodes import GAME_TIME_OUT, Episodes, evaluating, play_episodes
 from interpretability.policy_comparison import PolicyComparison, PolicyComparisons
 from interpretability.statistics import (
+    Interval,
     fraction_recovered,
     join_metrics,
     paired_bootstrap,
     ratio_of_means,
 )
 from networks.precision import Precision
-from networks.taps import TappedAgent
+from networks.taps import Edit, TappedAgent
 
 _MEAN_LEVELS, _MEAN_STEPS = 64, 200  # of the play whose mean the ablation puts in
 _PREFIX = {"clean": "clean_", "spliced": "", "mean_ablated": "mean_ablation_", "zero_ablated": "zero_ablation_"}
@@ -58,7 +59,7 @@ class SpliceResult:
         A ratio over zero is NaN or infinite.
         """
         arms = {name: getattr(self, name) for name in _PREFIX}
-        intervals = {}
+        intervals: dict[str, Interval] = {}
         for name, played in arms.items():
             outcomes = played.intervals()
             intervals |= {f"{_PREFIX[name]}{outcome}": outcomes[outcome] for outcome in ("return", "solved")}
@@ -129,7 +130,11 @@ def evaluate_splice(
         precision=precision,
         progress=title("for the mean"),
     )
-    edits = {"spliced": [(tap, sae)], "mean_ablated": [(tap, mean)], "zero_ablated": [(tap, ZeroAblation())]}
+    edits: dict[str, list[Edit]] = {
+        "spliced": [(tap, sae)],
+        "mean_ablated": [(tap, mean)],
+        "zero_ablated": [(tap, ZeroAblation())],
+    }
     comparisons = PolicyComparisons(agent, edits, levels, precision, compare_every)
     play = partial(
         play_episodes,

@@ -116,7 +116,7 @@ class ConvSAE(LightningModule):
         """Make the autoencoder to the measure of the data, once.
 
         Raises:
-            ValueError: the tap is not recorded, or has other channels than asked for.
+            ValueError: the tap is not recorded, has other channels than asked for, or no maps for a wide kernel.
         """
         if hasattr(self, "objective"):
             return
@@ -131,6 +131,11 @@ class ConvSAE(LightningModule):
             raise ValueError(
                 f"model.init_args.in_channels is {self.in_channels}, but {self.tap} of this agent has {shape[0]}: "
                 "choose another agent or tap, or set in_channels to null"
+            )
+        if self.kernel_size > 1 and (len(shape) == 1 or getattr(self._data, "positions_per_frame", None) is not None):
+            raise ValueError(
+                f"model.init_args.kernel_size is {self.kernel_size}, but the data hold single positions of {self.tap}: "
+                "set data.init_args.positions_per_frame to null, or kernel_size to 1 (as a flat tap needs)"
             )
         sae = self.make_sae(shape[0], self.expansion, self.kernel_size)
         sae.tap = self.tap

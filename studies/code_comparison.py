@@ -20,6 +20,8 @@ Measured = dict[str, dict[str, float]]
 FULL = " full"
 """Ends the name of a code of which nothing is set to 0."""
 
+_NOTHING_LEFT = 1e-5  # of the variance, as far as a figure shows
+_MARKERS = "osD^vPX<>"
 _COLUMNS = {
     "components": "components",
     "l0": "L0",
@@ -73,18 +75,31 @@ def _cell(numbers: Mapping[str, float], name: str) -> Cell:
 
 
 def draw_codes(measured: Measured, title: str) -> Figure:
-    """What each code leaves unexplained against how many coefficients it takes; down and to the left is better."""
-    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+    """What each code leaves unexplained against how many coefficients it takes; down and to the left is better.
+
+    Hollow marks are codes of which nothing is set to 0; those that lose nothing stand at the lower edge.
+    """
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
-    for number, (name, values) in enumerate(measured.items()):
-        if "explained_variance" not in values or name == f"channels{FULL}":  # which loses nothing
+    families = list(dict.fromkeys(name.removesuffix(FULL) for name in measured))
+    for name, values in measured.items():
+        if "explained_variance" not in values:
             continue
-        left = max(1 - values["explained_variance"], 1e-5)
-        axes.scatter(values["l0"], left, marker="*" if name == "sae" else "o", s=120 if name == "sae" else 40)
-        offset = (6, 4 if number % 2 else -10)
-        axes.annotate(name, (values["l0"], left), xytext=offset, textcoords="offset points", fontsize=8)
+        number = families.index(name.removesuffix(FULL))
+        axes.plot(
+            values["l0"],
+            max(1 - values["explained_variance"], _NOTHING_LEFT),
+            "*" if name == "sae" else _MARKERS[number % len(_MARKERS)],
+            markersize=15 if name == "sae" else 8,
+            color=f"C{number}",
+            fillstyle="none" if name.endswith(FULL) else "full",
+            linestyle="none",
+            label=name,
+        )
     axes.set(
         xscale="log", yscale="log", xlabel="coefficients a position (L0)", ylabel="unexplained variance", title=title
     )
+    axes.set_ylim(bottom=_NOTHING_LEFT / 2)
     axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False)
     return figure

@@ -17,8 +17,7 @@ from datamodules.recorder import Recorder, Rows
 
 _RUNS = 4  # places of the cache that one batch mixes, at most: rows of a place are strangers already
 _APART = 8  # batches between two that share places, at most
-_GROUP_BYTES = 2**23  # of batches read together: each place in one piece, into memory that the allocator uses again
-_NARROW_BYTES = 16  # a row; where rows are narrow a call for each piece costs more than its bytes
+_GROUP_BYTES = 2**23  # of batches read together: each place in one piece, into memory that is used again
 _MANY_FRAMES, _MANY_LEVELS = 50_000, 1_000  # what dead latents are to be counted over
 _POOL_BLOCKS = 4  # recorded blocks that the stream mixes
 
@@ -118,8 +117,7 @@ class CacheLoader(_TrainingLoader):
     A batch is made of runs of rows from up to 4 random places of the cache. Batches are read in groups (8 MB): each
     place of a group is read in one contiguous piece and shared out over batches that stand 8 apart, so that
     neighbours come from different places. The places are drawn anew in each epoch from (seed, epoch) alone. What
-    does not fill a group is left out, another part in each epoch. Ranks take every world-th group. Narrow columns
-    (levels, single labels) are held in memory, all else stays in the mapped files.
+    does not fill a group is left out, another part in each epoch. Ranks take every world-th group.
 
     Raises:
         ValueError: too few rows for one batch.
@@ -142,9 +140,6 @@ class CacheLoader(_TrainingLoader):
         self._piece = self._run * self._sharing
         rows = self._apart * self._sharing * batch_size
         self._memory = {name: _Memory((rows, *like.shape[1:]), like.dtype) for name, like in columns.items()}
-        narrow = [name for name, parts in self._bytes.items() if parts[0].shape[1] <= _NARROW_BYTES]
-        self._windows = {name: _windows(np.concatenate(self._bytes.pop(name)), self._piece) for name in narrow}
-        self._first_rows = np.cumsum([0, *self._rows[:-1]])
         pieces = sum(rows // self._piece for rows in self._rows)
         self._groups = pieces // (self._runs * self._apart * world)
         if self._groups == 0:
@@ -180,14 +175,10 @@ class CacheLoader(_TrainingLoader):
         for name, memory in self._memory.items():
             column = memory.borrow()
             target = _as_bytes(column).reshape(self._sharing, len(places), -1)
-            if name in self._windows:
-                pieces = self._windows[name][self._first_rows[places[:, 0]] + places[:, 1]]
-                target[:] = pieces.view(np.uint8).reshape(len(places), self._sharing, -1).swapaxes(0, 1)
-            else:
-                # numpy copies such pieces at a fraction of torch's cost for each call
-                for place, (shard, start) in enumerate(places.tolist()):
-                    piece = self._bytes[name][shard][start : start + self._piece]
-                    target[:, place] = piece.reshape(self._sharing, -1)
+            # numpy copies such pieces at a fraction of torch's cost for each call
+            for place, (shard, start) in enumerate(places.tolist()):
+                piece = self._bytes[name][shard][start : start + self._piece]
+                target[:, place] = piece.reshape(self._sharing, -1)
             columns.append(column.unflatten(0, (batches, -1)).unbind())
         return [
             ActivationBatch.from_rows(dict(zip(self._memory, parts, strict=True)))
@@ -217,12 +208,6 @@ class _Memory:
 def _as_bytes(column: Shaped[Tensor, "R ..."]) -> UInt8[np.ndarray, "R bytes"]:
     """The same memory, a row of bytes for each row."""
     return column.reshape(len(column), -1).view(torch.uint8).numpy()
-
-
-def _windows(rows: UInt8[np.ndarray, "R bytes"], length: int) -> Shaped[np.ndarray, "starts length"]:
-    """A view of all runs of so many rows, each row one item: indexing with many starts copies them in one call."""
-    items = rows.view(np.dtype((np.void, rows.shape[1])))[:, 0]
-    return np.lib.stride_tricks.sliding_window_view(items, length)
 
 
 class StreamLoader(_TrainingLoader):

@@ -43,11 +43,12 @@ class SAEBaselines(Study):
     - `random agent`: one of the same kind, of an agent of the same architecture whose weights were drawn at random,
       measured on that agent's own play and activations
 
-    Both are trained as the autoencoder's file says that it was; their L0 is what comes of that. Summary, with spaces as underscores:
-    `baselines/CODE/explained_variance`, `.../explained_variance_least_channel`, `.../l0`, `.../l0_inside`,
-    `.../components`, `.../dead_fraction`. With `splice_levels` each code of the agent replaces its tap in play:
-    `.../return_ratio` to untouched play and `.../kl` in nats, with 95 % bounds over levels, and likewise for
-    `mean ablation`.
+    Both are trained as the autoencoder's file says that it was; their L0 is what comes of that.
+
+    Summary, with underscores for spaces: `baselines/CODE/explained_variance` and
+    `.../explained_variance_least_channel`, `.../l0`, `.../l0_inside`, `.../components`, `.../dead_fraction`. With
+    `splice_levels` each code of the agent replaces its tap in play: `.../return_ratio` to untouched play and `.../kl`
+    in nats, with 95 % bounds over levels, and likewise for `mean ablation`.
 
     Args:
         agent: path of the agent's weights.

@@ -198,7 +198,7 @@ class ConvSAE(LightningModule):
         """
         variance, raw = self.variance.compute(), self.raw_sparsity.compute()
         nearest = nearest_cosines(self.sae.directions().flatten(1))
-        self.channel_columns = {"explained_variance": variance.pop("by_channel")}
+        self.channel_columns = {"explained_variance": self.variance.by_channel}
         self.latent_columns = self.latent_firing.compute() | {
             "direction_length": self.sae.decoder_norms(),
             "nearest_cosine": nearest,

@@ -19,9 +19,13 @@ class ExplainedVariance(Metric):
 
     Args:
         shape: the tap's shape for one input, (C, H, W) or (C,).
+
+    Attributes:
+        by_channel: what the last `compute` found of each channel by itself; NaN where it does not vary.
     """
 
     full_state_update = False
+    by_channel: Float[Tensor, " C"]
     errors: Tensor
     sums: Tensor
     squares: Tensor
@@ -49,8 +53,8 @@ class ExplainedVariance(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Fractions `explained_variance`, `explained_variance_position`, NaN where nothing varies; how many were left
-        out, `zero_variance_channels` and `zero_variance_neurons`; the fraction of each channel [C] by itself,
-        `by_channel`, NaN where it does not vary, and the least of those, `explained_variance_least_channel`.
+        out, `zero_variance_channels` and `zero_variance_neurons`; and `explained_variance_least_channel`, of the
+        channel that fares worst.
         """
         states = (self.sums, self.squares, self.errors, self.low, self.high)
         sums, squares, errors, low, high = (state.flatten(1) if state.ndim > 1 else state[:, None] for state in states)
@@ -59,12 +63,12 @@ class ExplainedVariance(Metric):
         inputs = self.rows * sums.shape[1]
         channel_variances = squares.sum(1) - sums.sum(1).square() / inputs
         channel_varies = high.amax(1) > low.amin(1)
-        by_channel = torch.where(channel_varies, 1 - errors.sum(1) / channel_variances, torch.nan)
+        self.by_channel = torch.where(channel_varies, 1 - errors.sum(1) / channel_variances, torch.nan)
+        least = self.by_channel.nan_to_num(torch.inf).amin()
         return {
-            "by_channel": by_channel,
-            "explained_variance_least_channel": by_channel.nan_to_num(torch.inf).amin().nan_to_num(posinf=torch.nan),
             "explained_variance": 1 - errors.sum(1)[channel_varies].sum() / channel_variances[channel_varies].sum(),
             "explained_variance_position": 1 - errors[neuron_varies].sum() / neuron_variances[neuron_varies].sum(),
+            "explained_variance_least_channel": least.nan_to_num(posinf=torch.nan),
             "zero_variance_channels": (~channel_varies).sum(),
             "zero_variance_neurons": (~neuron_varies).sum(),
         }

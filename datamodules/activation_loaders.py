@@ -1,7 +1,6 @@
 """One batch type of activations and the three loaders that yield it whole: cached, streamed, and for validation."""
 
 import math
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from datamodules.cache import ActivationCache
 from datamodules.recorder import Recorder, Rows
+from datamodules.reused_memory import ReusedMemory
 
 _RUNS = 4  # places of the cache that one batch mixes, at most: rows of a place are strangers already
 _APART = 8  # batches between two that share places, at most
@@ -139,7 +139,7 @@ class CacheLoader(_TrainingLoader):
         self._sharing = max(1, min(group // self._apart, max(self._rows) // self._run))
         self._piece = self._run * self._sharing
         rows = self._apart * self._sharing * batch_size
-        self._memory = {name: _Memory((rows, *like.shape[1:]), like.dtype) for name, like in columns.items()}
+        self._memory = {name: ReusedMemory((rows, *like.shape[1:]), like.dtype) for name, like in columns.items()}
         pieces = sum(rows // self._piece for rows in self._rows)
         self._groups = pieces // (self._runs * self._apart * world)
         if self._groups == 0:
@@ -184,25 +184,6 @@ class CacheLoader(_TrainingLoader):
             ActivationBatch.from_rows(dict(zip(self._memory, parts, strict=True)))
             for parts in zip(*columns, strict=True)
         ]
-
-
-class _Memory:
-    """Tensors of one shape, in memory that comes back when no tensor looks at it any more.
-
-    Memory new to the process is zeroed page by page when it is first written: that can take longer than the copy.
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self._shape, self._dtype = shape, dtype
-        self._free: list[UInt8[np.ndarray, " bytes"]] = []
-
-    def borrow(self) -> Shaped[Tensor, "..."]:
-        """A tensor with nothing in particular in it."""
-        size = math.prod(self._shape) * self._dtype.itemsize
-        memory = self._free.pop() if self._free else np.empty(size, dtype=np.uint8)
-        lease = memory.view()  # lives as long as the tensor or any view of it
-        weakref.finalize(lease, self._free.append, memory).atexit = False
-        return torch.from_numpy(lease).view(self._dtype).view(self._shape)
 
 
 def _as_bytes(column: Shaped[Tensor, "R ..."]) -> UInt8[np.ndarray, "R bytes"]:

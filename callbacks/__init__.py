@@ -9,5 +9,6 @@ from callbacks.probe_figures import ProbeFigures as ProbeFigures
 from callbacks.run_summary import RunSummary as RunSummary
 from callbacks.sae_export import SAEExport as SAEExport
 from callbacks.sae_sweep_report import SAESweepReport as SAESweepReport
+from callbacks.sae_tables import SAETables as SAETables
 from callbacks.splice_evaluation import SpliceEvaluation as SpliceEvaluation
 from callbacks.throughput import Throughput as Throughput

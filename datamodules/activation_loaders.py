@@ -13,10 +13,11 @@ from torch import Tensor
 
 from datamodules.cache import ActivationCache
 from datamodules.recorder import Recorder, Rows
+from datamodules.reused_memory import ReusedMemory
 
-_RUNS = 8  # places of the cache that one batch mixes, at most
+_RUNS = 4  # places of the cache that one batch mixes, at most: rows of a place are strangers already
 _APART = 8  # batches between two that share places, at most
-_GROUP_BYTES = 2**23  # of batches read together: each place in one piece, into memory that the allocator uses again
+_GROUP_BYTES = 2**23  # of batches read together: each place in one piece, into memory that is used again
 _MANY_FRAMES, _MANY_LEVELS = 50_000, 1_000  # what dead latents are to be counted over
 _POOL_BLOCKS = 4  # recorded blocks that the stream mixes
 
@@ -46,17 +47,13 @@ class ActivationBatch:
     @classmethod
     def from_rows(cls, rows: Rows) -> "ActivationBatch":
         """Sort columns into a batch without copying."""
-        groups: dict[str, dict[str, Tensor]] = {"activations": {}, "labels": {}, "inside": {}}
+        groups: dict[str, dict[str, Tensor]] = {}
         for name, column in rows.items():
-            group, _, key = name.partition("/")
-            if key:
-                groups[group][key] = column.permute(0, 3, 1, 2) if column.ndim == 4 else column
+            group, slash, key = name.partition("/")
+            if slash:
+                groups.setdefault(group, {})[key] = column.permute(0, 3, 1, 2) if column.ndim == 4 else column
         return cls(
-            groups["activations"],
-            rows["levels"],
-            rows.get("frames"),
-            groups["labels"] or None,
-            groups["inside"] or None,
+            groups["activations"], rows["levels"], rows.get("frames"), groups.get("labels"), groups.get("inside")
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "ActivationBatch":
@@ -117,7 +114,7 @@ class _TrainingLoader:
 class CacheLoader(_TrainingLoader):
     """Shuffled whole batches from shards whose rows are already in random order.
 
-    A batch is made of runs of rows from up to 8 random places of the cache. Batches are read in groups (8 MB): each
+    A batch is made of runs of rows from up to 4 random places of the cache. Batches are read in groups (8 MB): each
     place of a group is read in one contiguous piece and shared out over batches that stand 8 apart, so that
     neighbours come from different places. The places are drawn anew in each epoch from (seed, epoch) alone. What
     does not fill a group is left out, another part in each epoch. Ranks take every world-th group.
@@ -129,19 +126,20 @@ class CacheLoader(_TrainingLoader):
     def __init__(
         self, shards: list[Rows], batch_size: int, *, seed: int, position: Position, rank: int = 0, world: int = 1
     ) -> None:
-        columns = [name for name in shards[0] if not name.startswith("sums/")]
-        self._like = {name: shards[0][name][:0] for name in columns}
-        self._bytes = [{name: _as_bytes(shard[name]) for name in columns} for shard in shards]
+        columns = {name: column for name, column in shards[0].items() if not name.startswith("sums/")}
+        self._bytes = {name: [_as_bytes(shard[name]) for shard in shards] for name in columns}
         self._rows = [len(shard["levels"]) for shard in shards]
         self._seed, self._rank, self._world = seed, rank, world
         self._runs = math.gcd(batch_size, _RUNS)
         self._run = batch_size // self._runs
-        row_bytes = sum(column.shape[1] for column in self._bytes[0].values())
+        row_bytes = sum(parts[0].shape[1] for parts in self._bytes.values())
         # Never more than a 32nd of the data in one group: its last one may be left out.
         group = min(_GROUP_BYTES // (row_bytes * batch_size), sum(self._rows) // (32 * batch_size * world))
         self._apart = max(1, min(_APART, group))
         self._sharing = max(1, min(group // self._apart, max(self._rows) // self._run))
         self._piece = self._run * self._sharing
+        rows = self._apart * self._sharing * batch_size
+        self._memory = {name: ReusedMemory((rows, *like.shape[1:]), like.dtype) for name, like in columns.items()}
         pieces = sum(rows // self._piece for rows in self._rows)
         self._groups = pieces // (self._runs * self._apart * world)
         if self._groups == 0:
@@ -173,18 +171,18 @@ class CacheLoader(_TrainingLoader):
 
     def _read(self, places: Int[np.ndarray, "places 2"]) -> list[ActivationBatch]:
         batches = self._sharing * self._apart
-        columns = {}
-        for name, like in self._like.items():
-            column = torch.empty((batches * self._runs * self._run, *like.shape[1:]), dtype=like.dtype)
-            # numpy copies such pieces at a fraction of torch's cost for each call
+        columns = []
+        for name, memory in self._memory.items():
+            column = memory.borrow()
             target = _as_bytes(column).reshape(self._sharing, len(places), -1)
+            # numpy copies such pieces at a fraction of torch's cost for each call
             for place, (shard, start) in enumerate(places.tolist()):
-                piece = self._bytes[shard][name][start : start + self._piece]
+                piece = self._bytes[name][shard][start : start + self._piece]
                 target[:, place] = piece.reshape(self._sharing, -1)
-            columns[name] = column.unflatten(0, (batches, -1)).unbind()
+            columns.append(column.unflatten(0, (batches, -1)).unbind())
         return [
-            ActivationBatch.from_rows({name: parts[index] for name, parts in columns.items()})
-            for index in range(batches)
+            ActivationBatch.from_rows(dict(zip(self._memory, parts, strict=True)))
+            for parts in zip(*columns, strict=True)
         ]
 
 

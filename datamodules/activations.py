@@ -90,6 +90,7 @@ class ActivationDataModule(LightningDataModule):
         self.num_frames, self.validation_frames = num_frames, validation_frames
         self.batch_size, self.validation_batch_size = batch_size, validation_batch_size
         self.precision, self.play, self.seed, self.cache_dir = precision, play, seed, cache_dir
+        self.positions_per_frame = positions_per_frame
         self._training_columns = {"positions_per_frame": positions_per_frame, "frames": frames}
         self._labels = labels
         self._position = Position()

@@ -1,5 +1,8 @@
 """Methods on a network: play, splice, visualise, track, edit, and the statistics to report them with."""
 
+from interpretability.ablations import MeanAblation as MeanAblation
+from interpretability.ablations import ZeroAblation as ZeroAblation
+from interpretability.ablations import mean_ablation as mean_ablation
 from interpretability.bilinear_decomposition import BilinearDecomposition as BilinearDecomposition
 from interpretability.bilinear_decomposition import decompose as decompose
 from interpretability.bilinear_decomposition import draw_eigenfilters as draw_eigenfilters
@@ -42,11 +45,8 @@ from interpretability.receptive_fields import receptive_field as receptive_field
 from interpretability.replay import ActionLog as ActionLog
 from interpretability.replay import Replay as Replay
 from interpretability.replay import replay as replay
-from interpretability.splice import MeanAblation as MeanAblation
 from interpretability.splice import SpliceResult as SpliceResult
-from interpretability.splice import ZeroAblation as ZeroAblation
 from interpretability.splice import evaluate_splice as evaluate_splice
-from interpretability.splice import mean_ablation as mean_ablation
 from interpretability.statistics import Interval as Interval
 from interpretability.statistics import bootstrap_interval as bootstrap_interval
 from interpretability.statistics import bootstrap_of_sums as bootstrap_of_sums

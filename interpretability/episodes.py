@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from environments import EnvironmentSettings, VectorEnvironment
-from interpretability.frame_logits import FrameLogits
+from interpretability.frame_outputs import FrameOutputs
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
 from networks.policy import sample_actions
 from networks.precision import Precision
@@ -68,6 +68,7 @@ class PlayedStep(NamedTuple):
         steps: how many actions its episode has taken so far.
         frames: what the agent sees.
         logits: what it makes of it, with the edits, on the CPU.
+        values: likewise what its value head says.
         actions: what it chose.
     """
 
@@ -75,6 +76,7 @@ class PlayedStep(NamedTuple):
     steps: Int[np.ndarray, " n"]
     frames: UInt8[np.ndarray, "n 64 64 3"]
     logits: Float[Tensor, "n A"]
+    values: Float[Tensor, " n"]
     actions: Int[np.ndarray, " n"]
 
 
@@ -136,8 +138,8 @@ def play_episodes(
     try:
         with evaluating(agent, *(edit for _, edit in edits)), torch.inference_mode():
             game = _Game(environment, seeds, seed=seed, max_steps=max_steps, bar=bar)
-            logits_of = FrameLogits(agent, edits, environment.num_environments, precision)
-            return game.play(logits_of, greedy, observer)
+            outputs_of = FrameOutputs(agent, edits, environment.num_environments, precision)
+            return game.play(outputs_of, greedy, observer)
     finally:
         bar.close()
         environment.close()
@@ -180,16 +182,16 @@ class _Game:
             cut=np.zeros(levels, dtype=bool),
         )
 
-    def play(self, logits_of: FrameLogits, greedy: bool, observer: Observer | None) -> Episodes:
+    def play(self, outputs_of: FrameOutputs, greedy: bool, observer: Observer | None) -> Episodes:
         environment = self.environment
         frames = self._deal(np.arange(environment.num_environments))
         while len(slots := np.flatnonzero(self.playing >= 0)):
-            logits = logits_of(frames, slots)
+            logits, values = outputs_of(frames, slots)
             uniforms = None if greedy else torch.from_numpy(self.noise(slots, self.steps[slots]))
             chosen = sample_actions(logits, uniforms).numpy()
             if observer is not None:
                 levels = self.seeds[self.playing[slots]]
-                observer(PlayedStep(levels, self.steps[slots], frames[slots], logits, chosen))
+                observer(PlayedStep(levels, self.steps[slots], frames[slots], logits, values, chosen))
             actions = np.full(environment.num_environments, STAY)
             actions[slots] = chosen
             environment.act(actions)

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from datamodules import ActivationBatch
 from lightning_modules.sae_kernel import SAEKernel, load_kernel
-from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Sparsity, nearest_cosines
+from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Firing, Sparsity, nearest_cosines
 from lightning_modules.sae_objective import SAEObjective
 from lightning_modules.sae_revival import resample_latents
 from lightning_modules.sae_training import LossTally, start_at_median, tap_shape, warm_up_and_fall
@@ -48,6 +48,9 @@ class ConvSAE(LightningModule):
         auxk_latents: dead latents that it lets an input use; null for half the channels, about as in its paper.
         compile: compile the loss, on a CPU by `SAEKernel` where that knows the kind; without a C++ compiler the run
             goes on eagerly.
+
+    Attributes:
+        latent_columns, channel_columns: what the last validation found of each latent [F] and channel [C], by name.
 
     Raises:
         ValueError: an argument out of its range, or one that the kind refuses.
@@ -93,6 +96,8 @@ class ConvSAE(LightningModule):
         self.dead_window, self.resample_every, self.compile_loss = dead_window, resample_every, compile
         self.auxk_coefficient, self.auxk_latents = auxk_coefficient, auxk_latents
         self._tally = LossTally()
+        self.latent_columns: dict[str, Tensor] = {}
+        self.channel_columns: dict[str, Tensor] = {}
         self._kernel: SAEKernel | None = None
 
     @property
@@ -108,11 +113,16 @@ class ConvSAE(LightningModule):
         """Make the autoencoder to the measure of the data, once.
 
         Raises:
-            ValueError: the tap is not recorded, or has other channels than asked for.
+            ValueError: the tap is not recorded, has other channels than asked for, or no maps for a wide kernel.
         """
         if hasattr(self, "objective"):
             return
         shape = tap_shape(self._data, self.tap, self.in_channels)
+        if self.kernel_size > 1 and (len(shape) == 1 or getattr(self._data, "positions_per_frame", None) is not None):
+            raise ValueError(
+                f"model.init_args.kernel_size is {self.kernel_size}, but the data hold single positions of {self.tap}: "
+                "set data.init_args.positions_per_frame to null, or kernel_size to 1 (as a flat tap needs)"
+            )
         sae = self.make_sae(shape[0], self.expansion, self.kernel_size)
         sae.tap = self.tap
         sae.set_normalisation(*self._data.statistics(self.tap))
@@ -121,6 +131,7 @@ class ConvSAE(LightningModule):
         self.firing = FiringCounter(sae.num_latents, self.dead_window)
         self.variance = ExplainedVariance(shape)
         self.latent_sparsity, self.raw_sparsity = Sparsity(sae.num_latents), Sparsity(shape[0])
+        self.latent_firing = Firing(sae.num_latents, shape[1:])
         self.coverage = Coverage()
         if self.compile_loss and stage == "fit":
             compiled = compile_in_place(self.objective)
@@ -166,20 +177,29 @@ class ConvSAE(LightningModule):
         latents = self.sae.encode(acts)
         self.variance.update(self.sae.decode(latents).to(acts.dtype), acts)
         self.latent_sparsity.update(latents, inside, self.sae.decoder_norms())
+        self.latent_firing.update(latents)
         self.raw_sparsity.update(acts, inside)
         self.coverage.update(batch.levels)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the whole validation set, and how much latents resemble each other."""
-        latents, raw = self.latent_sparsity.compute(), self.raw_sparsity.compute()
-        values = {**self.variance.compute(), **latents, "l0_raw": raw["l0"], "l0_raw_inside": raw["l0_inside"]}
+        """Log the metrics of the whole validation set, and how much latents resemble each other; keep the columns of
+        single latents and channels.
+        """
+        variance, raw = self.variance.compute(), self.raw_sparsity.compute()
         nearest = nearest_cosines(self.sae.directions().flatten(1))
+        self.channel_columns = {"explained_variance": self.variance.by_channel}
+        self.latent_columns = self.latent_firing.compute() | {
+            "direction_length": self.sae.decoder_norms(),
+            "nearest_cosine": nearest,
+        }
+        latents = self.latent_sparsity.compute()
+        values = {**variance, **latents, "l0_raw": raw["l0"], "l0_raw_inside": raw["l0_inside"]}
         values |= {"nearest_cosine": nearest.mean(), "duplicate_fraction": (nearest > _DUPLICATE).float().mean()}
         values |= self.coverage.compute()
         for name, value in values.items():
             if not (name.endswith("_inside") and value.isnan()):  # taps and games without a maze
                 self.log(f"sae/{name}", value.float(), rank_zero_only=False)
-        for metric in (self.variance, self.latent_sparsity, self.raw_sparsity, self.coverage):
+        for metric in (self.variance, self.latent_sparsity, self.latent_firing, self.raw_sparsity, self.coverage):
             metric.reset()
 
     def configure_optimizers(self) -> Any:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 _ALMOST_DEAD = 1e-5  # firing frequency
+_FRAMES_AT_ONCE = 16  # whose firings are held as numbers
 
 
 class ExplainedVariance(Metric):
@@ -18,9 +19,13 @@ class ExplainedVariance(Metric):
 
     Args:
         shape: the tap's shape for one input, (C, H, W) or (C,).
+
+    Attributes:
+        by_channel: what the last `compute` found of each channel by itself; NaN where it does not vary.
     """
 
     full_state_update = False
+    by_channel: Float[Tensor, " C"]
     errors: Tensor
     sums: Tensor
     squares: Tensor
@@ -47,8 +52,9 @@ class ExplainedVariance(Metric):
         self.rows += len(acts)
 
     def compute(self) -> dict[str, Tensor]:
-        """Fractions `explained_variance`, `explained_variance_position`, NaN where nothing varies; and how many were
-        left out, `zero_variance_channels` and `zero_variance_neurons`.
+        """Fractions `explained_variance`, `explained_variance_position`, NaN where nothing varies; how many were left
+        out, `zero_variance_channels` and `zero_variance_neurons`; and `explained_variance_least_channel`, of the
+        channel that fares worst.
         """
         states = (self.sums, self.squares, self.errors, self.low, self.high)
         sums, squares, errors, low, high = (state.flatten(1) if state.ndim > 1 else state[:, None] for state in states)
@@ -57,9 +63,12 @@ class ExplainedVariance(Metric):
         inputs = self.rows * sums.shape[1]
         channel_variances = squares.sum(1) - sums.sum(1).square() / inputs
         channel_varies = high.amax(1) > low.amin(1)
+        self.by_channel = torch.where(channel_varies, 1 - errors.sum(1) / channel_variances, torch.nan)
+        least = self.by_channel.nan_to_num(torch.inf).amin()
         return {
             "explained_variance": 1 - errors.sum(1)[channel_varies].sum() / channel_variances[channel_varies].sum(),
             "explained_variance_position": 1 - errors[neuron_varies].sum() / neuron_variances[neuron_varies].sum(),
+            "explained_variance_least_channel": least.nan_to_num(posinf=torch.nan),
             "zero_variance_channels": (~channel_varies).sum(),
             "zero_variance_neurons": (~neuron_varies).sum(),
         }
@@ -121,6 +130,66 @@ class Sparsity(Metric):
             "l1": self.sizes / self.inputs,
             "dead_fraction": (self.counts == 0).double().mean(),
             "almost_dead_fraction": (self.counts < _ALMOST_DEAD * self.inputs).double().mean(),
+        }
+
+
+class Firing(Metric):
+    """How often, how strongly and where each latent fires, over everything seen.
+
+    Args:
+        latents: F.
+        space: (H, W) of the tap's map; empty for flat activations, which count as maps of one position.
+    """
+
+    full_state_update = False
+    maps: Tensor
+    sums: Tensor
+    scatter: Tensor
+    inputs: Tensor
+    coordinates: Tensor
+
+    def __init__(self, latents: int, space: Sequence[int] = ()) -> None:
+        super().__init__()
+        height, width = space or (1, 1)
+        self.add_state("maps", torch.zeros(height * width, latents, dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("sums", "scatter"):
+            self.add_state(name, torch.zeros(latents, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("inputs", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        y, x = (torch.arange(side, dtype=torch.float32) - (side - 1) / 2 for side in (height, width))
+        grid = torch.cartesian_prod(y, x).view(-1, 2)
+        moments = torch.stack([torch.ones(len(grid)), *grid.unbind(1), grid.square().sum(1)])
+        self.register_buffer("coordinates", moments, persistent=False)
+
+    def update(self, latents: Float[Tensor, "B F *HW"]) -> None:
+        """Add a batch of latents, none below 0."""
+        rows = latents.movedim(1, -1).reshape(len(latents), -1, latents.shape[1])
+        self.inputs += rows[..., 0].numel()
+        for part in rows.split(_FRAMES_AT_ONCE):
+            active = (part > 0).to(self.coordinates.dtype)  # sums of a few frames are exact, and quick, in float32
+            self.maps += active.sum(0).to(torch.int64)
+            self.sums += part.sum(1).sum(0, dtype=torch.float64)
+            count, y, x, squares = (self.coordinates @ active).double().unbind(1)
+            self.scatter += (squares - (y.square() + x.square()) / count.clamp_min(1)).sum(0)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Columns [F], in float64:
+
+        - `frequency`: share of positions at which the latent is above 0
+        - `mean_active`: its mean where it is
+        - `spread`: root mean square distance, in positions of the map, of a firing from the centroid of all its firings
+          in the same frame: 0 for one that fires at one position at a time, 3.2 for one that fires all over 8 x 8
+        - `places`: at how many positions of the map it fires, taking all frames together: exp of the entropy of its
+          map of firings
+
+        All but `frequency` are NaN for a latent that never fires.
+        """
+        counts = self.maps.sum(0).double()
+        shares = self.maps / counts
+        return {
+            "frequency": counts / self.inputs,
+            "mean_active": self.sums / counts,
+            "spread": (self.scatter.clamp_min(0) / counts).sqrt(),
+            "places": torch.special.entr(shares).sum(0).exp(),
         }
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from environments import EnvironmentSettings
-from interpretability.splice import ZeroAblation, mean_ablation
+from interpretability.ablations import ZeroAblation, mean_ablation
 from networks import Edit, Precision, SAEBase, TappedAgent, load_sae
 
 MEAN_LEVELS = 64

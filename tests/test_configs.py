@@ -19,7 +19,7 @@ import yaml
 
 import analyse
 import train
-from networks import BatchTopKSAE, CustomCNN, load_agent, load_sae, save_weights
+from networks import BatchTopKSAE, CustomCNN, SparseAutoencoder, load_agent, load_sae, save_weights
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -68,6 +68,16 @@ SHRUNK: dict[str, dict[str, Any]] = {
     "callbacks.HeldOutPlay": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
     "studies.EvaluateAgent": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
     "studies.LabelCorrelations": {"num_frames": 64},
+    "studies.SAEBaselines": {
+        "sae": "sae.safetensors",
+        "num_frames": 512,
+        "batch_size": 256,
+        "fit_rows": 2_000,
+        "steps": 2,
+        "validation_frames": 64,
+        "splice_levels": 2,
+        "max_steps": 4,
+    },
     "studies.Watch": {"max_steps": 2},
     "callbacks.SpliceEvaluation": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
 }
@@ -125,6 +135,10 @@ def test_every_study_runs_on_the_shipped_agent(workplace: Path, config: Path) ->
     study["init_args"] |= SHRUNK.get(study["class_path"], {})
     if "agent" in study["init_args"]:
         study["init_args"]["agent"] = str(ROOT / study["init_args"]["agent"])
+    if study["init_args"].get("sae"):
+        agent = study["init_args"]["agent"]
+        known = {"kind": "SparseAutoencoder", "tap": "conv4a", "agent_hash": load_agent(agent).weights_hash}
+        save_weights("sae.safetensors", SparseAutoencoder(32), known)
     Path(config.name).write_text(yaml.safe_dump(values))
     assert analyse.main(["--config", config.name]) == 0
     assert summary(config.stem)

@@ -95,7 +95,7 @@ def test_ranks_share_an_epoch_without_overlap() -> None:
 
 def test_neighbouring_batches_share_no_more_levels_than_distant_ones() -> None:
     batches = [set(batch.levels.tolist()) for batch in loader(batch_size=256)]
-    assert np.mean([len(batch) for batch in batches]) > 150  # of 600 levels, from 256 rows
+    assert np.mean([len(batch) for batch in batches]) > 120  # of the 200 of four shards, from 256 rows
 
     def shared(gap: int) -> float:
         pairs = [len(a & b) / len(a | b) for a, b in zip(batches, batches[gap:], strict=False)]
@@ -103,6 +103,17 @@ def test_neighbouring_batches_share_no_more_levels_than_distant_ones() -> None:
 
     distant = np.mean([shared(gap) for gap in (40, 60, 80)])
     assert shared(1) < 1.5 * distant
+
+
+def test_memory_is_used_again_once_no_batch_looks_at_it() -> None:
+    places = set()
+    for batch in (made := loader()):
+        places.add(batch.activations["conv4a"].untyped_storage().data_ptr())
+    assert len(places) <= 3
+    kept = [batch.activations["conv4a"][:1] for batch in made]  # a part of a batch holds all of its memory
+    before = [part.clone() for part in kept]
+    list(made)
+    assert all(torch.equal(one, other) for one, other in zip(kept, before, strict=True))
 
 
 def test_whole_maps_come_channels_last_and_frames_beside_them() -> None:
@@ -182,6 +193,21 @@ def test_the_stream_mixes_blocks_and_never_repeats_a_row() -> None:
     assert set(counts.values()) == {1}
     for batch in epochs[1]:
         assert len({number // 1_000_000 for number in numbers(batch)}) >= 4
+
+
+def test_the_stream_shows_every_level_in_its_share() -> None:
+    """Rows of a level, the frames of one episode, do not come together: neighbours are as unlike as other batches."""
+    made = stream(frames=64 * 64)
+    batches = list(made)[:16]  # from one and the same pool of four blocks, with 200 levels
+    counts = [np.bincount(batch.levels.numpy(), minlength=4 * SHARD_LEVELS) for batch in batches]
+    fair = 256 / (4 * SHARD_LEVELS)
+    assert max(count.max() for count in counts) < fair + 8 * np.sqrt(fair)  # 1.28 expected of a batch of 256
+
+    def likeness(gap: int) -> float:
+        return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(counts, counts[gap:], strict=False)]))
+
+    assert abs(likeness(1)) < 0.15
+    assert abs(likeness(1) - likeness(5)) < 0.15
 
 
 def test_a_resumed_stream_records_fresh_blocks() -> None:

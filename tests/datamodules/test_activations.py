@@ -153,6 +153,21 @@ def test_training_maps_with_frames_and_labels(agent_path: str, cache_dir: str) -
     assert torch.equal(batch.labels["level"].int(), batch.levels)
 
 
+def test_cache_and_stream_yield_the_same_kind_of_batch(agent_path: str, cache_dir: str) -> None:
+    """What an autoencoder learns from a cache, a probe can learn from a stream, labels and frames included."""
+    kinds = []
+    for source in ("cache", "stream"):
+        changes: dict[str, Any] = {"positions_per_frame": None, "frames": True, "labels": True, "batch_size": 8}
+        data = make(agent_path, cache_dir, source=source, **changes)
+        data.prepare_data()
+        batch = next(iter(data.train_dataloader()))
+        groups = [batch.activations, batch.labels, batch.inside or {}, {"frames": batch.frames, "levels": batch.levels}]
+        kinds.append([{name: (c.dtype, c.shape, c.stride()) for name, c in (group or {}).items()} for group in groups])
+        data.teardown("fit")
+    assert kinds[0] == kinds[1]
+    assert "target" in kinds[0][1]
+
+
 def test_a_damaged_shard_stops_before_training(agent_path: str, tmp_path: Path) -> None:
     make(agent_path, str(tmp_path / "cache")).prepare_data()
     shard = next((tmp_path / "cache").glob("training-*/shard-00001.safetensors"))

@@ -9,7 +9,7 @@ from environments import EnvironmentSettings, VectorEnvironment
 from environments.heist import label_states
 from environments.state import State
 from interpretability.episodes import ActionNoise, Episodes, first_states, play_episodes
-from interpretability.frame_logits import FrameLogits
+from interpretability.frame_outputs import FrameOutputs
 from networks.custom_cnn import CustomCNN
 
 EASY = EnvironmentSettings()
@@ -141,16 +141,17 @@ class Constant(nn.Module):
 
 def count_passes(agent, edits) -> int:
     generator = np.random.default_rng(0)
-    logits_of = FrameLogits(agent, edits, 4, "fp32")
+    outputs_of = FrameOutputs(agent, edits, 4, "fp32")
     passes = []
     handle = agent.register_forward_hook(lambda *_: passes.append(1))
     slots = np.arange(4)
     frames = [generator.integers(0, 256, (4, 64, 64, 3), dtype=np.uint8) for _ in range(3)]
     for batch in (frames[0], frames[0], frames[1], frames[2]):
-        found = logits_of(batch, slots)
+        logits, values = outputs_of(batch, slots)
         with torch.no_grad():
-            expected = agent.forward(torch.from_numpy(batch), edits=edits).logits
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+            expected = agent.forward(torch.from_numpy(batch), edits=edits)
+        torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(values, expected.value, atol=1e-4, rtol=1e-4)
     handle.remove()
     return len(passes)
 
@@ -159,6 +160,7 @@ def test_runs_the_agent_only_where_it_could_answer_differently(agent):
     assert count_passes(agent, []) == 3  # the repeated frame costs nothing
     assert count_passes(agent, [("conv4a", Constant())]) == 1
     assert count_passes(agent, [("conv4a", HiddenGradient())]) == 3
+    assert count_passes(agent, [("logits", Constant())]) == 3  # the value still depends on the frame
     assert count_passes(agent, [("conv4a", Zero())]) == 3  # a path remains, so it is not taken for constant
 
 

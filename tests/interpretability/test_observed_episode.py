@@ -5,11 +5,11 @@ from torch import nn
 
 from environments import EnvironmentSettings
 from environments.heist import label_states
+from interpretability.ablations import ZeroAblation
 from interpretability.episode_film import episode_film
 from interpretability.episode_page import heat_levels, sprite_sheet
 from interpretability.observed_episode import ACTION_ARROWS, COMPASS, check_shown, most_varying, observe_episode
 from interpretability.replay import replay
-from interpretability.splice import ZeroAblation
 from networks import CustomCNN, SparseAutoencoder
 
 

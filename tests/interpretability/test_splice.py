@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from environments import EnvironmentSettings
+from interpretability.ablations import MeanAblation, TapMean, ZeroAblation
 from interpretability.episodes import play_episodes
-from interpretability.splice import MeanAblation, TapMean, ZeroAblation, evaluate_splice
+from interpretability.splice import evaluate_splice
 from networks.custom_cnn import CustomCNN
 
 EASY = EnvironmentSettings()
@@ -26,40 +27,52 @@ class Halve(nn.Module):
         return acts / 2
 
 
-def naive_comparison(agent, edit, every):
-    """Per level: frames, agreements and KL; and the mean of conv4a, all from frames kept in a list."""
-    kept = {}
+def naive_comparison(agent, edits, every):
+    """Per level: frames, agreements, KL and value errors of each edit, from frames kept in a list; and the mean of
+    conv4a over all of them.
+    """
+    kept, seen = {}, []
 
     def keep(step):
         for level, count, frame in zip(step.levels, step.steps, step.frames, strict=True):
+            seen.append(frame.copy())
             if count % every == 0:
                 kept.setdefault(int(level), []).append(frame.copy())
 
     play_episodes(agent, LEVELS, observer=keep, **PLAY)
-    rows, acts = [], []
-    for level in LEVELS:
-        frames = torch.from_numpy(np.stack(kept[level]))
-        with torch.no_grad():
-            output = agent(frames, record=("conv4a",))
-            clean = output.logits.softmax(-1)
-            other = agent(frames, edits=[("conv4a", edit)]).logits.softmax(-1)
-        acts.append(output.activations["conv4a"])
-        agree = sum(int(a.argmax() == b.argmax()) for a, b in zip(clean, other, strict=True))
-        kl = sum(float((a * (a / b).log()).sum()) for a, b in zip(clean, other, strict=True))
-        rows.append((len(frames), agree, kl))
-    return np.array(rows), torch.cat(acts).mean(0)
+    with torch.no_grad():
+        every_frame = agent(torch.from_numpy(np.stack(seen)), record=("conv4a",)).activations["conv4a"]
+    mean = MeanAblation(every_frame.mean(0))
+    rows = {}
+    for arm, edit in (edits | {"mean_ablated": mean}).items():
+        rows[arm] = []
+        for level in LEVELS:
+            frames = torch.from_numpy(np.stack(kept[level]))
+            with torch.no_grad():
+                before, after = agent(frames), agent(frames, edits=[("conv4a", edit)])
+            clean, other = before.logits.softmax(-1), after.logits.softmax(-1)
+            agree = sum(int(a.argmax() == b.argmax()) for a, b in zip(clean, other, strict=True))
+            kl = sum(float((a * (a / b).log()).sum()) for a, b in zip(clean, other, strict=True))
+            value = sum(abs(float(a - b)) for a, b in zip(before.value, after.value, strict=True))
+            rows[arm].append((len(frames), agree, kl, value))
+    return {arm: np.array(of_arm) for arm, of_arm in rows.items()}, mean
 
 
-def test_arms_and_comparison_agree_with_naive_code(agent):
+def test_arms_and_comparisons_agree_with_naive_code(agent):
     result = evaluate_splice(agent, "conv4a", Halve(), LEVELS, compare_every=3, **PLAY)
-    rows, mean = naive_comparison(agent, Halve(), 3)
-    assert result.comparison.frames.tolist() == rows[:, 0].tolist()
-    assert result.comparison.agreed.tolist() == rows[:, 1].tolist()
-    assert result.comparison.kl == pytest.approx(rows[:, 2], rel=1e-3)
+    naive, mean = naive_comparison(agent, {"spliced": Halve(), "zero_ablated": ZeroAblation()}, 3)
+    assert set(result.comparisons) == set(naive)
+    for arm, rows in naive.items():
+        comparison = result.comparisons[arm]
+        assert comparison.frames.tolist() == rows[:, 0].tolist()
+        assert comparison.agreed.tolist() == rows[:, 1].tolist()
+        assert comparison.kl == pytest.approx(rows[:, 2], rel=2e-3)
+        assert comparison.value_errors == pytest.approx(rows[:, 3], rel=2e-3, abs=1e-5)
+        assert comparison.value_errors.min() > 0
     arms = {
         "clean": [],
         "spliced": [("conv4a", Halve())],
-        "mean_ablated": [("conv4a", MeanAblation(mean))],
+        "mean_ablated": [("conv4a", mean)],
         "zero_ablated": [("conv4a", ZeroAblation())],
     }
     for arm, edits in arms.items():
@@ -67,9 +80,14 @@ def test_arms_and_comparison_agree_with_naive_code(agent):
         assert getattr(result, arm).returns.tolist() == expected.returns.tolist(), arm
         assert getattr(result, arm).lengths.tolist() == expected.lengths.tolist(), arm
     metrics = result.metrics()
-    frames, agreed, kl = rows.sum(0)
-    assert metrics["splice/action_agreement"] == pytest.approx(agreed / frames)
-    assert metrics["splice/kl"] == pytest.approx(kl / frames, rel=1e-3)
+    sums = {arm: rows.sum(0) for arm, rows in naive.items()}
+    for arm, prefix in (("spliced", ""), ("mean_ablated", "mean_ablation_"), ("zero_ablated", "zero_ablation_")):
+        frames, agreed, kl, value = sums[arm]
+        assert metrics[f"splice/{prefix}action_agreement"] == pytest.approx(agreed / frames)
+        assert metrics[f"splice/{prefix}kl"] == pytest.approx(kl / frames, rel=1e-3)
+        assert metrics[f"splice/{prefix}value_error"] == pytest.approx(value / frames, rel=1e-3)
+    expected = 1 - sums["spliced"][2] / sums["mean_ablated"][2]
+    assert metrics["splice/kl_recovered"] == pytest.approx(expected, rel=1e-2)
     assert metrics["splice/kl_low"] <= metrics["splice/kl"] <= metrics["splice/kl_high"]
     assert metrics["splice/return"] == pytest.approx(result.spliced.returns.mean())
     assert metrics["splice/levels"] == len(LEVELS)
@@ -80,12 +98,20 @@ def test_metrics_of_known_episodes(agent):
     result.clean.returns[:] = [10, 10, 10, 0]
     result.spliced.returns[:] = [10, 10, 0, 0]
     result.mean_ablated.returns[:] = [0, 0, 10, 0]
+    result.clean.solved[:] = [True, True, True, False]
+    result.spliced.solved[:] = [True, True, False, False]
     metrics = result.metrics()
     assert metrics["splice/clean_return"] == 7.5
     assert metrics["splice/return_ratio"] == pytest.approx(5 / 7.5)
+    assert (metrics["splice/clean_solved"], metrics["splice/solved"]) == (0.75, 0.5)
+    assert metrics["splice/mean_ablation_solved"] == metrics["splice/zero_ablation_solved"] == 0
+    assert 0 < metrics["splice/solved_low"] < 0.5 < metrics["splice/solved_high"] < 1
+    assert metrics["splice/zero_ablation_solved_high"] > 0.3  # none of four says little
     assert metrics["splice/recovered"] == pytest.approx((5 - 2.5) / (7.5 - 2.5))
     assert metrics["splice/action_agreement"] == 1
     assert metrics["splice/kl"] == pytest.approx(0, abs=1e-6)
+    assert metrics["splice/value_error"] < 1e-2
+    assert metrics["splice/mean_ablation_kl"] > metrics["splice/kl"]
 
 
 def test_identity_splice_changes_nothing(agent):

@@ -154,6 +154,7 @@ def test_refuses_data_that_do_not_fit() -> None:
     for arguments, message in (
         ({"tap": "conv9"}, "model.init_args.tap is 'conv9', but the data hold planted"),
         ({"in_channels": 32}, "in_channels is 32, but planted of this agent has 8"),
+        ({"kernel_size": 3}, "kernel_size is 3, but the data hold single positions of planted: set data.init_args.pos"),
     ):
         with pytest.raises(ValueError, match=message):
             small_trainer(2).fit(small_module(**arguments), datamodule=PlantedData())

@@ -1,9 +1,11 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Sparsity, nearest_cosines
+from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Firing, Sparsity, nearest_cosines
 
 
 def naive_variance(acts: Tensor, reconstruction: Tensor, per_position: bool) -> tuple[float, int]:
@@ -44,7 +46,18 @@ def test_explained_variance_matches_naive_code(space: tuple[int, ...], dtype: to
         assert values[name].item() == pytest.approx(expected, abs=1e-9)
         assert values[count] == constant
     assert values["zero_variance_channels"] == 1
+    alone = [naive_variance(acts[:, [channel]], reconstruction[:, [channel]], False)[0] for channel in (0, 1, 3, 4)]
+    assert metric.by_channel[[0, 1, 3, 4]].tolist() == pytest.approx(alone, abs=1e-9)
+    assert metric.by_channel[2].isnan()
+    assert values["explained_variance_least_channel"].item() == pytest.approx(min(alone), abs=1e-9)
     assert values["zero_variance_neurons"] == (7 if space else 1)
+
+
+def test_nothing_varies() -> None:
+    metric = ExplainedVariance((2,))
+    metric.update(torch.ones(4, 2), torch.ones(4, 2))
+    assert metric.compute()["explained_variance_least_channel"].isnan()
+    assert metric.by_channel.isnan().all()
 
 
 def test_the_mean_explains_nothing() -> None:
@@ -87,6 +100,43 @@ def test_sparsity_matches_naive_code() -> None:
     flat.update(latents.movedim(1, -1).flatten(0, -2))
     assert flat.compute()["l0"] == values["l0"]
     assert flat.compute()["l0_inside"].isnan()
+
+
+@pytest.mark.parametrize("space", [(4, 3), ()])
+def test_firing_matches_naive_code(space: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    latents = (torch.randn(30, 5, *space) - 0.8).relu()
+    latents[:, 2] = 0
+    metric = Firing(5, space)
+    for rows in torch.arange(30).split(11):
+        metric.update(latents[rows])
+    found = metric.compute()
+    maps = latents.double().numpy().reshape(30, 5, *(space or (1, 1)))
+    for latent in (0, 1, 3, 4):
+        values, places, squares = [], Counter(), []
+        for frame in maps[:, latent]:
+            firings = np.argwhere(frame > 0)
+            values += [frame[tuple(place)] for place in firings]
+            places.update(map(tuple, firings.tolist()))
+            squares += [((place - firings.mean(0)) ** 2).sum() for place in firings]
+        shares = np.array(list(places.values())) / len(values)
+        assert found["frequency"][latent].item() == pytest.approx(len(values) / maps[:, 0].size)
+        assert found["mean_active"][latent].item() == pytest.approx(np.mean(values))
+        assert found["spread"][latent].item() == pytest.approx(np.sqrt(np.mean(squares)), abs=1e-6)
+        assert found["places"][latent].item() == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
+    assert found["frequency"][2] == 0
+    assert all(found[name][2].isnan() for name in ("mean_active", "spread", "places"))
+
+
+def test_spread_tells_a_spot_that_wanders_from_a_carpet() -> None:
+    latents = torch.zeros(64, 2, 8, 8)
+    latents[torch.arange(64), 0, torch.arange(64) // 8, torch.arange(64) % 8] = 1
+    latents[:, 1] = 1
+    metric = Firing(2, (8, 8))
+    metric.update(latents)
+    found = metric.compute()
+    assert found["spread"].tolist() == pytest.approx([0, np.sqrt(2 * 63 / 12)])
+    assert found["places"].tolist() == pytest.approx([64, 64])
 
 
 def test_sizes_weigh_the_lengths_of_directions() -> None:
@@ -152,10 +202,13 @@ def _reduce_over_two_ranks(rank: int, folder: str) -> None:
     acts, reconstruction, latents, levels = torch.load(f"{folder}/data.pt")
     half = slice(0, 13) if rank == 0 else slice(13, 40)
     variance, sparsity, coverage = ExplainedVariance((3, 2, 2)), Sparsity(4), Coverage()
+    firing = Firing(4, (2, 2))
+    firing.update(latents[half])
     variance.update(reconstruction[half], acts[half])
     sparsity.update(latents[half])
     coverage.update(levels[half])
-    values = {**variance.compute(), **sparsity.compute(), **coverage.compute()}
+    values = {**variance.compute(), **sparsity.compute(), **coverage.compute(), **firing.compute()}
+    values["by_channel"] = variance.by_channel
     torch.save(values, f"{folder}/rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -170,10 +223,14 @@ def test_reduces_over_ranks(tmp_path: object) -> None:
     torch.save(data, f"{tmp_path}/data.pt")
     torch.multiprocessing.spawn(_reduce_over_two_ranks, (str(tmp_path),), nprocs=2)
     variance, sparsity, coverage = ExplainedVariance((3, 2, 2)), Sparsity(4), Coverage()
+    firing = Firing(4, (2, 2))
+    firing.update(latents)
     variance.update(data[1], data[0])
     sparsity.update(latents)
     coverage.update(data[3])
     for rank in (0, 1):
         values = torch.load(f"{tmp_path}/rank{rank}.pt")
-        for name, expected in {**variance.compute(), **sparsity.compute(), **coverage.compute()}.items():
+        metrics = (variance, sparsity, coverage, firing)
+        expected_values = {name: value for metric in metrics for name, value in metric.compute().items()}
+        for name, expected in (expected_values | {"by_channel": variance.by_channel}).items():
             torch.testing.assert_close(values[name], expected, equal_nan=True, check_dtype=False)

@@ -10,8 +10,8 @@ from torch import nn
 import analyse
 from environments import EnvironmentSettings
 from environments.heist import label_states
+from interpretability.ablations import MeanAblation
 from interpretability.episodes import first_states, play_episodes
-from interpretability.splice import MeanAblation
 from networks import CustomCNN, SparseAutoencoder, load_agent, save_weights
 from studies import EvaluateAgent
 

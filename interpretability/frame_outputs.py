@@ -1,0 +1,85 @@
+"""Running an agent on the frames of many slots no more often than it takes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from networks.precision import Precision, autocast
+from networks.taps import AgentOutput, Edit, TappedAgent
+
+_SMALLEST_BATCH = 8
+
+
+class FrameOutputs:
+    """Logits and values of the slots' frames, running the agent no more than it takes.
+
+    Agents see one frame and remember nothing. So the outputs for a frame that has not changed since the last step
+    stand (a stuck greedy agent costs nothing), and an agent whose edits cut it off from the frame altogether (an
+    ablated bottleneck) is run once.
+
+    Args:
+        agent, edits, precision: what is run, on the agent's device.
+        slots: N.
+    """
+
+    def __init__(self, agent: TappedAgent, edits: Sequence[Edit], slots: int, precision: Precision) -> None:
+        self._agent = agent
+        self._edits = tuple(edits)
+        self._precision: Precision = precision
+        self._device = next(agent.parameters()).device
+        self._frames = np.zeros((slots, 64, 64, 3), dtype=np.uint8)  # the frame that each row of outputs belongs to
+        self._outputs: Tensor | None = None  # [N A + 1], the value last
+        self._sees_frames = True
+
+    def __call__(
+        self, frames: UInt8[np.ndarray, "N 64 64 3"], slots: Int[np.ndarray, " n"]
+    ) -> tuple[Float[Tensor, "n A"], Float[Tensor, " n"]]:
+        """Float32 logits and values, on the CPU, of the slots asked for. The first call reads all slots."""
+        if self._outputs is None:
+            self._outputs = self._run(frames)
+            self._frames[:] = frames
+            self._sees_frames = self._depends_on(frames)
+        elif self._sees_frames:
+            changed = slots[(_words(frames)[slots] != _words(self._frames)[slots]).any(axis=1)]
+            if len(changed):
+                self._outputs[changed] = self._run(frames[changed])
+                self._frames[changed] = frames[changed]
+        chosen = self._outputs[slots]
+        return chosen[:, :-1], chosen[:, -1]
+
+    def _run(self, frames: np.ndarray) -> Tensor:
+        """Outputs for n frames, padded to a power of two: few batch sizes, hence few kernels to choose or compile."""
+        count = len(frames)
+        size = max(_SMALLEST_BATCH, 1 << (count - 1).bit_length())
+        batch = torch.from_numpy(frames[np.minimum(np.arange(size), count - 1)]).to(self._device)
+        with autocast(self._precision, self._device):
+            output = self._agent(batch, edits=self._edits)
+        return _outputs(output)[:count].float().cpu()
+
+    def _depends_on(self, frames: np.ndarray) -> bool:
+        """Whether a frame can still sway the outputs: no path for a gradient, and equal outputs for unlike frames.
+
+        Either alone would not do: an edit may cut gradients and not the signal, and outputs may agree by chance.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            some = torch.from_numpy(frames[: _SMALLEST_BATCH // 2]).to(self._device).float() / 255
+            inputs = torch.cat([some, 1 - some]).requires_grad_()
+            # not __call__: no training compilation
+            outputs = _outputs(self._agent.forward(inputs, edits=self._edits))
+            if outputs.requires_grad and torch.autograd.grad(outputs.sum(), inputs, allow_unused=True)[0] is not None:
+                return True
+            return not torch.allclose(outputs, outputs[:1].expand_as(outputs), rtol=0, atol=1e-5)
+
+
+def _outputs(output: AgentOutput) -> Float[Tensor, "B outputs"]:
+    assert output.logits is not None
+    assert output.value is not None
+    return torch.cat([output.logits, output.value[:, None]], dim=1)
+
+
+def _words(frames: np.ndarray) -> np.ndarray:
+    """Frames [N 64 64 3] as rows of 8-byte words, which compare faster than bytes."""
+    return frames.reshape(len(frames), -1).view(np.uint64)

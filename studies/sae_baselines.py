@@ -1,0 +1,249 @@
+"""Is a sparse autoencoder better than what is to be had without one? It, and plainer codes, at the same sparsity."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from datamodules import ActivationDataModule
+from environments import EnvironmentSettings, held_out_levels
+from environments.procgen import DistributionMode
+from interpretability.ablations import mean_ablation
+from interpretability.component_codes import (
+    ComponentCode,
+    independent_components,
+    non_negative_parts,
+    principal_components,
+    raw_channels,
+)
+from interpretability.episodes import GAME_TIME_OUT, play_episodes
+from interpretability.policy_comparison import PolicyComparisons
+from interpretability.statistics import join_metrics, paired_bootstrap, ratio_of_means
+from lightning_modules import ConvSAE
+from networks import Precision, SAEBase, load_agent, load_sae, save_weights
+from studies.code_comparison import FULL, Code, Measured, code_table, draw_codes, measure
+from studies.edit_choice import MEAN_LEVELS, MEAN_STEPS
+from studies.report import Report, Study
+
+
+class SAEBaselines(Study):
+    """Compares an autoencoder on validation frames with codes that need none or no training, at the autoencoder's L0.
+
+    - `sae`: the autoencoder
+    - `channels`, `pca`, `ica`: the raw channels, and as many principal or independent components as there are
+      dimensions; `nmf`: non-negative factors, as many as the autoencoder has latents. At each position the coefficients
+      that add most are kept; one threshold for all positions, chosen on training activations, makes their mean number
+      the autoencoder's L0. `channels full`, `pca full`, `ica full` and `nmf full` keep all
+    - `random decoder`: an autoencoder of the same kind whose directions stay as they were drawn
+    - `random agent`: one of the same kind, of an agent of the same architecture whose weights were drawn at random,
+      measured on that agent's own play and activations
+
+    Both are trained as the autoencoder's file says that it was; their L0 is what comes of that.
+
+    Summary, with underscores for spaces: `baselines/CODE/explained_variance` and
+    `.../explained_variance_least_channel`, `.../l0`, `.../l0_inside`, `.../components`, `.../dead_fraction`. With
+    `splice_levels` each code of the agent replaces its tap in play: `.../return_ratio` to untouched play and `.../kl`
+    in nats, with 95 % bounds over levels, and likewise for `mean ablation`.
+
+    Args:
+        agent: path of the agent's weights.
+        sae: path of the autoencoder.
+        game: what is played.
+        distribution_mode: its difficulty.
+        num_frames: training frames in the cache, of the agent and of the one with random weights.
+        batch_size: training rows of a batch.
+        fit_rows: positions that components are fitted on.
+        steps: training steps of the two autoencoders; null takes the file's own.
+        validation_frames: what all are measured on.
+        splice_levels: validation levels to play; 0 for none.
+        seed: of the random weights, of directions and of the fits.
+        num_environments: levels played at a time.
+        max_steps: episodes are cut here; 1000 is the game's own time-out.
+        precision: in which the agent runs.
+        cache_dir: folder of activation caches; the agent with random weights is kept there too.
+        device: where; `auto` takes a GPU if there is one.
+
+    Raises:
+        ValueError: a file that is missing or does not fit, a number below 1, too many levels.
+    """
+
+    def __init__(
+        self,
+        agent: str,
+        sae: str,
+        game: str = "heist",
+        distribution_mode: DistributionMode = "easy",
+        num_frames: int = 61_440,
+        batch_size: int = 4_096,
+        fit_rows: int = 50_000,
+        steps: int | None = None,
+        validation_frames: int = 5_000,
+        splice_levels: int = 0,
+        seed: int = 0,
+        num_environments: int = 64,
+        max_steps: int = GAME_TIME_OUT,
+        precision: Precision = "bf16",
+        cache_dir: str = ".cache/activations",
+        device: str = "auto",
+    ) -> None:
+        if fit_rows < 1 or (steps is not None and steps < 1) or splice_levels < 0:
+            raise ValueError(
+                f"fit_rows {fit_rows} and steps {steps} must be at least 1, splice_levels {splice_levels} at least 0"
+            )
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.agent = load_agent(agent).to(self.device).requires_grad_(False)
+        self.sae: SAEBase = load_sae(sae, self.agent).to(self.device).requires_grad_(False)
+        self.steps = steps if steps is not None else int(self.sae.metadata.get("steps", 5_000))
+        self.fit_rows, self.seed, self.cache_dir = fit_rows, seed, cache_dir
+        self.levels = held_out_levels("validation", splice_levels) if splice_levels else range(0)
+        self.num_environments, self.max_steps = num_environments, max_steps
+        self.precision: Precision = precision
+        self.settings = EnvironmentSettings(game, distribution_mode)
+        self._data = partial(
+            ActivationDataModule,
+            taps=[self.sae.tap],
+            environment=self.settings,
+            num_frames=num_frames,
+            validation_frames=validation_frames,
+            positions_per_frame=64 if self.sae.kernel_size == 1 else None,
+            batch_size=batch_size,
+            precision=precision,
+            seed=seed,
+            cache_dir=cache_dir,
+        )
+        self.data = self._data(agent)
+
+    def run(self) -> Report:
+        """Train, fit, measure and play."""
+        tap = self.sae.tap
+        codes: dict[str, Code] = {"sae": self.sae, "random decoder": self._train(self.data, random_decoder=True)}
+        l0 = measure({"sae": self.sae}, self.data, tap)["sae"]["l0"]
+        rows = self._rows()
+        for name, code in self._components(rows).items():
+            codes |= {name: code.limited(rows, l0).to(self.device), name + FULL: code.to(self.device)}
+        measured = measure(codes, self.data, tap)
+        self.data.teardown("fit")
+        if len(self.levels):
+            sparse = {name: code for name, code in codes.items() if not name.endswith(FULL)}
+            for name, numbers in self._play(sparse).items():
+                measured[name] = measured.get(name, {}) | numbers
+        untrained = self._data(self._random_agent())
+        measured |= measure({"random agent": self._train(untrained)}, untrained, tap)
+        untrained.teardown("fit")
+        summary = {
+            f"baselines/{name.replace(' ', '_')}/{key}": value
+            for name, numbers in measured.items()
+            for key, value in numbers.items()
+        }
+        title = f"{tap}: what codes explain on validation frames"
+        return Report(summary, {"codes": code_table(measured)}, {"codes": draw_codes(measured, title)})
+
+    def _train(self, data: ActivationDataModule, random_decoder: bool = False) -> SAEBase:
+        """An autoencoder made and trained as the given one was, as far as its file says."""
+        known = dict(self.sae.metadata.get("training", {}))
+        accepted = inspect.signature(ConvSAE).parameters.keys() - {"tap", "expansion", "kernel_size", "in_channels"}
+        own = {name: value for name, value in known.items() if name in accepted}
+        shared = {"in_channels", "expansion", "kernel_size"}
+        kind = partial(type(self.sae), **{k: v for k, v in self.sae.config().items() if k not in shared})
+        if random_decoder:
+            own |= {"resample_every": None}  # it would give latents other directions
+        module = ConvSAE(
+            tap=self.sae.tap,
+            expansion=self.sae.expansion,
+            kernel_size=self.sae.kernel_size,
+            sae=partial(_drawn, kind, self.seed, not random_decoder),
+            **(own | {"compile": not random_decoder}),
+        )
+        trainer = Trainer(
+            max_steps=self.steps,
+            accelerator=self.device.type,
+            devices=1 if self.device.index is None else [self.device.index],
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, datamodule=data)
+        return module.sae.to(self.device).eval().requires_grad_(False)
+
+    def _random_agent(self) -> str:
+        """The file of an agent of the same architecture that never learnt anything."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            drawn = type(self.agent)(**self.agent.config())
+        path = Path(self.cache_dir) / f"random_{self.agent.architecture}_seed{self.seed}.safetensors"
+        save_weights(path, drawn, {})
+        return str(path)
+
+    def _rows(self) -> Float[Tensor, "R C"]:
+        """Training activations, one position each."""
+        parts: list[Tensor] = []
+        for batch in self.data.train_dataloader():
+            parts.append(batch.activations[self.sae.tap].movedim(1, -1).flatten(0, -2).float())
+            if sum(len(part) for part in parts) >= self.fit_rows:
+                break
+        return torch.cat(parts)[: self.fit_rows]
+
+    def _components(self, rows: Float[Tensor, "R C"]) -> dict[str, ComponentCode]:
+        found: dict[str, ComponentCode] = {
+            "channels": raw_channels(rows),
+            "pca": principal_components(rows),
+            "ica": independent_components(rows, self.seed),
+        }
+        if rows.min() >= 0:
+            found["nmf"] = non_negative_parts(rows, self.sae.num_latents, self.seed)
+        return found
+
+    def _play(self, codes: Mapping[str, Code]) -> Measured:
+        """Returns and divergences with each code in the tap's place, on the same levels with the same action noise."""
+        tap, levels = self.sae.tap, list(self.levels)
+        mean = mean_ablation(
+            self.agent,
+            tap,
+            levels[:MEAN_LEVELS],
+            settings=self.settings,
+            seed=self.seed,
+            num_environments=self.num_environments,
+            max_steps=min(MEAN_STEPS, self.max_steps),
+            precision=self.precision,
+        )
+        play = partial(
+            play_episodes,
+            self.agent,
+            levels,
+            settings=self.settings,
+            seed=self.seed,
+            num_environments=self.num_environments,
+            max_steps=self.max_steps,
+            precision=self.precision,
+        )
+        edits = {name: [(tap, code)] for name, code in {**codes, "mean ablation": mean}.items()}
+        comparisons = PolicyComparisons(self.agent, edits, levels, self.precision, every=4)
+        clean = play(observer=comparisons, progress="play clean")
+        found: Measured = {}
+        for name, edit in edits.items():
+            spliced = play(edits=edit, progress=f"play {name}")
+            ratio = paired_bootstrap(ratio_of_means, [spliced.returns, clean.returns])
+            found[name] = join_metrics({"return_ratio": ratio, "kl": comparisons.of[name].intervals()["kl"]})
+        return found
+
+
+def _drawn(
+    kind: Callable[[int, int, int], SAEBase],
+    seed: int,
+    learns_directions: bool,
+    in_channels: int,
+    expansion: int,
+    kernel_size: int,
+) -> SAEBase:
+    """An autoencoder that is the same for a seed, whatever else was drawn before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        sae = kind(in_channels, expansion, kernel_size)
+    sae.decoder_weight.requires_grad_(learns_directions)
+    return sae

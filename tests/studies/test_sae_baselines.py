@@ -1,0 +1,85 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from networks import CustomCNN, TopKSAE, load_agent, load_sae, save_weights
+from studies import SAEBaselines
+
+SMALL = {
+    "num_frames": 256,
+    "batch_size": 256,
+    "fit_rows": 4_000,
+    "steps": 3,
+    "validation_frames": 64,
+    "max_steps": 4,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[str, str, str]:
+    """An agent, an autoencoder of it and a folder for caches."""
+    folder = tmp_path_factory.mktemp("baselines")
+    torch.manual_seed(3)
+    agent, sae = folder / "agent.safetensors", folder / "sae.safetensors"
+    save_weights(agent, CustomCNN(), {})
+    training = {"learning_rate": 1e-3, "warmup_steps": 1, "unknown_to_this_version": 1}
+    known = {"kind": "TopKSAE", "tap": "conv4a", "agent_hash": load_agent(agent).weights_hash, "training": training}
+    save_weights(sae, TopKSAE(32, 2, k=3), known)
+    return str(agent), str(sae), str(folder / "cache")
+
+
+def test_codes_are_compared_at_the_autoencoders_sparsity(files):
+    agent, sae, cache_dir = files
+    report = SAEBaselines(agent, sae, cache_dir=cache_dir, splice_levels=2, **SMALL).run()
+    summary = report.summary
+    l0 = summary["baselines/sae/l0"]
+    assert 0 < l0 <= 3
+    for name in ("channels", "pca", "ica", "nmf"):
+        assert summary[f"baselines/{name}/l0"] == pytest.approx(l0, rel=0.25), name  # other frames than it was fixed on
+        whole, sparse = (summary[f"baselines/{each}/explained_variance"] for each in (f"{name}_full", name))
+        assert sparse < whole
+        assert whole > (0.9 if name == "nmf" else 0.999)
+        assert summary[f"baselines/{name}/return_ratio_high"] >= 0 or math.isnan(
+            summary[f"baselines/{name}/return_ratio"]
+        )
+        assert summary[f"baselines/{name}/kl"] >= 0
+    assert summary["baselines/nmf/components"] == summary["baselines/random_agent/components"] == 64
+    assert summary["baselines/pca/components"] == 32
+    assert "baselines/random_agent/kl" not in summary
+    assert summary["baselines/mean_ablation/kl"] > 0
+    codes = [row[0] for row in report.tables["codes"].rows]
+    assert codes[0] == "sae"
+    assert len(codes) == len(set(codes)) == 12
+    assert len(report.figures["codes"].axes[0].lines) == 11
+
+
+def test_the_random_agent_and_the_random_decoder_are_what_they_are_called(files):
+    agent, sae, cache_dir = files
+    study = SAEBaselines(agent, sae, cache_dir=cache_dir, **SMALL)
+    drawn = load_agent(study._random_agent())
+    assert drawn.weights_hash != study.agent.weights_hash
+    assert drawn.weights_hash == load_agent(study._random_agent()).weights_hash
+    for frozen in (True, False):
+        trained = []
+        for study.steps in (1, 3):
+            trained.append(study._train(study.data, random_decoder=frozen))
+        assert torch.equal(trained[0].decoder_weight, trained[1].decoder_weight) == frozen
+        assert not torch.equal(trained[0].encoder_weight, trained[1].encoder_weight)
+        assert isinstance(trained[0], TopKSAE)
+        assert (trained[0].k, trained[0].num_latents) == (3, 64)
+    study.data.teardown("fit")
+
+
+def test_mistakes_are_named(files, tmp_path):
+    agent, sae, cache_dir = files
+    with pytest.raises(ValueError, match="steps 0 must be at least 1"):
+        SAEBaselines(agent, sae, **SMALL | {"steps": 0})
+    torch.manual_seed(5)
+    save_weights(tmp_path / "other.safetensors", CustomCNN(), {})
+    with pytest.raises(ValueError, match="trained on another agent"):
+        SAEBaselines(str(tmp_path / "other.safetensors"), sae, **SMALL)
+    assert load_sae(sae).tap == "conv4a"
+    assert not Path(cache_dir, "nothing").exists()

@@ -11,7 +11,15 @@ from torch.optim import Optimizer
 
 from datamodules import ActivationBatch
 from lightning_modules.sae_kernel import SAEKernel, load_kernel
-from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Firing, Sparsity, nearest_cosines
+from lightning_modules.sae_metrics import (
+    Coverage,
+    ExplainedVariance,
+    Firing,
+    Sparsity,
+    channel_cosines,
+    effective_number,
+    nearest_cosines,
+)
 from lightning_modules.sae_objective import SAEObjective
 from lightning_modules.sae_revival import resample_latents
 from lightning_modules.sae_training import LossTally, start_at_median, tap_shape, warm_up_and_fall
@@ -186,15 +194,22 @@ class ConvSAE(LightningModule):
         single latents and channels.
         """
         variance, raw = self.variance.compute(), self.raw_sparsity.compute()
-        nearest = nearest_cosines(self.sae.directions().flatten(1))
+        directions = self.sae.directions().flatten(1)
+        nearest, channel = nearest_cosines(directions), channel_cosines(directions)
         self.channel_columns = {"explained_variance": self.variance.by_channel}
         self.latent_columns = self.latent_firing.compute() | {
             "direction_length": self.sae.decoder_norms(),
             "nearest_cosine": nearest,
+            "channel_cosine": channel,
         }
+        # what each latent contributes: how often it fires x how large it is then
+        sizes = self.latent_columns["frequency"] * self.latent_columns["mean_active"].nan_to_num()
+        shares = sizes.to(channel) * self.sae.decoder_norms()
         latents = self.latent_sparsity.compute()
         values = {**variance, **latents, "l0_raw": raw["l0"], "l0_raw_inside": raw["l0_inside"]}
         values |= {"nearest_cosine": nearest.mean(), "duplicate_fraction": (nearest > _DUPLICATE).float().mean()}
+        values["channel_cosine"] = (channel * shares).sum() / shares.sum()
+        values["effective_latents"] = effective_number(shares)
         values |= self.coverage.compute()
         for name, value in values.items():
             if not (name.endswith("_inside") and value.isnan()):  # taps and games without a maze

@@ -225,3 +225,18 @@ def nearest_cosines(directions: Float[Tensor, "F D"]) -> Float[Tensor, " F"]:
         return torch.full_like(directions[:, 0], torch.nan)
     unit = directions / directions.norm(dim=1, keepdim=True).clamp_min(torch.finfo(directions.dtype).tiny)
     return (unit @ unit.T).fill_diagonal_(-torch.inf).amax(1)
+
+
+def channel_cosines(directions: Float[Tensor, "F D"]) -> Float[Tensor, " F"]:
+    """Cosine of each direction to the nearest single channel (at one place of the kernel), of either sign: 1 for a
+    latent that is a raw channel over again; 0 where a direction has no length.
+    """
+    return directions.abs().amax(1) / directions.norm(dim=1).clamp_min(torch.finfo(directions.dtype).tiny)
+
+
+def effective_number(shares: Float[Tensor, " F"]) -> Float[Tensor, ""]:
+    """How many units share something as unevenly as these: exp of the entropy, from 1 (one has all) to F (all alike);
+    NaN where there is nothing to share.
+    """
+    shares = shares / shares.sum()
+    return torch.special.entr(shares).sum().exp()

@@ -5,7 +5,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Firing, Sparsity, nearest_cosines
+from lightning_modules.sae_metrics import (
+    Coverage,
+    ExplainedVariance,
+    Firing,
+    Sparsity,
+    channel_cosines,
+    effective_number,
+    nearest_cosines,
+)
 
 
 def naive_variance(acts: Tensor, reconstruction: Tensor, per_position: bool) -> tuple[float, int]:
@@ -234,3 +242,15 @@ def test_reduces_over_ranks(tmp_path: object) -> None:
         expected_values = {name: value for metric in metrics for name, value in metric.compute().items()}
         for name, expected in (expected_values | {"by_channel": variance.by_channel}).items():
             torch.testing.assert_close(values[name], expected, equal_nan=True, check_dtype=False)
+
+
+def test_channel_cosines_tell_raw_channels_from_mixtures() -> None:
+    directions = torch.tensor([[0.0, -3.0, 0.0], [1.0, 1.0, 0.0], [2.0, 3.0, 6.0], [0.0, 0.0, 0.0]])
+    assert channel_cosines(directions).tolist() == pytest.approx([1, 0.5**0.5, 6 / 7, 0])
+
+
+def test_the_effective_number_counts_equal_shares() -> None:
+    assert effective_number(torch.tensor([2.0, 2.0, 0.0, 2.0])) == pytest.approx(3)
+    assert effective_number(torch.tensor([0.0, 5.0])) == pytest.approx(1)
+    assert effective_number(torch.tensor([9.0, 1.0])) == pytest.approx((10 / 9) ** 0.9 * 10**0.1)
+    assert effective_number(torch.zeros(3)).isnan()

@@ -21,7 +21,7 @@ class SAETables(Callback):
     In the run's folder: `tables/latents.csv`, `tables/channels.csv`, and `figures/latents.png`, `figures/channels.png`,
     which TensorBoard shows as `sae/latents` and `sae/channels`. Files are replaced whole; on several processes rank 0
     writes, of the whole validation set. Columns of latents (`lightning_modules.sae_metrics.Firing`): `frequency`,
-    `mean_active`, `spread`, `places`, and `direction_length`, `nearest_cosine` and `channel_cosine` of their directions;
+    `mean_active`, `spread`, `places`; and of their directions `direction_length`, `nearest_cosine`, `channel_cosine`;
     of channels: `explained_variance`. Where something is not defined the cell is empty.
 
     Raises:

@@ -1,8 +1,8 @@
 """Trains one autoencoder of `benchmarks.sae_frontier`: ours as its configuration says, the peers' by their trainers.
 
-The peers get what they do best with: inputs of mean 0 and variance 1 as ours see them, our schedule of the learning
-rate (a short rise, a fall to 0 over the last 30 %), and dead latents counted over as many inputs as ours, for their own
-windows are longer than these runs.
+All have one schedule of the learning rate (a short rise, a fall to 0 over the last 30 %). The peers get what they do
+best with: inputs of mean 0 and variance 1 as ours see them, and dead latents counted over as many inputs as ours, for
+their own windows are longer than these runs.
 """
 
 import functools
@@ -46,14 +46,14 @@ class Point(NamedTuple):
         library: ours, dictionary_learning or sae_lens.
         kind: log (ours only), l1, topk or batch_topk.
         sparsity: weight of the penalty, or k.
-        learning_rate: of a peer; ours have their configuration's.
+        learning_rate: at its height.
     """
 
     tap: str
     library: str
     kind: str
     sparsity: float
-    learning_rate: float | None
+    learning_rate: float
     steps: int
 
 
@@ -105,8 +105,7 @@ def train(point: Point, samples: Samples) -> Coder:
     if point.library == "ours":
         return _train_ours(point, samples)
     try:
-        with torch.enable_grad():
-            encode, decode = _PEERS[point.library](point, samples)
+        encode, decode = _PEERS[point.library](point, samples)
     except ImportError as error:
         raise ValueError(
             f"{point.library} cannot be imported ({error}): pip install -c constraints.txt -e '.[peers]'"
@@ -115,7 +114,7 @@ def train(point: Point, samples: Samples) -> Coder:
 
 
 def our_settings(point: Point) -> dict[str, Any]:
-    """ConvSAE's arguments from the shipped configuration of the kind, at the point's sparsity and length."""
+    """ConvSAE's arguments from the shipped configuration of the kind, at the point's sparsity, rate and length."""
     config = _OURS[point.kind]
     name = f"sae_{point.tap.replace('conv4a', 'conv4')}" if config == "relu" else f"sae_conv4_{config}"
     path = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
@@ -123,12 +122,14 @@ def our_settings(point: Point) -> dict[str, Any]:
     own = arguments["sae"]["init_args"]
     if config == "relu":
         own |= {"sparsity_coefficient": point.sparsity, "sparsity_warmup_steps": round(_SPARSITY_WARMUP * point.steps)}
+        own["unit_norm_decoder"] = True  # in runs of this length: as much explained at a third less L0
     else:
         own["k"] = int(point.sparsity)
     if point.kind == "l1":
         own |= {"sparsity_knee": None, "rare_frequency": None}
     # eager, which computes the same: a library that dictionary_learning imports breaks compilation in this process
-    return arguments | {"tap": point.tap, "expansion": EXPANSION, "compile": False}
+    changes = {"learning_rate": point.learning_rate, "warmup_steps": round(_WARMUP * point.steps), "compile": False}
+    return arguments | {"tap": point.tap, "expansion": EXPANSION} | changes
 
 
 def _train_ours(point: Point, samples: Samples) -> Coder:
@@ -139,7 +140,7 @@ def _train_ours(point: Point, samples: Samples) -> Coder:
         max_steps=point.steps, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, log_every_n_steps=100,
     )  # fmt: skip
-    module = ConvSAE(**(arguments | {"sae": make}))
+    module = ConvSAE(**(arguments | {"sae": make, "in_channels": None}))  # any agent's
     trainer.fit(module, datamodule=samples.rewind())
     sae = module.sae.eval()
     return Coder(sae.encode, sae.decode)
@@ -153,8 +154,8 @@ def _train_dictionary_learning(point: Point, samples: Samples) -> tuple[Any, Any
     channels, decay = len(samples.statistics.mean), round((1 - _DECAY) * point.steps)
     common: dict[str, Any] = {
         "steps": point.steps, "activation_dim": channels, "dict_size": EXPANSION * channels, "layer": 0,
-        "lm_name": "heist", "lr": point.learning_rate, "warmup_steps": round(_WARMUP * point.steps), "decay_start": decay, "seed": 0,
-        "device": "cpu",
+        "lm_name": "heist", "lr": point.learning_rate, "warmup_steps": round(_WARMUP * point.steps),
+        "decay_start": decay, "seed": 0, "device": "cpu",
     }  # fmt: skip
     if point.kind == "l1":
         rise = round(_SPARSITY_WARMUP * point.steps)

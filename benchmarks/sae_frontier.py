@@ -28,11 +28,11 @@ from commands import quieten
 from datamodules import ActivationDataModule
 from lightning_modules.sae_metrics import ExplainedVariance, Sparsity
 
-PENALTIES = {"ours": [0.35, 0.8, 2.0, 5.0], "peer": [0.5, 1.5, 4.5]}  # ours span more, to be compared everywhere
-PLACES = {"ours": [1, 2, 3, 5], "peer": [2, 3, 5]}  # k
+PENALTIES = {"ours": [0.25, 0.8, 2.0, 6.0], "peer": [0.5, 1.5, 4.5]}  # ours span more, to be compared everywhere
+PLACES = [1, 2, 3, 5]  # k
 LIBRARIES = ["ours", "dictionary_learning", "sae_lens"]
-RATES = [1e-3, 3e-3, 1e-2]  # learning rates that each peer is tried with
-_TRIAL = {"l1": 1.5, "topk": 3, "batch_topk": 3}  # what they are tried at
+RATES = [3e-3, 1e-2, 3e-2]  # learning rates that each kind of each library is tried with
+_TRIAL = {"log": 1.5, "l1": 1.5, "topk": 3, "batch_topk": 3}  # what they are tried at
 _POSITIONS = 32  # of each validation frame: what everybody is evaluated on
 _CHUNK = 16_384
 
@@ -44,7 +44,7 @@ def kinds(library: str) -> list[str]:
 
 def sparsities(library: str, kind: str) -> list[float]:
     """The settings of a kind, the middle one first, so that a stopped run shows something of everything."""
-    settings = (PLACES if "topk" in kind else PENALTIES)["ours" if library == "ours" else "peer"]
+    settings = PLACES if "topk" in kind else PENALTIES["ours" if library == "ours" else "peer"]
     return sorted(settings, key=lambda value: abs(settings.index(value) - len(settings) // 2))
 
 
@@ -116,12 +116,16 @@ class Frontier:
         results: where finished points are kept.
         data: with training and validation levels of the tap.
         bar: one step a point.
+
+    Attributes:
+        raw_l0: channels above 0 per position.
     """
 
     def __init__(self, results: Results, data: ActivationDataModule, tap: str, steps: int, bar: "tqdm[Any]") -> None:
         self._results, self._tap, self._steps, self._bar = results, tap, steps, bar
         self._samples = Samples(data, tap)
         self._rows, self._seen = held_out(data, tap)
+        self.raw_l0 = (self._rows > 0).sum().item() / len(self._rows)
 
     def measure(self, point: Point) -> dict[str, Any]:
         """The record of a point."""
@@ -137,12 +141,12 @@ class Frontier:
 
     def best_rate(self, library: str, kind: str) -> float:
         """The learning rate, of three, with which a fifth of the steps ends best: with the highest explained variance
-        for TopK, with the lowest loss (squared error + penalty) for L1.
+        for TopK, else with the lowest loss (squared error + L1 penalty).
         """
 
         def loss(record: dict[str, Any]) -> float:
             error = (1 - record["explained_variance"]) * self._rows.shape[1]
-            return error + (_TRIAL[kind] * record["l1"] if kind == "l1" else 0.0)
+            return error + (0.0 if "topk" in kind else _TRIAL[kind] * record["l1"])
 
         steps = max(1, self._steps // 5)
         trials = {
@@ -152,14 +156,10 @@ class Frontier:
 
     def points(self, libraries: list[str]) -> list[dict[str, Any]]:
         """All points of some libraries."""
-        rates: dict[tuple[str, str], float | None] = {
-            (library, kind): None if library == "ours" else self.best_rate(library, kind)
-            for library in libraries
-            for kind in kinds(library)
-        }
+        rates = {(library, kind): self.best_rate(library, kind) for library in libraries for kind in kinds(library)}
         order = [
             Point(self._tap, library, kind, settings[place], rate, self._steps)
-            for place in range(len(PLACES["ours"]))
+            for place in range(len(PLACES))
             for (library, kind), rate in rates.items()
             if place < len(settings := sparsities(library, kind))
         ]
@@ -181,11 +181,11 @@ def main() -> None:
     quieten()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore")  # the peers' imports, and Lightning's advice, would bury the bar
-    trials = {library: 0 if library == "ours" else len(RATES) for library in arguments.libraries}
     per_tap = sum(
-        len(sparsities(library, kind)) + trials[library] for library in arguments.libraries for kind in kinds(library)
+        len(RATES) + len(sparsities(library, kind)) for library in arguments.libraries for kind in kinds(library)
     )
-    records, data = [], None
+    records: list[dict[str, Any]] = []
+    raw_l0: dict[str, float] = {}
     with tqdm(total=per_tap * len(arguments.taps), unit=" autoencoders", smoothing=0.1) as bar:
         for tap in arguments.taps:
             data = ActivationDataModule(
@@ -194,9 +194,10 @@ def main() -> None:
             data.prepare_data()
             sizes = {"frames": arguments.frames, "validation_frames": arguments.validation_frames}
             results = Results(arguments.work / "points.jsonl", {"agent": data.agent.weights_hash, **sizes})
-            records += Frontier(results, data, tap, arguments.steps, bar).points(arguments.libraries)
-    assert data is not None, "argparse wants a tap"
-    compared = write_report(records, arguments.output, arguments.agent)
+            frontier = Frontier(results, data, tap, arguments.steps, bar)
+            records += frontier.points(arguments.libraries)
+            raw_l0[tap] = frontier.raw_l0
+    compared = write_report(records, raw_l0, arguments.output, arguments.agent)
     say(f"written {arguments.output / 'sae_frontier.md'}, .csv and .png")
     margins = [row["ours"] - row["explained_variance"] for row in compared if row["ours"] is not None]
     report(

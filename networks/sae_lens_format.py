@@ -107,9 +107,7 @@ def save_sae_lens(sae: SAEBase, folder: str | Path) -> None:
     write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text))
 
 
-def load_sae_lens(
-    folder: str | Path, agent: TappedAgent | None = None, allow_other_agent: bool = False
-) -> SAEBase:
+def load_sae_lens(folder: str | Path, agent: TappedAgent | None = None, allow_other_agent: bool = False) -> SAEBase:
     """Load an autoencoder from SAELens's folder, in evaluation mode, as `load_sae` loads ours.
 
     It reconstructs the same as in SAELens; `jumprelu` becomes JumpReLUSAE also where it was trained as BatchTopK. To

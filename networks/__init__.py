@@ -12,6 +12,7 @@ from networks.policy import Policy, log_probabilities, sample_actions
 from networks.precision import Precision, autocast
 from networks.residual_impala import ResidualImpala
 from networks.sae_base import Progress, RowTerms, SAEBase
+from networks.sae_lens_format import load_sae_lens, save_sae_lens
 from networks.sparse_autoencoder import SparseAutoencoder
 from networks.taps import AgentOutput, Edit, TappedAgent
 from networks.topk_sae import TopKSAE
@@ -45,8 +46,10 @@ __all__ = [
     "load_agent",
     "load_readout",
     "load_sae",
+    "load_sae_lens",
     "log_probabilities",
     "read_weights",
     "sample_actions",
+    "save_sae_lens",
     "save_weights",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor
 from networks.sae_base import Progress
 from networks.topk_sae import TopKSAE
 
-_MEMORY = 200  # batches: short beside a run, whose last part has a falling learning rate, and long beside the noise
+_MEMORY = 50  # batches: short beside the end of a run, when the learning rate falls, and long beside the noise
 
 
 class BatchTopKSAE(TopKSAE):
@@ -17,7 +17,7 @@ class BatchTopKSAE(TopKSAE):
 
     In evaluation mode an input's latents must not depend on what else is in the batch: those above `threshold` are
     kept, the mean of the smallest latent kept in each of the last training batches (a running mean over
-    about 200 batches). In distributed training each rank keeps its own batch's largest, and all use the first rank's
+    about 50 batches). In distributed training each rank keeps its own batch's largest, and all use the first rank's
     threshold, because DistributedDataParallel hands its buffers on.
 
     Args:

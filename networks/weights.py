@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -41,23 +41,38 @@ def save_weights(path: str | Path, module: nn.Module, metadata: Mapping[str, Any
     Raises:
         OSError: the disk is full or the folder cannot be written; a file already there is left whole.
     """
-    path = Path(path)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     known = dict(metadata)
     config = getattr(module, "config", None)
     if callable(config):
         known |= {"architecture": type(module).__name__, "config": config()}
-    known["hash"] = hash_tensors(tensors)
+    return save_tensors(path, module.state_dict(), known)
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """Write tensors by name as safetensors with their hash, as `save_weights` does, and return it; raises likewise."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    known = {**metadata, "hash": hash_tensors(whole)}
+    texts = {name: json.dumps(value) for name, value in known.items()}
+    write_atomically(path, lambda partial: save_file(whole, partial, texts))
+    return known["hash"]
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Have a file written aside, flushed and put in its place, so that a kill leaves the old one or the new one.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; a file already there is left whole.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, {name: json.dumps(value) for name, value in known.items()})
+        write(partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return str(known["hash"])
 
 
 def read_weights(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
@@ -156,12 +171,13 @@ def load_agent(path: str | Path, architecture: str | None = None) -> TappedAgent
     return agent.eval()
 
 
-def load_sae(path: str | Path, agent: TappedAgent | None = None) -> SAEBase:
+def load_sae(path: str | Path, agent: TappedAgent | None = None, allow_other_agent: bool = False) -> SAEBase:
     """Load a sparse autoencoder, in evaluation mode, with its `tap`, `weights_hash` and `metadata` as attributes.
 
     Args:
         path: what a training run wrote as `sae.safetensors`.
         agent: the agent it is to be spliced into, to be checked against the one it was trained on.
+        allow_other_agent: take it for an agent that it was not trained on, where only the tap has to fit.
 
     Raises:
         ValueError: the file is missing, cut short or altered, holds no autoencoder, a tensor does not fit, or the
@@ -181,13 +197,29 @@ def load_sae(path: str | Path, agent: TappedAgent | None = None) -> SAEBase:
     load_into(sae, tensors, path)
     sae.tap, sae.weights_hash, sae.metadata = metadata["tap"], hash_tensors(tensors), metadata
     if agent is not None:
-        if metadata["agent_hash"] != agent.weights_hash:
-            raise ValueError(
-                f"{path} was trained on another agent (hash {metadata['agent_hash'][:12]}, "
-                f"this one has {agent.weights_hash[:12] or 'none'}): load that agent, or train one on this agent"
-            )
-        agent.check_taps([sae.tap])
+        check_origin(sae, agent, path, allow_other_agent)
     return sae.eval()
+
+
+def check_origin(sae: SAEBase, agent: TappedAgent, source: str | Path, allow_other_agent: bool = False) -> None:
+    """Refuse an autoencoder for an agent that it was not trained on, or whose tap it does not fit.
+
+    Raises:
+        ValueError: says which, and what to do.
+    """
+    trained_on = sae.metadata.get("agent_hash", "")
+    if trained_on != agent.weights_hash and not allow_other_agent:
+        raise ValueError(
+            f"{source} was trained on another agent (hash {trained_on[:12] or 'unknown'}, "
+            f"this one has {agent.weights_hash[:12] or 'none'}): load that agent, train one on this agent, or set "
+            "allow_other_agent"
+        )
+    agent.check_taps([sae.tap])
+    channels = agent.taps[sae.tap][0]
+    if channels != sae.in_channels:
+        raise ValueError(
+            f"{source} has {sae.in_channels} channels, but {sae.tap} of this agent has {channels}: load another agent"
+        )
 
 
 def load_readout(path: str | Path, agent: TappedAgent | None = None) -> LinearReadout:

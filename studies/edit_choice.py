@@ -23,6 +23,7 @@ class EditChoice:
         ablation: replaces `tap` by zeros, or by its mean over untouched sampled play.
         edit: any module, put in at `tap`.
         tap: where `ablation` or `edit` go.
+        allow_other_agent: take an autoencoder that was trained on another agent.
 
     Raises:
         ValueError: more than one of them, one without a tap, or a tap without one.
@@ -32,6 +33,7 @@ class EditChoice:
     ablation: Literal["mean", "zero"] | None = None
     edit: nn.Module | None = None
     tap: str | None = None
+    allow_other_agent: bool = False
 
     def __post_init__(self) -> None:
         if sum(option is not None for option in (self.sae, self.ablation, self.edit)) > 1:
@@ -51,7 +53,7 @@ class EditChoice:
             ValueError: a file that is missing or belongs to another agent, or a tap that the agent does not have.
         """
         if self.sae is not None:
-            autoencoder: SAEBase = load_sae(self.sae, agent=agent).to(device)
+            autoencoder: SAEBase = load_sae(self.sae, agent, self.allow_other_agent).to(device)
             return [(autoencoder.tap, autoencoder)]
         if self.tap is None:
             return []

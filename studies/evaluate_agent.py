@@ -53,6 +53,7 @@ class EvaluateAgent(Study):
         film_episodes: the first so many solved and so many failed episodes of the first agent are filmed.
         precision: in which the agent runs.
         device: where; `auto` takes a GPU if there is one.
+        allow_other_agent: take an autoencoder that was trained on another agent, if its tap fits.
 
     Raises:
         ValueError: a file that is missing or does not fit, an edit without a tap, more than one edit, too many levels.
@@ -76,8 +77,9 @@ class EvaluateAgent(Study):
         film_episodes: int = 3,
         precision: Precision = "bf16",
         device: str = "auto",
+        allow_other_agent: bool = False,
     ) -> None:
-        self.edit_choice = EditChoice(sae, ablation, edit, tap)
+        self.edit_choice = EditChoice(sae, ablation, edit, tap, allow_other_agent)
         if num_environments < 1 or max_steps < 1 or film_episodes < 0:
             raise ValueError(
                 f"num_environments {num_environments} and max_steps {max_steps} must be at least 1, "

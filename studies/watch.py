@@ -49,6 +49,7 @@ class Watch(Study):
         seed: of the action noise.
         precision: in which the agent runs.
         device: where; `auto` takes a GPU if there is one.
+        allow_other_agent: take an autoencoder that was trained on another agent, if its tap fits.
 
     Raises:
         ValueError: a file that is missing or does not fit, a letter that is no action, a tap that has no map, units
@@ -73,8 +74,9 @@ class Watch(Study):
         seed: int = 0,
         precision: Precision = "bf16",
         device: str = "auto",
+        allow_other_agent: bool = False,
     ) -> None:
-        self.edit_choice = EditChoice(sae, ablation, edit, tap)
+        self.edit_choice = EditChoice(sae, ablation, edit, tap, allow_other_agent)
         if level < 0 or max_steps < 1:
             raise ValueError(f"level {level} must be at least 0 and max_steps {max_steps} at least 1")
         if play_edited and sae is None and ablation is None and edit is None:

@@ -39,6 +39,14 @@ def test_refuses_another_agent(saved: tuple[Path, Path], tmp_path: Path) -> None
         load_sae(saved[1], CustomCNN())
 
 
+def test_takes_another_agent_if_told_to_but_only_where_the_tap_fits(saved: tuple[Path, Path]) -> None:
+    assert load_sae(saved[1], CustomCNN(), allow_other_agent=True).tap == "conv4a"
+    other = CustomCNN()
+    other.taps = {**other.taps, "conv4a": (16, 8, 8)}
+    with pytest.raises(ValueError, match="32 channels, but conv4a of this agent has 16"):
+        load_sae(saved[1], other, allow_other_agent=True)
+
+
 def test_refuses_what_is_no_autoencoder(saved: tuple[Path, Path]) -> None:
     with pytest.raises(ValueError, match="no sparse autoencoder"):
         load_sae(saved[0])

@@ -1,0 +1,189 @@
+"""Table, plot and text of `benchmarks.sae_frontier`: each peer's autoencoder beside ours at the same L0."""
+
+import csv
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Record = dict[str, Any]
+
+_TITLES = {"l1": "L1", "topk": "TopK", "batch_topk": "BatchTopK", "log": "log penalty"}
+_STYLES = {
+    ("ours", False): ("tab:red", "o", "-", "ours"),
+    ("ours", True): ("tab:red", "D", ":", "ours, log penalty"),
+    ("dictionary_learning", False): ("tab:blue", "s", "--", "dictionary_learning"),
+    ("sae_lens", False): ("tab:green", "^", "-.", "SAELens"),
+}
+_SLACK = 0.05  # of L0, by which a peer's may lie outside what ours span
+_COLUMNS = [
+    "tap", "library", "kind", "sparsity", "learning_rate", "steps", "l0", "explained_variance", "dead_fraction", "l1",
+    "frames", "levels",
+]  # fmt: skip
+
+
+def write_report(records: list[Record], raw_l0: dict[str, float], folder: Path, agent: str) -> list[Record]:
+    """Write `sae_frontier.csv`, `.png` and `.md` into a folder.
+
+    Args:
+        records: of all libraries.
+        raw_l0: channels above 0 per position, by tap.
+        folder: made if it is missing.
+        agent: path of whose activations these are.
+
+    Returns:
+        The peers' records, each with `ours` and `ours_dead`: explained variance and dead fraction of ours of the same
+        kind at the same L0 (None outside what ours span), and `best`: the highest of any kind of ours there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "sae_frontier.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
+        table.writeheader()
+        table.writerows(records)
+    compared = compare(records)
+    figure = draw(records, raw_l0)
+    figure.savefig(folder / "sae_frontier.png", dpi=110)
+    pyplot.close(figure)
+    (folder / "sae_frontier.md").write_text(describe(records, compared, raw_l0, agent))
+    return compared
+
+
+def compare(records: list[Record]) -> list[Record]:
+    """Each peer's record with ours at the same L0, see `write_report`."""
+    compared = []
+    for record in records:
+        if record["library"] == "ours":
+            continue
+        own = [other for other in records if other["library"] == "ours" and other["tap"] == record["tap"]]
+        by_kind = {kind: [other for other in own if other["kind"] == kind] for kind in {other["kind"] for other in own}}
+        same = by_kind.get(record["kind"], [])
+        found = [at_l0(others, record["l0"], "explained_variance") for others in by_kind.values()]
+        values = {
+            "ours": at_l0(same, record["l0"], "explained_variance"),
+            "ours_dead": at_l0(same, record["l0"], "dead_fraction"),
+            "best": max((value for value in found if value is not None), default=None),
+        }
+        compared.append(record | values)
+    return compared
+
+
+def at_l0(records: list[Record], l0: float, name: str) -> float | None:
+    """A metric linearly between the two records of nearest L0; None outside of what they span."""
+    ordered = sorted(records, key=lambda record: record["l0"])
+    places = [record["l0"] for record in ordered]
+    if not places or not places[0] - _SLACK <= l0 <= places[-1] + _SLACK:
+        return None
+    return float(np.interp(l0, places, [record[name] for record in ordered]))
+
+
+def draw(records: list[Record], raw_l0: dict[str, float]) -> Figure:
+    """A column for each kind; for each tap unexplained variance over L0, and below it the dead fraction."""
+    kinds = ["l1", "topk", "batch_topk"]
+    figure, axes = pyplot.subplots(
+        2 * len(raw_l0), len(kinds), figsize=(12, 5.2 * len(raw_l0)), sharex="col", squeeze=False,
+        height_ratios=[2, 1] * len(raw_l0), layout="constrained",
+    )  # fmt: skip
+    for row, tap in enumerate(raw_l0):
+        for column, kind in enumerate(kinds):
+            chosen = [r for r in records if r["tap"] == tap and r["kind"] in (kind, *(["log"] if kind == "l1" else []))]
+            _draw_kind(axes[2 * row, column], axes[2 * row + 1, column], chosen, raw_l0[tap])
+            axes[2 * row, column].set_title(f"{tap}, {_TITLES[kind]}")
+        axes[2 * row, 0].set_ylabel("unexplained variance")
+        axes[2 * row + 1, 0].set_ylabel("dead latents")
+        axes[2 * row, 0].legend(fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("L0 (latents above 0 per position)")
+    return figure
+
+
+def _draw_kind(variance: Axes, dead: Axes, records: list[Record], raw_l0: float) -> None:
+    for (library, is_log), (colour, marker, line, label) in _STYLES.items():
+        own = [r for r in records if r["library"] == library and (r["kind"] == "log") == is_log]
+        own.sort(key=lambda record: record["l0"])
+        if not own:
+            continue
+        places = [record["l0"] for record in own]
+        style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": line, "label": label, "alpha": 0.85}
+        variance.plot(places, [max(1e-6, 1 - record["explained_variance"]) for record in own], **style)
+        dead.plot(places, [record["dead_fraction"] for record in own], **style)
+    variance.set_yscale("log")
+    variance.grid(alpha=0.3, which="both")
+    dead.set_ylim(-0.03, 1)
+    dead.grid(alpha=0.3)
+    for axis in (variance, dead):
+        axis.axvline(raw_l0, color="grey", linewidth=1)
+    variance.annotate("raw tap", (raw_l0, 1), (2, -10), xycoords=("data", "axes fraction"), textcoords="offset points",
+                      color="grey", fontsize=8)  # fmt: skip
+
+
+def describe(records: list[Record], compared: list[Record], raw_l0: dict[str, float], agent: str) -> str:
+    """The page: how it was measured, where ours are ahead and where behind, and all numbers."""
+    first = records[0]
+    steps = max(record["steps"] for record in records)
+    known = [row for row in compared if row["ours"] is not None]
+    ahead = sum(row["ours"] >= row["explained_variance"] for row in known)
+    fewer = sum(row["ours_dead"] <= row["dead_fraction"] for row in known)
+    lines = [
+        "# Sparse autoencoders against peers, at matched sparsity",
+        "",
+        "`python -m benchmarks.sae_frontier` made this page, with "
+        f"dictionary_learning {_version('dictionary-learning')} and SAELens {_version('sae-lens')} "
+        "(`pip install -c constraints.txt -e '.[peers]'`).",
+        "",
+        f"All are 32 -> 128, trained for {steps:,} steps of 4 096 positions of `{agent}`, on the same batches in the "
+        f"same order, in float32, and evaluated by the same code on {first['frames']:,} frames of {first['levels']:,} "
+        "held-out levels (32 random positions of each). Explained variance is about the mean; a latent is dead if it "
+        "is never above 0 there. The learning rate is, for each kind of each library and each tap, the one of 0.003, "
+        "0.01 and 0.03 that did best in a fifth of the steps; its schedule is the same for all. Ours run otherwise as "
+        "their configuration in `configs/` says (the log penalty as `sae_conv4.yaml` or `sae_conv3a.yaml`, but with "
+        "directions of length 1; plain L1 the same without knee and rare frequency). Peers are trained by their own "
+        "trainers, on inputs of mean 0 and variance 1; dead latents count over a million inputs as in ours, so that a "
+        "peer's revival acts in runs of this length.",
+        "",
+        "![Unexplained variance and dead latents over L0](sae_frontier.png)",
+        "",
+        f"Of {len(compared)} autoencoders of peers {len(known)} have an L0 that ours of the same kind span. At that L0 "
+        f"ours, read linearly between two of them, explain at least as much in {ahead}, and have no more dead latents "
+        f"in {fewer}. `best` is the highest of any kind of ours, the log penalty of `sae_conv4.yaml` included. "
+        "Differences below 0.001 are within what another seed changes; there is one seed.",
+        "",
+        *(f"The raw tap {tap} has {l0:.2f} of its channels above 0." for tap, l0 in raw_l0.items()),
+        "",
+        "| tap | peer | kind | setting | rate | L0 | explained variance | ours | difference | best | dead | ours |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(compared, key=lambda row: (row["tap"], row["kind"], row["l0"])):
+        difference = None if row["ours"] is None else row["ours"] - row["explained_variance"]
+        cells = [
+            row["tap"], row["library"], _TITLES[row["kind"]], f"{row['sparsity']:g}", f"{row['learning_rate']:g}",
+            f"{row['l0']:.2f}", _number(row["explained_variance"]), _number(row["ours"]),
+            "" if difference is None else f"{difference:+.4f}", _number(row["best"]),
+            f"{row['dead_fraction']:.3f}", "" if row["ours_dead"] is None else f"{row['ours_dead']:.3f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Ours:", "", "| tap | kind | setting | L0 | explained variance | dead |", "|---|---|---|---|---|---|"]
+    own = [record for record in records if record["library"] == "ours"]
+    for row in sorted(own, key=lambda row: (row["tap"], row["kind"], row["l0"])):
+        lines.append(
+            f"| {row['tap']} | {_TITLES[row['kind']]} | {row['sparsity']:g} | {row['l0']:.2f} | "
+            f"{_number(row['explained_variance'])} | {row['dead_fraction']:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:  # all points were known
+        return "(not installed now)"

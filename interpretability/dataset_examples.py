@@ -36,22 +36,30 @@ class DatasetExamples:
     Args:
         per_unit: k.
         one_per_level: keep at most the best frame of each level, so that k examples are k different places.
+        targets: the best frames are then those whose highest activation is nearest to a unit's own target, such as a
+            quantile. A target that is no number is not near to any frame: that unit has no examples.
 
     Raises:
         ValueError: k below 1.
     """
 
-    def __init__(self, per_unit: int, one_per_level: bool = True) -> None:
+    def __init__(
+        self, per_unit: int, one_per_level: bool = True, targets: Float[Tensor, " F"] | None = None
+    ) -> None:
         if per_unit < 1:
             raise ValueError(f"per_unit is {per_unit}: keep at least 1 example a unit")
         self.per_unit = per_unit
         self.one_per_level = one_per_level
+        self._targets = targets
         self.num_frames = 0
         self._positions = 0
         self._scores = torch.zeros(0)
 
     def _allocate(self, frames: Tensor, maps_BFHW: Tensor) -> None:
         units, shape = maps_BFHW.shape[1], (maps_BFHW.shape[1], self.per_unit)
+        if self._targets is not None and self._targets.shape != (units,):
+            raise ValueError(f"{len(self._targets)} targets were given for {units} units: give one a unit")
+        self._maximum = torch.full((units,), -torch.inf)
         self._scores = torch.full(shape, -torch.inf)
         self._levels = torch.full(shape, -1)
         self._places = torch.full(shape, -1)
@@ -92,6 +100,9 @@ class DatasetExamples:
         self._sums += maps.sum((0, 2, 3), dtype=torch.float32).cpu()
         self._fired += (maps > 0).float().sum((0, 2, 3)).long().cpu()  # several times faster than summing booleans
         self._positions += len(maps) * maps.shape[2] * maps.shape[3]
+        self._maximum = torch.maximum(self._maximum, scores_FB.amax(1))
+        if self._targets is not None:
+            scores_FB = -(scores_FB - self._targets[:, None]).abs().nan_to_num(torch.inf)
         levels = torch.full((len(frames),), -1) if levels is None else levels.cpu().long()
         self._merge(frames, maps, scores_FB, levels)
         self.num_frames += len(frames)
@@ -132,10 +143,10 @@ class DatasetExamples:
         """A unit's examples, best first; fewer than k where fewer frames or levels streamed by."""
         examples = []
         for rank in range(self.per_unit):
-            score = float(self._scores[unit, rank])
-            if score == -torch.inf:
+            if self._scores[unit, rank] == -torch.inf:
                 break
             heat = self._heats[unit, rank]
+            score = float(heat.max())
             y, x = divmod(int(heat.argmax()), heat.shape[1])
             level, place = int(self._levels[unit, rank]), int(self._places[unit, rank])
             examples.append(Example(score, level, place, (y, x), heat, self._frames[unit, rank]))
@@ -154,7 +165,7 @@ class DatasetExamples:
     @property
     def maximum(self) -> Float[Tensor, " F"]:
         """Highest activation of each unit at any position of any frame."""
-        return self._scores[:, 0].clone()
+        return self._maximum.clone()
 
 
 def _best_of_level(scores: Float[Tensor, "F B"], levels: Int64[Tensor, " B"]) -> Tensor:

@@ -89,3 +89,20 @@ def test_faults_are_named() -> None:
         DatasetExamples(1).update(frames, activations[:3], levels)
     with pytest.raises(ValueError, match="diverged"):
         DatasetExamples(1).update(frames, activations * torch.nan, levels)
+
+
+def test_examples_near_a_target_equal_brute_force() -> None:
+    frames, activations, levels = stream()
+    targets = torch.tensor([0.5, 1.0, 4.9, 2.0, torch.nan])
+    examples = DatasetExamples(6, targets=targets)
+    for rows in torch.arange(len(frames)).split(37):
+        examples.update(frames[rows], activations[rows], levels[rows])
+    scores = activations.amax((2, 3))
+    for unit in range(4):
+        found = examples.of_unit(unit)
+        assert [e.place for e in found] == brute_force(-(scores[:, unit] - targets[unit]).abs(), levels, 6)
+        assert all(e.score == scores[e.place, unit] for e in found)
+    assert examples.of_unit(4) == []
+    torch.testing.assert_close(examples.maximum, activations.amax((0, 2, 3)))
+    with pytest.raises(ValueError, match="one a unit"):
+        DatasetExamples(6, targets=targets[:3]).update(frames, activations, levels)

@@ -43,9 +43,7 @@ class DatasetExamples:
         ValueError: k below 1.
     """
 
-    def __init__(
-        self, per_unit: int, one_per_level: bool = True, targets: Float[Tensor, " F"] | None = None
-    ) -> None:
+    def __init__(self, per_unit: int, one_per_level: bool = True, targets: Float[Tensor, " F"] | None = None) -> None:
         if per_unit < 1:
             raise ValueError(f"per_unit is {per_unit}: keep at least 1 example a unit")
         self.per_unit = per_unit

@@ -45,6 +45,7 @@ class Report:
         figures: by name.
         films: by name.
         pages: HTML that stands alone, by name.
+        sites: folders of files by name, each a content by path, to be opened at `index.html`.
     """
 
     summary: dict[str, float]
@@ -52,9 +53,11 @@ class Report:
     figures: dict[str, Figure] = field(default_factory=dict)
     films: dict[str, Film] = field(default_factory=dict)
     pages: dict[str, str] = field(default_factory=dict)
+    sites: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write figures, films, pages and tables into folders of these names, and at last `summary.json`.
+        """Write figures, films, pages and tables into folders of these names, each site into one of its own, and at
+        last `summary.json`.
 
         A number that is not finite becomes null there.
         """
@@ -68,6 +71,11 @@ class Report:
             path = folder / "pages" / f"{name}.html"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(page, encoding="utf-8")
+        for name, site in self.sites.items():
+            for place, content in site.items():
+                path = folder / name / place
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
         for name, table in self.tables.items():
             path = folder / "tables" / f"{name}.csv"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +95,7 @@ class Report:
                     shown.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
                 console.print(shown)
         lines = [f"page     {folder / 'pages' / name}.html" for name in self.pages]
+        lines += [f"page     {folder / name / 'index.html'}" for name in self.sites]
         lines += [f"film     {folder / 'films' / name}.gif" for name in self.films]
         lines += [f"picture  {folder / 'figures' / name}.png" for name in self.figures]
         for line in (*lines, f"numbers  {folder / 'summary.json'}"):

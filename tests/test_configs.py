@@ -66,6 +66,12 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "optimisation": {"steps": 2},
     },
     "callbacks.HeldOutPlay": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
+    "studies.Atlas": {
+        "sae": "sae.safetensors",
+        "num_frames": 64,
+        "settings": {"best": 2, "per_band": 1, "effect_sample": 16, "optimisation": {"steps": 1, "starts": 2}},
+        "cache_dir": "cache",
+    },
     "studies.EvaluateAgent": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
     "studies.LabelCorrelations": {"num_frames": 64},
     "studies.SAEBaselines": {

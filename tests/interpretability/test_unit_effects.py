@@ -36,9 +36,7 @@ def test_a_channels_effect_is_that_of_setting_it_to_zero(agent: CustomCNN, frame
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
-def test_a_latents_effect_is_that_of_its_part_alone(
-    agent: CustomCNN, frames: torch.Tensor, kernel_size: int
-) -> None:
+def test_a_latents_effect_is_that_of_its_part_alone(agent: CustomCNN, frames: torch.Tensor, kernel_size: int) -> None:
     torch.manual_seed(1)
     sae = SparseAutoencoder(32, 2, kernel_size)
 

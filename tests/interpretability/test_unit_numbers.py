@@ -77,7 +77,9 @@ def test_numbers_equal_naive_loops() -> None:
     assert auc[6, 0] > 0.95
     fired = maps.permute(0, 2, 3, 1).flatten(0, 2) > 0
     np.testing.assert_allclose(numbers.frequency, fired.float().mean(0), rtol=1e-6)
-    np.testing.assert_allclose(numbers.mean_active[:3], [maps[:, u][maps[:, u] > 0].mean() for u in range(3)], rtol=1e-5)
+    np.testing.assert_allclose(
+        numbers.mean_active[:3], [maps[:, u][maps[:, u] > 0].mean() for u in range(3)], rtol=1e-5
+    )
     assert math.isnan(numbers.mean_active[3])
     phi = numbers.co_activity()
     np.testing.assert_allclose(phi[:3, :3], np.corrcoef(fired[:, :3].T.numpy()), atol=1e-9)

@@ -25,6 +25,7 @@ Site = dict[str, bytes]
 
 _NEIGHBOURS = 6
 _HISTOGRAM_BARS = 32
+_WORTH_AUC, _WORTH_EFFECT = 0.6, 0.05  # what is less is not worth a word
 _DIGITS = 4  # of every number in the data
 
 
@@ -147,9 +148,7 @@ def _unit(
     headings += [f"{share:.0%} quantile of the frames in which it is active" for share in BANDS]
     for heading, examples in zip(headings, [group.best, *group.bands], strict=True):
         found_here = [example for example in examples.of_unit(number) if example.score > 0]
-        sections.append(
-            {"name": heading, "examples": [_example(e, maximum, len(tiles) + i) for i, e in enumerate(found_here)]}
-        )
+        sections.append({"name": heading, "examples": [_example(e, len(tiles) + i) for i, e in enumerate(found_here)]})
         tiles += [example.frame.numpy() for example in found_here]
     if len(tiles) == len(images):  # never active: the thumbnail still needs a picture
         tiles.append(group.best.of_unit(number)[0].frame.numpy())
@@ -198,13 +197,13 @@ def _in_words(auc: Float[np.ndarray, " K"], effects: Float[np.ndarray, " A"], ma
     if maximum <= 0:
         return "never active"
     words = []
-    if np.isfinite(auc).any():
+    if _highest(auc) >= _WORTH_AUC:
         best = int(np.nanargmax(auc))
         words.append(f"{ENTITIES[best].replace('_', ' ')} {auc[best]:.2f}")
-    if np.isfinite(effects).all():
+    if np.isfinite(effects).all() and np.abs(effects).max() >= _WORTH_EFFECT:
         move = int(np.argmax(np.abs(effects)))
         words.append(f"{ACTION_ARROWS[move]} {effects[move]:+.2f}")
-    return " · ".join(words)
+    return " · ".join(words) or "marks no entity, sways no move"
 
 
 def _alike(groups: Sequence[AtlasUnits], group: AtlasUnits, number: int) -> list[tuple[str, int, float]]:
@@ -228,8 +227,9 @@ def _most(row: Float[np.ndarray, " U"], but: int | None, count: int = _NEIGHBOUR
     return [(other, float(row[other])) for other in order if other != but and row[other] > 0][:count]
 
 
-def _example(example: Example, maximum: float, tile: int) -> dict[str, Any]:
-    heat = (example.heat.clamp(min=0) / maximum * 255).round().to(torch.uint8).numpy()
+def _example(example: Example, tile: int) -> dict[str, Any]:
+    # of the frame's own highest: weak examples would be left in the dark
+    heat = (example.heat.clamp(min=0) / example.score * 255).round().to(torch.uint8).numpy()
     return {
         "tile": tile,
         "score": _rounded(example.score),

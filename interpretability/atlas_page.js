@@ -15,8 +15,9 @@ function make(tag, parent, properties = {}) {
 function picture(path) {
   if (!pictures.has(path)) {
     const image = new Image();
+    const ready = new Promise(done => { image.onload = done; });
     image.src = path;
-    pictures.set(path, { image, ready: image.decode() });
+    pictures.set(path, { image, ready });
   }
   return pictures.get(path);
 }
@@ -55,7 +56,7 @@ function tile(canvas, path, index, columns, example = null, mode = "plain") {
     for (let place = 0; place < rows * across; place++) {
       const [y, x] = [Math.floor(place / across), place % across];
       const edge = value => Math.round(size * scale * value);
-      pen.fillStyle = `rgba(0,0,0,${0.58 * (1 - Math.sqrt(heat.charCodeAt(place) / 255))})`;
+      pen.fillStyle = `rgba(0,0,0,${0.48 * (1 - Math.sqrt(heat.charCodeAt(place) / 255))})`;
       pen.fillRect(edge(x / across), edge(y / rows), edge((x + 1) / across) - edge(x / across),
         edge((y + 1) / rows) - edge(y / rows));
     }
@@ -208,7 +209,7 @@ function right_side(unit, box) {
       const figure = make("figure", strip);
       tile(make("canvas", figure, { title: `frame ${example.place}, peak in row ${example.peak[0]}, column ${example.peak[1]}` }),
         unit.sheet, example.tile, unit.columns, example, view);
-      make("figcaption", figure, { textContent: number(example.score) + (example.level < 0 ? "" : ` · level ${example.level}`) });
+      make("figcaption", figure, { textContent: number(example.score) + (example.level < 0 ? "" : `\nlevel ${example.level}`) });
     }
   }
   const panels = make("div", box, { className: "panels" });

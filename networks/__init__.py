@@ -2,6 +2,7 @@
 
 from networks.batch_topk_sae import BatchTopKSAE
 from networks.bilinear_impala import BilinearConv2d, BilinearImpala, BilinearLinear
+from networks.channel_edit import ChannelEdit, load_edit
 from networks.custom_cnn import CustomCNN
 from networks.firing_counter import FiringCounter
 from networks.gated_sae import GatedSAE
@@ -24,6 +25,7 @@ __all__ = [
     "BilinearConv2d",
     "BilinearImpala",
     "BilinearLinear",
+    "ChannelEdit",
     "CustomCNN",
     "Direction",
     "Edit",
@@ -44,6 +46,7 @@ __all__ = [
     "autocast",
     "hash_tensors",
     "load_agent",
+    "load_edit",
     "load_readout",
     "load_sae",
     "load_sae_lens",

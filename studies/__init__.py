@@ -6,6 +6,7 @@ from studies.label_correlations import LabelCorrelations as LabelCorrelations
 from studies.report import Report as Report
 from studies.report import Study as Study
 from studies.report import Table as Table
+from studies.retargeting import Retargeting as Retargeting
 from studies.sae_baselines import SAEBaselines as SAEBaselines
 from studies.scenarios import Scenarios as Scenarios
 from studies.watch import Watch as Watch

@@ -11,8 +11,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as RichTable
+from torch import nn
 
 from interpretability.films import Film
+from networks import save_weights
 
 Cell = str | int | float
 
@@ -46,6 +48,7 @@ class Report:
         films: by name.
         pages: HTML that stands alone, by name.
         sites: folders of files by name, each a content by path, to be opened at `index.html`.
+        weights: modules with the metadata to save them with, by name.
     """
 
     summary: dict[str, float]
@@ -54,10 +57,11 @@ class Report:
     films: dict[str, Film] = field(default_factory=dict)
     pages: dict[str, str] = field(default_factory=dict)
     sites: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    weights: dict[str, tuple[nn.Module, dict[str, str]]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write figures, films, pages and tables into folders of these names, each site into one of its own, and at
-        last `summary.json`.
+        """Write figures, films, pages, weights and tables into folders of these names, each site into one of its own,
+        and at last `summary.json`.
 
         A number that is not finite becomes null there.
         """
@@ -76,6 +80,8 @@ class Report:
                 path = folder / name / place
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
+        for name, (module, metadata) in self.weights.items():
+            save_weights(folder / "weights" / f"{name}.safetensors", module, metadata)
         for name, table in self.tables.items():
             path = folder / "tables" / f"{name}.csv"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +103,7 @@ class Report:
         lines = [f"page     {folder / 'pages' / name}.html" for name in self.pages]
         lines += [f"page     {folder / name / 'index.html'}" for name in self.sites]
         lines += [f"film     {folder / 'films' / name}.gif" for name in self.films]
+        lines += [f"weights  {folder / 'weights' / name}.safetensors" for name in self.weights]
         lines += [f"picture  {folder / 'figures' / name}.png" for name in self.figures]
         for line in (*lines, f"numbers  {folder / 'summary.json'}"):
             console.print(line, soft_wrap=True, highlight=False)

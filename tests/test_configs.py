@@ -84,6 +84,13 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "splice_levels": 2,
         "max_steps": 4,
     },
+    "studies.Retargeting": {
+        "num_levels": 6,
+        "comparison_levels": 2,
+        "max_steps": 8,
+        "finish_steps": 8,
+        "search": {"mazes": 3, "steps": 2, "unit_counts": [2, 4]},
+    },
     "studies.Watch": {"max_steps": 2},
     "callbacks.SpliceEvaluation": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
 }

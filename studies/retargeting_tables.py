@@ -1,0 +1,75 @@
+"""How retargeting is shown: its tables and its figure."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int
+from matplotlib.figure import Figure
+
+from environments.heist import ENTITIES
+from interpretability.edit_search import FoundEdit
+from interpretability.statistics import Interval
+from studies.report import Cell, Table
+
+ARMS = {
+    "success": "edit",
+    "none": "no edit, other noise",
+    "random_direction": "random direction",
+    "random_units": "random units",
+    "sham_position": "sham position",
+    "wrong_entity": "wrong entity's edit",
+    "entity_moved": "entity moved (bound)",
+    "entity_recoloured": "recoloured (bound)",
+}
+
+
+def arm_table(arms: Mapping[str, Mapping[str, Interval]]) -> Table:
+    """One row for each entity and arm."""
+    rows: list[list[Cell]] = [
+        [entity, arm, *intervals[arm]] for entity, intervals in arms.items() for arm in ARMS if arm in intervals
+    ]
+    return Table(["entity", "arm", "touched as asked", "low", "high"], rows)
+
+
+def preference_table(pairs: Sequence[tuple[str, str]], touched: Int[np.ndarray, " N"]) -> Table:
+    """What the unedited agent touches first, for each pair of entities."""
+    rows: list[list[Cell]] = []
+    for pair in sorted(set(pairs)):
+        chosen = touched[[one == pair for one in pairs]]
+        shares = [float((chosen == ENTITIES.index(name)).mean()) for name in pair]
+        rows.append([*pair, len(chosen), *shares, float((chosen < 0).mean())])
+    return Table(["one", "other", "mazes", "one first", "other first", "neither"], rows)
+
+
+def frontier_table(frontier: Mapping[str, Sequence[FoundEdit]], tap: str) -> Table:
+    """Edits of every size, measured on the search's own validation mazes."""
+    return Table(
+        ["entity", "tap", "units", "norm", "probability of asked moves"],
+        [
+            [entity, tap, one.num_units, one.norm, one.probability]
+            for entity, found in frontier.items()
+            for one in found
+        ],
+    )
+
+
+def draw_arms(arms: Mapping[str, Mapping[str, Interval]], counted: Mapping[str, int], tap: str) -> Figure:
+    """Bars with 95 % intervals, a group for each entity."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    axis = figure.subplots()
+    width = 0.85 / len(ARMS)
+    for place, (arm, title) in enumerate(ARMS.items()):
+        known = [(group, intervals[arm]) for group, intervals in enumerate(arms.values()) if arm in intervals]
+        if not known:
+            continue
+        values = [100 * interval.value for _, interval in known]
+        below = [100 * max(interval.value - interval.low, 0) for _, interval in known]
+        above = [100 * max(interval.high - interval.value, 0) for _, interval in known]
+        where = [group + (place - (len(ARMS) - 1) / 2) * width for group, _ in known]
+        axis.bar(where, values, width, yerr=[below, above], capsize=2, label=title, color=f"C{place}")
+    names = [f"{entity.replace('_', ' ')}\n{counted[entity]} mazes" for entity in arms]
+    axis.set_xticks(range(len(arms)), names)
+    axis.set(ylim=(0, 100), ylabel="% touched as asked, 95 % interval")
+    axis.set_title(f"Where the unedited agent takes another entity first; edit at {tap}")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure

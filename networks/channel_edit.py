@@ -72,7 +72,11 @@ class RandomDirection(nn.Module):
 
 
 class ShamPosition(nn.Module):
-    """Control of an edit of maps: the same change, moved by half the map along both axes."""
+    """Control of an edit of maps: the same change, moved by half the map along both axes.
+
+    Only the scaled part is moved by that: a shift is the same everywhere, so that the sham of an edit that does
+    nothing but shift is the edit itself.
+    """
 
     def __init__(self, edit: ChannelEdit) -> None:
         super().__init__()

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from environments import State
+from environments.heist import ENTITIES, label_states
+from environments.levels import TRAINING_START
+from interpretability.episodes import first_states
+from networks import ChannelEdit, CustomCNN, load_agent, save_weights
+from studies.retargeting import ASKED, Retargeting, SearchSettings
+
+SMALL = {"num_levels": 12, "comparison_levels": 2, "max_steps": 12, "finish_steps": 4, "num_environments": 12}
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    save_weights(tmp_path / "agent.safetensors", CustomCNN(), {})
+    return str(tmp_path / "agent.safetensors")
+
+
+def saved(folder: Path, agent: str, entity: str) -> str:
+    edit = ChannelEdit(32).requires_grad_(False)
+    edit.shift[ASKED.index(entity)] = 1e-9
+    known = {"kind": "ChannelEdit", "agent_hash": load_agent(agent).weights_hash, "tap": "conv2b", "entity": entity}
+    save_weights(folder / f"{entity}.safetensors", edit, known)
+    return str(folder / f"{entity}.safetensors")
+
+
+def test_an_edit_that_does_nothing_redirects_nobody(agent: str, tmp_path: Path) -> None:
+    """With the unedited agent's noise nothing differs, so that no counted maze is a success by construction."""
+    files = [saved(tmp_path, agent, entity) for entity in ASKED]
+    study = Retargeting(agent, edits=files, distances=(1, 1), precision="fp32", **SMALL)
+    summary = study.run().summary
+    counted = [entity for entity in ASKED if summary[f"retarget/{entity}/counted"]]
+    assert counted, "the test needs an agent that touches something"
+    for entity in counted:
+        for arm in ("success", "random_direction", "random_units", "sham_position", "wrong_entity"):
+            assert summary[f"retarget/{entity}/{arm}"] == 0
+        assert summary[f"retarget/{entity}/kl"] == pytest.approx(0, abs=1e-6)
+        assert summary[f"retarget/{entity}/units"] == 1
+
+
+def test_each_maze_offers_its_pair_and_nothing_else_at_once(agent: str) -> None:
+    study = Retargeting(agent, search=SearchSettings(mazes=2), **SMALL)
+    bases = first_states(range(TRAINING_START, TRAINING_START + 12), study.settings)
+    for maze, pair in study._mazes(bases, 0, "red_key"):
+        assert "red_key" in pair
+        cells = label_states([maze.to_bytes()]).cells[0]
+        lying = {name for name, cell in zip(ENTITIES, cells, strict=True) if cell[0] >= 0 and "lock" not in name}
+        assert lying == {*pair, "gem", "player"}
+        assert isinstance(maze, State)
+        assert np.array_equal(maze.grid.shape, (9, 9))
+
+
+def test_refuses_what_cannot_be_asked(agent: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="none to retarget at"):
+        Retargeting(agent, tap="logits", **SMALL)
+    with pytest.raises(ValueError, match="one file for each"):
+        Retargeting(agent, edits=[saved(tmp_path, agent, "gem")], **SMALL)
+    with pytest.raises(ValueError, match="max_steps 0"):
+        Retargeting(agent, **SMALL | {"max_steps": 0})

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from environments import EnvironmentSettings, State, VectorEnvironment
 from environments.heist import COLOURS, ENTITIES, HeistPart
 from interpretability.episodes import STAY, ActionNoise, evaluating
-from interpretability.frame_logits import FrameLogits
+from interpretability.frame_outputs import FrameOutputs
 from networks.policy import sample_actions
 from networks.precision import Precision
 from networks.taps import Edit, TappedAgent
@@ -128,11 +128,13 @@ def _play(
     try:
         with evaluating(agent, *(edit for _, edit in edits)), torch.inference_mode():
             deal(np.arange(slots_in_all))
-            logits_of = FrameLogits(agent, edits, slots_in_all, precision)
+            outputs_of = FrameOutputs(agent, edits, slots_in_all, precision)
             frames = environment.observe()[1]
             while len(slots := np.flatnonzero(row >= 0)):
                 rows = row[slots]
-                chosen = sample_actions(logits_of(frames, slots), torch.from_numpy(noise(slots, steps[rows]))).numpy()
+                chosen = sample_actions(
+                    outputs_of(frames, slots)[0], torch.from_numpy(noise(slots, steps[rows]))
+                ).numpy()
                 taken = np.full(slots_in_all, STAY)
                 taken[slots] = chosen
                 environment.act(taken)

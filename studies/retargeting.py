@@ -1,5 +1,6 @@
 """Can an agent be sent after another entity? An edit searched on tuning mazes, and all its controls, on others."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -13,8 +14,8 @@ from environments.heist import COLOURS, ENTITIES, choice_maze, recolour, swap_en
 from interpretability.choices import GEM, NOTHING, Choices, play_choices, play_to_end
 from interpretability.edit_search import FoundEdit, asked_moves, search_edit, smallest
 from interpretability.episodes import first_states, play_episodes
-from interpretability.splice import PolicyComparison
-from interpretability.statistics import Interval, join_metrics, paired_bootstrap, ratio_of_means, wilson_interval
+from interpretability.policy_comparison import PolicyComparisons
+from interpretability.statistics import Interval, join_metrics, wilson_interval
 from networks import Edit, Precision, load_agent
 from networks.channel_edit import ChannelEdit, RandomDirection, ShamPosition, load_edit, on_random_units
 from studies.report import Report, Study
@@ -57,8 +58,8 @@ class Retargeting(Study):
     by exchange of places or of colours; touching what lies there counts; the gem has no colour).
     `retarget/ENTITY/preference`: how often the unedited agent takes it first, over all mazes that have it;
     `retarget/ENTITY/no_touch`: of the edit; `retarget/ENTITY/finished`: of the successes, how many reach the gem once
-    the edit is lifted; `retarget/ENTITY/units`, `norm`; `kl` and `action_agreement` against the unedited agent on its
-    natural play of validation levels; `retarget/levels`, `retarget/ENTITY/counted`, `retarget/competence`: of all
+    the edit is lifted; `retarget/ENTITY/units`, `norm`; `kl`, `action_agreement` and `value_error` against the unedited
+    agent on its natural play of validation levels; `retarget/levels`, `retarget/ENTITY/counted`, `retarget/competence`: of all
     mazes, those that the unedited agent finishes, and `retarget/touched`, those in which it touches anything.
 
     Args:
@@ -143,6 +144,7 @@ class Retargeting(Study):
             "retarget/competence": wilson_interval(int(ends.sum()), len(ends)),
             "retarget/touched": wilson_interval(int((clean.touched != NOTHING).sum()), len(ends)),
         }
+        intervals |= self._compare(edits)
         arms: dict[str, dict[str, Interval]] = {}
         summary = {"retarget/levels": float(len(states))}
         for place, entity in enumerate(ASKED):
@@ -157,7 +159,6 @@ class Retargeting(Study):
             if has.any():
                 took = int((clean.touched[has] == asked).sum())
                 intervals[f"retarget/{entity}/preference"] = wilson_interval(took, int(has.sum()))
-            intervals |= self._compare(entity, (tap, edit))
             if len(rows) == 0:
                 continue
             some = [states[row] for row in rows]
@@ -247,16 +248,17 @@ class Retargeting(Study):
             bounds["entity_recoloured"] = played.touched == preferred[keys]
         return bounds
 
-    def _compare(self, entity: str, edit: Edit) -> dict[str, Interval]:
-        """How far the edit changes the policy on natural play, where nobody asked for anything."""
-        comparison = PolicyComparison(self.agent, [edit], self.compared, self.precision, every=4)
+    def _compare(self, edits: Mapping[str, Edit]) -> dict[str, Interval]:
+        """How far each edit changes the policy on natural play, where nobody asked for anything."""
+        comparisons = PolicyComparisons(
+            self.agent, {name: [edit] for name, edit in edits.items()}, self.compared, self.precision, every=4
+        )
         play_episodes(
             self.agent, self.compared, settings=self.settings, seed=self.seed, max_steps=self.max_steps,
-            num_environments=self.num_environments, precision=self.precision, observer=comparison,
+            num_environments=self.num_environments, precision=self.precision, observer=comparisons,
         )  # fmt: skip
         return {
-            f"retarget/{entity}/kl": paired_bootstrap(ratio_of_means, [comparison.kl, comparison.frames]),
-            f"retarget/{entity}/action_agreement": paired_bootstrap(
-                ratio_of_means, [comparison.agreed, comparison.frames]
-            ),
+            f"retarget/{entity}/{name}": interval
+            for entity, comparison in comparisons.of.items()
+            for name, interval in comparison.intervals().items()
         }

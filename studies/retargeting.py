@@ -59,8 +59,9 @@ class Retargeting(Study):
     `retarget/ENTITY/preference`: how often the unedited agent takes it first, over all mazes that have it;
     `retarget/ENTITY/no_touch`: of the edit; `retarget/ENTITY/finished`: of the successes, how many reach the gem once
     the edit is lifted; `retarget/ENTITY/units`, `norm`; `kl`, `action_agreement` and `value_error` against the unedited
-    agent on its natural play of validation levels; `retarget/levels`, `retarget/ENTITY/counted`, `retarget/competence`: of all
-    mazes, those that the unedited agent finishes, and `retarget/touched`, those in which it touches anything.
+    agent on its natural play of validation levels; `retarget/levels`, `retarget/ENTITY/counted`,
+    `retarget/competence`: of all mazes, those that the unedited agent finishes, and `retarget/touched`, those in
+    which it touches anything.
 
     Args:
         agent: path of the agent's weights.

@@ -1,5 +1,6 @@
 """Which labels of natural play are one and the same, and are they apart in deconfounded states?"""
 
+import dataclasses
 from itertools import combinations, pairwise
 from typing import Literal
 
@@ -77,7 +78,7 @@ class LabelCorrelations(Study):
             rows = self.recorder.block(0)
         finally:
             self.recorder.close()
-        recorded = {name.removeprefix("labels/"): column.numpy() for name, column in rows.items() if name != "levels"}
+        recorded = {field.name: rows[f"labels/{field.name}"].numpy() for field in dataclasses.fields(Labels)}
         natural = label_columns(Labels(**recorded))
         known = np.flatnonzero(natural["target"] >= 0)[: self.num_frames]
         states = deconfounded_states(first_states(self.levels, self.settings), seed=self.seed)

@@ -17,7 +17,7 @@ from lightning_modules.sae_metrics import (
     Firing,
     Sparsity,
     channel_cosines,
-    effective_number,
+    dictionary_metrics,
     nearest_cosines,
 )
 from lightning_modules.sae_objective import SAEObjective
@@ -25,8 +25,6 @@ from lightning_modules.sae_revival import resample_latents
 from lightning_modules.sae_training import LossTally, start_at_median, tap_shape, warm_up_and_fall
 from networks import FiringCounter, Progress, SAEBase, SparseAutoencoder
 from networks.compilation import compile_in_place
-
-_DUPLICATE = 0.9  # cosine to the nearest other direction above which a latent counts as a duplicate
 
 
 class ConvSAE(LightningModule):
@@ -194,22 +192,16 @@ class ConvSAE(LightningModule):
         single latents and channels.
         """
         variance, raw = self.variance.compute(), self.raw_sparsity.compute()
-        directions = self.sae.directions().flatten(1)
-        nearest, channel = nearest_cosines(directions), channel_cosines(directions)
+        directions, firing = self.sae.directions().flatten(1), self.latent_firing.compute()
         self.channel_columns = {"explained_variance": self.variance.by_channel}
-        self.latent_columns = self.latent_firing.compute() | {
+        self.latent_columns = firing | {
             "direction_length": self.sae.decoder_norms(),
-            "nearest_cosine": nearest,
-            "channel_cosine": channel,
+            "nearest_cosine": nearest_cosines(directions),
+            "channel_cosine": channel_cosines(directions),
         }
-        # what each latent contributes: how often it fires x how large it is then
-        sizes = self.latent_columns["frequency"] * self.latent_columns["mean_active"].nan_to_num()
-        shares = sizes.to(channel) * self.sae.decoder_norms()
         latents = self.latent_sparsity.compute()
         values = {**variance, **latents, "l0_raw": raw["l0"], "l0_raw_inside": raw["l0_inside"]}
-        values |= {"nearest_cosine": nearest.mean(), "duplicate_fraction": (nearest > _DUPLICATE).float().mean()}
-        values["channel_cosine"] = (channel * shares).sum() / shares.sum()
-        values["effective_latents"] = effective_number(shares)
+        values |= dictionary_metrics(directions, self.sae.decoder_norms(), firing)
         values |= self.coverage.compute()
         for name, value in values.items():
             if not (name.endswith("_inside") and value.isnan()):  # taps and games without a maze

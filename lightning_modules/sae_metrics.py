@@ -8,6 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 _ALMOST_DEAD = 1e-5  # firing frequency
+_DUPLICATE = 0.9  # cosine to the nearest other direction above which a latent counts as a duplicate
 _FRAMES_AT_ONCE = 16  # whose firings are held as numbers
 
 
@@ -240,3 +241,25 @@ def effective_number(shares: Float[Tensor, " F"]) -> Float[Tensor, ""]:
     """
     shares = shares / shares.sum()
     return torch.special.entr(shares).sum().exp()
+
+
+def dictionary_metrics(
+    directions: Float[Tensor, "F D"], lengths: Float[Tensor, " F"], firing: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """What kind of dictionary it is: `nearest_cosine` (mean) and `duplicate_fraction`; `channel_cosine`, the mean of
+    `channel_cosines` weighted by what each latent contributes (how often it fires x how large it is then), 1 for a
+    dictionary that is the raw channels over again; and `effective_latents`, the effective number of contributions.
+
+    Args:
+        directions: of the latents, in units of the activations.
+        lengths: of the directions in normalised units.
+        firing: columns of `Firing`.
+    """
+    nearest, channel = nearest_cosines(directions), channel_cosines(directions)
+    shares = (firing["frequency"] * firing["mean_active"].nan_to_num()).to(channel) * lengths
+    return {
+        "nearest_cosine": nearest.mean(),
+        "duplicate_fraction": (nearest > _DUPLICATE).float().mean(),
+        "channel_cosine": (channel * shares).sum() / shares.sum(),
+        "effective_latents": effective_number(shares),
+    }

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from datamodules import ActivationBatch
 from lightning_modules.sae_kernel import load_kernel
-from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Sparsity, nearest_cosines
+from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Firing, Sparsity, dictionary_metrics
 from lightning_modules.sae_objective import SAEObjective
 from lightning_modules.sae_revival import resample_latents
 from lightning_modules.sae_training import LossTally, start_at_median, tap_shape, warm_up_and_fall
@@ -19,8 +19,6 @@ from lightning_modules.sweep_member import SweepMember, expand
 from lightning_modules.sweep_objective import SweepObjective
 from networks import FiringCounter, Progress, SAEBase
 from networks.compilation import compile_in_place
-
-_DUPLICATE = 0.9  # as ConvSAE
 
 
 class SAESweep(LightningModule):
@@ -111,6 +109,7 @@ class SAESweep(LightningModule):
         self.firing = FiringCounter(sum(self.objective.widths), self.dead_window)  # of one member after the other
         self.variances: Any = nn.ModuleList(ExplainedVariance(shape) for _ in self.members)
         self.sparsities: Any = nn.ModuleList(Sparsity(width) for width in self.objective.widths)
+        self.firings: Any = nn.ModuleList(Firing(width, shape[1:]) for width in self.objective.widths)
         self.raw_sparsity, self.coverage = Sparsity(shape[0]), Coverage()
         if self.compile_loss and stage == "fit" and compile_in_place(self.objective):
             self._load_kernels()
@@ -149,8 +148,10 @@ class SAESweep(LightningModule):
         """Add a batch of whole maps to every member's metrics."""
         acts = batch.activations[self.tap]
         inside = (batch.inside or {}).get(self.tap)
-        for sae, variance, sparsity in zip(self.saes.values(), self.variances, self.sparsities, strict=True):
+        metrics = zip(self.saes.values(), self.variances, self.sparsities, self.firings, strict=True)
+        for sae, variance, sparsity, firing in metrics:
             latents = sae.encode(acts)
+            firing.update(latents)
             variance.update(sae.decode(latents).to(acts.dtype), acts)
             sparsity.update(latents, inside, sae.decoder_norms())
         self.raw_sparsity.update(acts, inside)
@@ -160,15 +161,15 @@ class SAESweep(LightningModule):
         """Log the metrics of the whole validation set, and how much a member's latents resemble each other."""
         raw: dict[str, Tensor] = self.raw_sparsity.compute()
         values = {"l0_raw": raw["l0"], "l0_raw_inside": raw["l0_inside"], **self.coverage.compute()}
-        for (name, sae), variance, sparsity in zip(self.saes.items(), self.variances, self.sparsities, strict=True):
-            nearest = nearest_cosines(sae.directions().flatten(1))
-            own = {"nearest_cosine": nearest.mean(), "duplicate_fraction": (nearest > _DUPLICATE).float().mean()}
+        metrics = zip(self.saes.items(), self.variances, self.sparsities, self.firings, strict=True)
+        for (name, sae), variance, sparsity, firing in metrics:
+            own = dictionary_metrics(sae.directions().flatten(1), sae.decoder_norms(), firing.compute())
             own |= variance.compute() | sparsity.compute()
             values |= {f"{name}/{key}": value for key, value in own.items()}
         for name, value in values.items():
             if not (name.endswith("_inside") and value.isnan()):  # taps and games without a maze
                 self.log(f"sae/{name}", value.float(), rank_zero_only=False)
-        for metric in (*self.variances, *self.sparsities, self.raw_sparsity, self.coverage):
+        for metric in (*self.variances, *self.sparsities, *self.firings, self.raw_sparsity, self.coverage):
             metric.reset()
 
     def configure_optimizers(self) -> Any:

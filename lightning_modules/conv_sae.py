@@ -22,7 +22,14 @@ from lightning_modules.sae_metrics import (
 )
 from lightning_modules.sae_objective import SAEObjective
 from lightning_modules.sae_revival import resample_latents
-from lightning_modules.sae_training import LossTally, start_at_median, tap_shape, warm_up_and_fall
+from lightning_modules.sae_training import (
+    LossTally,
+    origin_metadata,
+    refuse_other_agent,
+    start_at_median,
+    tap_shape,
+    warm_up_and_fall,
+)
 from networks import FiringCounter, Progress, SAEBase, SparseAutoencoder
 from networks.compilation import compile_in_place
 
@@ -236,11 +243,7 @@ class ConvSAE(LightningModule):
         Raises:
             ValueError: says which, and what to do.
         """
-        if checkpoint["agent_hash"] != self._data.agent.weights_hash:
-            raise ValueError(
-                "ckpt_path: this checkpoint was trained on another agent's activations: "
-                "set data.init_args.agent to that agent, or start without ckpt_path"
-            )
+        refuse_other_agent(checkpoint, self._data.agent)
         kind = checkpoint.get("sae_kind", "SparseAutoencoder")  # the one there was before they were noted
         if kind != type(self.sae).__name__:
             raise ValueError(
@@ -257,13 +260,8 @@ class ConvSAE(LightningModule):
 
     def sae_metadata(self) -> dict[str, Any]:
         """What the saved autoencoder's file says of its making."""
-        agent = self._data.agent
         return {
-            "kind": type(self.sae).__name__,
-            "tap": self.tap,
-            "agent_hash": agent.weights_hash,
-            "agent_architecture": agent.architecture,
-            "normalisation": {"mean": self.sae.mean.tolist(), "scale": float(self.sae.scale)},
+            **origin_metadata(self.sae, self._data.agent),
             "training": {name: value for name, value in self.hparams.items() if name != "compile"},
             "steps": self.global_step,
         }

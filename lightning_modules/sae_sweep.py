@@ -14,7 +14,14 @@ from lightning_modules.sae_kernel import load_kernel
 from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Firing, Sparsity, dictionary_metrics
 from lightning_modules.sae_objective import SAEObjective
 from lightning_modules.sae_revival import resample_latents
-from lightning_modules.sae_training import LossTally, start_at_median, tap_shape, warm_up_and_fall
+from lightning_modules.sae_training import (
+    LossTally,
+    origin_metadata,
+    refuse_other_agent,
+    start_at_median,
+    tap_shape,
+    warm_up_and_fall,
+)
 from lightning_modules.sweep_member import SweepMember, expand
 from lightning_modules.sweep_objective import SweepObjective
 from networks import FiringCounter, Progress, SAEBase
@@ -203,11 +210,7 @@ class SAESweep(LightningModule):
         Raises:
             ValueError: says which, and what to do.
         """
-        if checkpoint["agent_hash"] != self._data.agent.weights_hash:
-            raise ValueError(
-                "ckpt_path: this checkpoint was trained on another agent's activations: "
-                "set data.init_args.agent to that agent, or start without ckpt_path"
-            )
+        refuse_other_agent(checkpoint, self._data.agent)
         then, now = checkpoint.get("sae_members", {}), self._settings()
         differing = [name for name in {**then, **now} if then.get(name) != now.get(name)]
         if differing or list(then) != list(now):
@@ -218,13 +221,9 @@ class SAESweep(LightningModule):
 
     def sae_metadata(self, name: str) -> dict[str, Any]:
         """What the saved file of one member says of its making."""
-        agent, sae = self._data.agent, self.saes[name]
+        sae = self.saes[name]
         return {
-            "kind": type(sae).__name__,
-            "tap": self.tap,
-            "agent_hash": agent.weights_hash,
-            "agent_architecture": agent.architecture,
-            "normalisation": {"mean": sae.mean.tolist(), "scale": float(sae.scale)},
+            **origin_metadata(sae, self._data.agent),
             "training": {key: value for key, value in self.hparams.items() if key not in ("compile", "members_at_once")}
             | self._settings()[name]["training"],
             "member": name,

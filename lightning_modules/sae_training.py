@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from networks import SAEBase
+from networks import SAEBase, TappedAgent
 from networks.geometric_median import geometric_median
 
 
@@ -114,3 +114,23 @@ class LossTally:
                 f"the loss is not finite since step {int(self._first_bad)}: lower model.init_args.learning_rate and "
                 "start again, or go on from a checkpoint before that step"
             )
+
+
+def refuse_other_agent(checkpoint: Mapping[str, Any], agent: TappedAgent) -> None:
+    """Raise ValueError for a checkpoint that was trained on another agent's activations."""
+    if checkpoint["agent_hash"] != agent.weights_hash:
+        raise ValueError(
+            "ckpt_path: this checkpoint was trained on another agent's activations: "
+            "set data.init_args.agent to that agent, or start without ckpt_path"
+        )
+
+
+def origin_metadata(sae: SAEBase, agent: TappedAgent) -> dict[str, Any]:
+    """What a saved autoencoder's file says of itself and of whose activations it is for."""
+    return {
+        "kind": type(sae).__name__,
+        "tap": sae.tap,
+        "agent_hash": agent.weights_hash,
+        "agent_architecture": agent.architecture,
+        "normalisation": {"mean": sae.mean.tolist(), "scale": float(sae.scale)},
+    }

@@ -17,6 +17,7 @@ from networks.sae_lens_format import load_sae_lens, save_sae_lens
 from networks.sparse_autoencoder import SparseAutoencoder
 from networks.taps import AgentOutput, Edit, TappedAgent
 from networks.topk_sae import TopKSAE
+from networks.trajectory_window import TrajectoryWindow
 from networks.weights import hash_tensors, load_agent, load_readout, load_sae, read_weights, save_weights
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "SparseAutoencoder",
     "TappedAgent",
     "TopKSAE",
+    "TrajectoryWindow",
     "autocast",
     "hash_tensors",
     "load_agent",

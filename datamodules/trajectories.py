@@ -15,19 +15,18 @@ an episode from its beginning, and would need procgen in every worker. The seeds
 """
 
 import dataclasses
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader, Dataset
 
-from datamodules.activation_loaders import Position, TrainingLoader
+from datamodules.activation_loaders import Position
 from datamodules.cache import ActivationCache, refuse_if_too_large
+from datamodules.minari_format import MinariRecorder
 from datamodules.trajectory_features import FeatureRecorder, FeatureTap, open_features
+from datamodules.trajectory_loaders import OrderedTrajectoryLoader, TrajectoryLoader
 from datamodules.trajectory_recorder import (
     ORACLE,
     RANDOM,
@@ -35,7 +34,7 @@ from datamodules.trajectory_recorder import (
     TrajectoryRecorder,
     TrajectorySource,
 )
-from datamodules.trajectory_store import TrajectoryBatch, TrajectoryStore, draw_windows, tile_windows, window_weights
+from datamodules.trajectory_store import TrajectoryStore
 from environments import TEST_LEVELS, TRAINING_START, VALIDATION_LEVELS, EnvironmentSettings
 from environments.levels import Split
 from networks import Precision, TappedAgent, load_agent
@@ -71,9 +70,9 @@ class TrajectoryDataModule(LightningDataModule):
     """Records episodes of a mixture of players once and feeds windows of them; held-out levels for the held-out splits.
 
     Each source has a cache of its own on disk, keyed by everything that decides its episodes; validation and test
-    are recorded with the same sources on their own levels, whatever `seed` is. A training epoch shows every step
-    about once, in windows that are drawn anew (see `draw_windows`), and goes on in its middle after a resume.
-    Validation and test windows are the same every time, and show every step once.
+    are recorded with the same sources (imported ones excepted) on their own levels, whatever `seed` is. A training
+    epoch shows every step about once, in windows that are drawn anew (see `draw_windows`), and goes on in its middle
+    after a resume. Validation and test windows are the same every time, and show every step once.
 
     Args:
         sources: who plays; their names must differ.
@@ -120,8 +119,8 @@ class TrajectoryDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         names = [source.name for source in sources]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"sources {names}: give at least one, each with a name of its own")
+        if len(set(names)) < len(names) or all(source.imported for source in sources):
+            raise ValueError(f"sources {names}: give at least one that plays, each with a name of its own")
         if environment.game != "heist":
             raise ValueError(f"trajectories are labelled by heist's oracle, {environment.game} has none: choose heist")
         if environment.start_level < TRAINING_START:
@@ -155,7 +154,7 @@ class TrajectoryDataModule(LightningDataModule):
     @cached_property
     def agents(self) -> dict[str, TappedAgent]:
         """The frozen agents that play or see, by the paths of their weights."""
-        paths = {source.player for source in self.sources} - {ORACLE, RANDOM}
+        paths = {source.player for source in self.sources if not source.imported} - {ORACLE, RANDOM}
         paths |= set() if self.features is None else {self.features.agent}
         try:
             return {path: load_agent(path).requires_grad_(False) for path in sorted(paths)}
@@ -193,6 +192,7 @@ class TrajectoryDataModule(LightningDataModule):
             for cache in self._caches[split] + self._feature_caches[split]:
                 cache.build()
             opened = [cache.open() for cache in self._caches[split]]
+            played = [index for index, source in enumerate(self.sources) if split == "train" or not source.imported]
             features = [
                 part
                 for cache, shards in zip(self._feature_caches[split], opened, strict=False)
@@ -200,7 +200,7 @@ class TrajectoryDataModule(LightningDataModule):
             ]
             self._stores[split] = TrajectoryStore(
                 [shard for shards in opened for shard in shards],
-                [index for index, shards in enumerate(opened) for _ in shards],
+                [index for index, shards in zip(played, opened, strict=True) for _ in shards],
                 discount=self.discount,
                 labels=self.labels,
                 features=features or None,
@@ -223,18 +223,18 @@ class TrajectoryDataModule(LightningDataModule):
         """Share of a split's episodes, of all sources together, that reach the gem."""
         return float(self.store(split).solved.mean())
 
-    def train_dataloader(self) -> "TrajectoryLoader":
+    def train_dataloader(self) -> TrajectoryLoader:
         """Shuffled whole batches."""
         return TrajectoryLoader(
             self.store("train"), self.context, self.batch_size, seed=self.seed, position=self._position,
             num_workers=self.num_workers, **self._ranks(),
         )  # fmt: skip
 
-    def val_dataloader(self) -> "OrderedTrajectoryLoader":
+    def val_dataloader(self) -> OrderedTrajectoryLoader:
         """Every step of the validation episodes once, in order."""
         return self._ordered("validation")
 
-    def test_dataloader(self) -> "OrderedTrajectoryLoader":
+    def test_dataloader(self) -> OrderedTrajectoryLoader:
         """Every step of the test episodes once, in order."""
         return self._ordered("test")
 
@@ -250,7 +250,7 @@ class TrajectoryDataModule(LightningDataModule):
         self._position.epoch = state_dict["epoch"]
         self._position.batch = state_dict["batch"] if same else 0
 
-    def _ordered(self, split: Split) -> "OrderedTrajectoryLoader":
+    def _ordered(self, split: Split) -> OrderedTrajectoryLoader:
         return OrderedTrajectoryLoader(
             self.store(split), self.context, self.validation_batch_size, num_workers=self.num_workers, **self._ranks()
         )
@@ -267,22 +267,19 @@ class TrajectoryDataModule(LightningDataModule):
 
     @cached_property
     def _caches(self) -> dict[Split, list[ActivationCache]]:
-        total = sum(source.share for source in self.sources)
         caches: dict[Split, list[ActivationCache]] = {}
         for split, frames in self.split_frames.items():
-            settings, seed = self.environment, self.seed
+            settings, seed, sources = self.environment, self.seed, self.sources
             if split in _LEVELS:
                 levels, seed = _LEVELS[split], 0
                 settings = dataclasses.replace(settings, start_level=levels.start, num_levels=len(levels))
-            caches[split] = [
-                ActivationCache(
-                    self.cache_dir,
-                    f"{split}-{source.name}",
-                    self._recorder(source, settings, seed),
-                    max(1, round(frames * source.share / total)),
-                )
-                for source in self.sources
-            ]
+                sources = tuple(source for source in sources if not source.imported)
+            total = sum(source.share for source in sources)
+            caches[split] = []
+            for source in sources:
+                count = max(1, round(frames * source.share / total))
+                recorder = self._recorder(source, settings, seed, count)
+                caches[split].append(ActivationCache(self.cache_dir, f"{split}-{source.name}", recorder, count))
         return caches
 
     @cached_property
@@ -308,110 +305,12 @@ class TrajectoryDataModule(LightningDataModule):
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
 
-    def _recorder(self, source: TrajectorySource, settings: EnvironmentSettings, seed: int) -> TrajectoryRecorder:
+    def _recorder(
+        self, source: TrajectorySource, settings: EnvironmentSettings, seed: int, frames: int
+    ) -> TrajectoryRecorder | MinariRecorder:
+        if source.imported:
+            return MinariRecorder(source.player, settings, frames)
         return TrajectoryRecorder(
             source, self.agents.get(source.player), settings,
             max_steps=self.max_steps, precision=self.precision, seed=seed, device=self._device,
         )  # fmt: skip
-
-
-_Places = tuple[np.ndarray, np.ndarray]
-
-
-class _Windows(Dataset[TrajectoryBatch]):
-    """A whole batch for each item asked for."""
-
-    def __init__(self, store: TrajectoryStore, context: int) -> None:
-        self._store, self._context = store, context
-
-    def __getitem__(self, places: _Places) -> TrajectoryBatch:
-        return self._store.windows(*places, self._context)
-
-
-def _read(store: TrajectoryStore, context: int, batches: list[_Places], num_workers: int) -> Iterator[TrajectoryBatch]:
-    """Batches in the order of their places, whoever reads them."""
-    loader: DataLoader[TrajectoryBatch] = DataLoader(
-        _Windows(store, context),
-        sampler=batches,  # type: ignore[arg-type]
-        batch_size=None,
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
-        pin_memory=torch.cuda.is_available(),
-    )
-    return iter(loader)
-
-
-def _as_it_is(batch: TrajectoryBatch) -> TrajectoryBatch:
-    return batch
-
-
-class TrajectoryLoader(TrainingLoader):
-    """Shuffled whole batches of windows, drawn anew in each epoch from (seed, epoch) alone; see `draw_windows`.
-
-    What does not fill a batch on every rank is left out, other windows in each epoch.
-
-    Raises:
-        ValueError: too few steps for one batch.
-    """
-
-    def __init__(
-        self,
-        store: TrajectoryStore,
-        context: int,
-        batch_size: int,
-        *,
-        seed: int,
-        position: Position,
-        num_workers: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self._store, self._context, self._batch_size, self._seed = store, context, batch_size, seed
-        self._num_workers, self._rank, self._world = num_workers, rank, world
-        windows = int(window_weights(store.steps, context).sum()) // context
-        batches = windows // (batch_size * world)
-        if batches == 0:
-            raise ValueError(
-                f"{windows} windows of {context} steps are too few for a batch of {batch_size} on each of {world} "
-                "processes: raise num_frames or lower batch_size"
-            )
-        super().__init__(position, batches)
-
-    def __iter__(self) -> Iterator[TrajectoryBatch]:
-        rng = np.random.default_rng((self._seed, self._position.epoch))
-        shape = (len(self), self._world, self._batch_size)
-        used = len(self) * self._world * self._batch_size
-        episodes, starts = (
-            places[:used].reshape(shape)[self._position.batch :, self._rank]
-            for places in draw_windows(self._store.steps, self._context, rng)
-        )
-        batches = list(zip(episodes, starts, strict=True))
-        for batch in _read(self._store, self._context, batches, self._num_workers):
-            self._position.advance(len(self))
-            yield batch
-
-
-class OrderedTrajectoryLoader:
-    """Windows that show every step once, in order, in batches shared out over ranks; the last may be smaller."""
-
-    def __init__(
-        self,
-        store: TrajectoryStore,
-        context: int,
-        batch_size: int,
-        *,
-        num_workers: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self._store, self._context, self._num_workers = store, context, num_workers
-        episodes, starts = tile_windows(store.steps, context)
-        cuts = range(batch_size, len(episodes), batch_size)
-        parts = zip(np.split(episodes, cuts), np.split(starts, cuts), strict=True)
-        self._batches: list[_Places] = list(parts)[rank::world]
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[TrajectoryBatch]:
-        return _read(self._store, self._context, self._batches, self._num_workers)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ _MOVES = 9  # procgen's actions from there on do nothing in heist
 _STAY = 4
 _ENVIRONMENTS = 64
 _SHORT = 32  # steps of a short episode: a small block keeps no more environments busy
-_BLOCK_FRAMES = 16_384
+BLOCK_FRAMES = 16_384
 _SMALLEST_BATCH = 8
 _PRIOR = 8  # episodes as long as the limit, in the first guess of their usual length
 _SAMPLE_FRAMES = 256  # played to find out what a frame takes on disk
@@ -38,7 +39,8 @@ class TrajectorySource:
 
     Attributes:
         name: by which metrics and summaries know it.
-        player: `oracle`, `random` (any of the nine moves), or the path of an agent's weights.
+        player: `oracle`, `random` (any of the nine moves), the path of an agent's weights, or the folder of a Minari
+            dataset (`datamodules.minari_format`), whose episodes are taken as they are, for training only.
         share: of the frames, relative to the other sources' shares.
         temperature: divides an agent's logits; 0 plays greedily.
         epsilon: chance at each step that one random move begins, whoever plays.
@@ -58,6 +60,11 @@ class TrajectorySource:
                 f"source {self.name!r}: share {self.share} must be above 0, temperature {self.temperature} at least 0, "
                 f"epsilon {self.epsilon} in 0 to 1 and hold {self.hold} at least 1"
             )
+
+    @property
+    def imported(self) -> bool:
+        """Whether its episodes are read from a dataset."""
+        return Path(self.player).is_dir()
 
 
 class TrajectoryRecorder:
@@ -109,7 +116,7 @@ class TrajectoryRecorder:
     @property
     def frames_per_block(self) -> int:
         """About as many frames a block has: its episodes are whole."""
-        return _BLOCK_FRAMES
+        return BLOCK_FRAMES
 
     def description(self) -> dict[str, Any]:
         """Everything that decides the episodes, as primitives; shares, and the path of an agent's file, do not."""
@@ -129,7 +136,7 @@ class TrajectoryRecorder:
             "play": play,
             "environment": {k: v for k, v in self.settings.as_dict().items() if k != "num_threads"},
             "environments": _ENVIRONMENTS,
-            "block": _BLOCK_FRAMES,
+            "block": BLOCK_FRAMES,
             "max_steps": self.max_steps,
             "labels": TRAJECTORY_LABELS,
             "seed": self.seed,
@@ -181,8 +188,8 @@ class TrajectoryRecorder:
 
 
 @dataclasses.dataclass
-class _Episode:
-    """What is known so far of one dealt level."""
+class RecordedEpisode:
+    """What is known so far of an episode: its level, frames, actions and labels by step, and how it ended."""
 
     level: int
     packer: FramePacker
@@ -206,7 +213,7 @@ class _Block:
         self._recorder, self._environment, self._rng = recorder, environment, rng
         self._wanted, self._progress = wanted, progress
         count = environment.num_environments
-        self._dealt: list[_Episode] = []
+        self._dealt: list[RecordedEpisode] = []
         self._playing = np.full(count, -1)  # index into dealt; -1 is idle
         self._held = np.zeros(count, dtype=np.int64)  # steps for which a random move is still to be kept up
         self._random = np.full(count, _STAY)
@@ -242,7 +249,7 @@ class _Block:
                 frames = self._deal()
         if self._progress is not None:
             self._progress(self._wanted - self._told)
-        return _columns(self._dealt)
+        return episode_columns(self._dealt)
 
     def _disturb(self, slots: Int[np.ndarray, " n"], actions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         source = self._recorder.source
@@ -293,12 +300,12 @@ class _Block:
         frames = self._environment.observe()[1]
         for slot, level in zip(slots.tolist(), levels.tolist(), strict=True):
             self._playing[slot] = len(self._dealt)
-            self._dealt.append(_Episode(level, FramePacker(frames[slot])))
+            self._dealt.append(RecordedEpisode(level, FramePacker(frames[slot])))
         self._held[slots] = self._steps[slots] = 0
         return frames
 
 
-def _columns(episodes: list[_Episode]) -> Rows:
+def episode_columns(episodes: list[RecordedEpisode]) -> Rows:
     """Episodes as columns; labels in the smallest type that holds what heist can say."""
     packers = [episode.packer for episode in episodes]
     chunks = [chunk for packer in packers for chunk in packer.chunks]
@@ -317,6 +324,6 @@ def _columns(episodes: list[_Episode]) -> Rows:
     rows = [row for episode in episodes for row in episode.labels]
     for name, column in zip(TRAJECTORY_LABELS, zip(*rows, strict=True), strict=True):
         values = np.array(column)
-        kind = np.float32 if values.dtype == np.float64 else bool if values.dtype == bool else np.int16
+        kind = np.float32 if name == "position" else bool if values.dtype == bool else np.int16
         arrays[f"labels/{name}"] = values.astype(kind)
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}

@@ -58,6 +58,7 @@ class TrajectoryStore:
 
     Attributes:
         source, level, steps, solved, cut: of each episode [E]; `steps` is its length.
+        actions, returns, labels: of each step of all episodes [R ...], labels by name.
     """
 
     def __init__(
@@ -85,9 +86,9 @@ class TrajectoryStore:
         self._shard_row = np.concatenate([[0], np.cumsum([len(shard["actions"]) for shard in shards])])
         self.actions: UInt8[np.ndarray, " R"] = column("actions")
         self.returns: Float32[np.ndarray, " R"] = returns_to_go(self.steps, self.solved, discount)
-        self._labels = {name: column(f"labels/{name}") for name in labels if name != "source"}
+        self.labels = {name: column(f"labels/{name}") for name in labels if name != "source"}
         if "source" in labels:
-            self._labels["source"] = np.repeat(self.source, self.steps)
+            self.labels["source"] = np.repeat(self.source, self.steps)
         self._packed = [PackedFrames.from_rows(shard) for shard in shards] if frames else None
         self._features = features
         self._memory: dict[tuple[int, ...], ReusedMemory] = {}
@@ -114,7 +115,7 @@ class TrajectoryStore:
             torch.from_numpy(np.where(mask, places, 0)),
             torch.from_numpy(mask),
         )
-        labels = {name: read(values, -1) for name, values in self._labels.items()}
+        labels = {name: read(values, -1) for name, values in self.labels.items()}
         return TrajectoryBatch(window, labels, self._read_features(episodes, starts, context))
 
     def episode_frames(self, episode: int) -> UInt8[np.ndarray, "L 64 64 3"]:

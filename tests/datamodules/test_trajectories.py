@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from datamodules import FeatureTap, TrajectoryBatch, TrajectoryDataModule, TrajectorySource
 from datamodules import trajectory_recorder as recorder_module
 from datamodules.activation_loaders import Position
-from datamodules.trajectories import OrderedTrajectoryLoader, TrajectoryLoader
+from datamodules.trajectory_loaders import OrderedTrajectoryLoader, TrajectoryLoader
 from datamodules.trajectory_recorder import TrajectoryRecorder
 from environments import EnvironmentSettings
 from networks import CustomCNN, load_agent, save_weights
@@ -90,7 +90,7 @@ def test_shares_are_those_of_frames_and_counts_tell_who_solved(folder: Path) -> 
 def test_an_interrupted_recording_resumes_to_the_identical_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder_module, "_BLOCK_FRAMES", 300)
+    monkeypatch.setattr(recorder_module, "BLOCK_FRAMES", 300)
     changes: dict[str, Any] = {"sources": SOURCES[:2], "num_frames": 900, "validation_frames": 200}
     whole = data(tmp_path / "whole", **changes)
     whole.prepare_data()
@@ -301,7 +301,7 @@ def test_a_configuration_makes_it(folder: Path, weights: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"sources": []}, "give at least one"),
+        ({"sources": []}, "give at least one that plays"),
         ({"sources": [SOURCES[0], SOURCES[0]]}, "name of its own"),
         ({"environment": EnvironmentSettings(game="maze")}, "choose heist"),
         ({"environment": EnvironmentSettings(start_level=5, num_levels=10)}, "held-out levels"),

@@ -23,6 +23,8 @@ from networks.trajectory_window import GAMMA, MAX_RETURN, TrajectoryWindow, next
 from networks.weights import hash_tensors, load_agent, load_network, load_readout, load_sae, read_weights, save_weights
 
 __all__ = [
+    "GAMMA",
+    "MAX_RETURN",
     "AgentOutput",
     "BatchTopKSAE",
     "BilinearConv2d",
@@ -35,11 +37,9 @@ __all__ = [
     "Direction",
     "Edit",
     "FiringCounter",
-    "GAMMA",
     "GatedSAE",
     "JumpReLUSAE",
     "LinearReadout",
-    "MAX_RETURN",
     "MatryoshkaSAE",
     "Player",
     "Policy",

@@ -186,7 +186,7 @@ def load_network(path: str | Path, architecture: str | None = None) -> TappedNet
     return network.eval()
 
 
-def load_sae(path: str | Path, agent: TappedAgent | None = None, allow_other_agent: bool = False) -> SAEBase:
+def load_sae(path: str | Path, agent: TappedNetwork | None = None, allow_other_agent: bool = False) -> SAEBase:
     """Load a sparse autoencoder, in evaluation mode, with its `tap`, `weights_hash` and `metadata` as attributes.
 
     Args:
@@ -216,7 +216,7 @@ def load_sae(path: str | Path, agent: TappedAgent | None = None, allow_other_age
     return sae.eval()
 
 
-def check_origin(sae: SAEBase, agent: TappedAgent, source: str | Path, allow_other_agent: bool = False) -> None:
+def check_origin(sae: SAEBase, agent: TappedNetwork, source: str | Path, allow_other_agent: bool = False) -> None:
     """Refuse an autoencoder for an agent that it was not trained on, or whose tap it does not fit.
 
     Raises:
@@ -237,7 +237,7 @@ def check_origin(sae: SAEBase, agent: TappedAgent, source: str | Path, allow_oth
         )
 
 
-def load_readout(path: str | Path, agent: TappedAgent | None = None) -> LinearReadout:
+def load_readout(path: str | Path, agent: TappedNetwork | None = None) -> LinearReadout:
     """Load what a probe has learnt of one tap, in evaluation mode, with the file's metadata as attribute.
 
     Args:

@@ -280,7 +280,7 @@ def test_cloning_sees_one_frame(net: DecisionTransformer) -> None:
     torch.testing.assert_close(cloning(window).logits[:, 3], cloning(one).logits[:, 0])
     assert "resid1.return" not in cloning.taps
     for arguments in ({"tokens": ["return"]}, {"tokens": ["observation", "return"]}, {"width": 15}, {"context": 0}):
-        with pytest.raises(ValueError, match="must be|at least 1"):
+        with pytest.raises(ValueError, match=r"must be|at least 1"):
             DecisionTransformer(**arguments)
     with pytest.raises(ValueError, match="no agent 'ResNet'"):
         DecisionTransformer(encoder="ResNet")

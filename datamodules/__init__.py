@@ -1,4 +1,4 @@
-"""What a training step is fed with: rollouts, activations, demonstrations, and the cache they stand on."""
+"""What a training step is fed with: rollouts, activations, demonstrations, trajectories, and the cache of recordings."""
 
 from datamodules.activation_loaders import ActivationBatch as ActivationBatch
 from datamodules.activations import ActivationDataModule as ActivationDataModule
@@ -10,3 +10,6 @@ from datamodules.probes import ProbeDataModule as ProbeDataModule
 from datamodules.recorder import PlaySettings as PlaySettings
 from datamodules.rollouts import RolloutBatch as RolloutBatch
 from datamodules.rollouts import RolloutDataModule as RolloutDataModule
+from datamodules.trajectories import TrajectoryDataModule as TrajectoryDataModule
+from datamodules.trajectory_recorder import TrajectorySource as TrajectorySource
+from datamodules.trajectory_store import TrajectoryBatch as TrajectoryBatch

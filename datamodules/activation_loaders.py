@@ -88,7 +88,7 @@ class Position:
             self.epoch, self.batch = self.epoch + 1, 0
 
 
-class _TrainingLoader:
+class TrainingLoader:
     """What the loaders of training data share: a length, and a position that survives a checkpoint.
 
     `__iter__` goes on at the position, so an iterator dropped halfway leaves its rest to the next one.
@@ -111,7 +111,7 @@ class _TrainingLoader:
         """Nothing to load: see `state_dict`."""
 
 
-class CacheLoader(_TrainingLoader):
+class CacheLoader(TrainingLoader):
     """Shuffled whole batches from shards whose rows are already in random order.
 
     A batch is made of runs of rows from up to 4 random places of the cache. Batches are read in groups (8 MB): each
@@ -191,7 +191,7 @@ def _as_bytes(column: Shaped[Tensor, "R ..."]) -> UInt8[np.ndarray, "R bytes"]:
     return column.reshape(len(column), -1).view(torch.uint8).numpy()
 
 
-class StreamLoader(_TrainingLoader):
+class StreamLoader(TrainingLoader):
     """Batches from play that goes on while training: fresh frames in every epoch, nothing on disk.
 
     A pool holds the rows of 4 blocks. Once a block's worth of random rows has been handed out, a new block takes their

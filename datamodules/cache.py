@@ -38,7 +38,7 @@ class Statistics(NamedTuple):
 
 
 class BlockRecorder(Protocol):
-    """What makes the rows of a cache, block by block: `Recorder` or `StateRecorder`.
+    """What makes the rows of a cache, block by block: a recorder of play, edited states, episodes or features.
 
     Attributes:
         taps: what is recorded beside frames and labels.
@@ -69,7 +69,8 @@ class ActivationCache:
         root: folder of all caches.
         name: what the rows are for, beginning the folder's name.
         recorder: makes the rows.
-        frames: how many frames in all; the last shard may be smaller.
+        frames: how many frames in all (about as many, where the recorder keeps episodes whole); the last shard may be
+            smaller.
     """
 
     def __init__(self, root: str | Path, name: str, recorder: BlockRecorder, frames: int) -> None:
@@ -121,7 +122,7 @@ class ActivationCache:
                     self._checked.add(path.name)
         if damaged:
             raise ValueError(
-                f"damaged activation cache: {', '.join(damaged)}. Delete the file and run the same command again: "
+                f"damaged cache: {', '.join(damaged)}. Delete the file and run the same command again: "
                 "only what is missing is recorded anew"
             )
 
@@ -238,8 +239,8 @@ def refuse_if_too_large(caches: Sequence[ActivationCache]) -> None:
             f"{size / 1e9:.2f} GB for {cache.frames} {cache.name} frames" for cache, size in needed.items() if size
         )
         raise ValueError(
-            f"the activation cache needs {parts}, but {folder} has {free / 1e9:.2f} GB free: lower num_frames or "
-            "validation_frames, set source to stream, or set cache_dir to another disk"
+            f"the cache needs {parts}, but {folder} has {free / 1e9:.2f} GB free: lower num_frames or "
+            "validation_frames, or set cache_dir to another disk (activations can be streamed instead: source stream)"
         )
 
 

@@ -1,0 +1,371 @@
+"""Recorded trajectories of heist as shuffled windows, for a decision transformer.
+
+How frames are stored was chosen by measurement, on two cores that others used at the same time: 256 easy episodes of
+the oracle with 30 % random moves (48.6 frames each), windows of 30 frames at random places, one process.
+
+| stored                                                  | bytes a frame | windows/s read |
+|---------------------------------------------------------|---------------|----------------|
+| each episode's frames, zlib                             | 329           | 1 185          |
+| differing pixels, as they are                           | 773           | 7 946          |
+| **differing pixels, zlib** (`datamodules.frame_patches`)| 191           | 2 060          |
+| the level's seed and the actions, rendered again        | 1             | 337            |
+
+Rendering again is exact, bit for bit, and takes next to nothing on disk, but reads slowest, since procgen has to play
+an episode from its beginning, and would need procgen in every worker. The seeds and actions are stored anyway.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.activation_loaders import Position, TrainingLoader
+from datamodules.cache import ActivationCache, refuse_if_too_large
+from datamodules.trajectory_recorder import (
+    ORACLE,
+    RANDOM,
+    TRAJECTORY_LABELS,
+    TrajectoryRecorder,
+    TrajectorySource,
+)
+from datamodules.trajectory_store import TrajectoryBatch, TrajectoryStore, draw_windows, tile_windows
+from environments import TEST_LEVELS, TRAINING_START, VALIDATION_LEVELS, EnvironmentSettings
+from environments.levels import Split
+from networks import Precision, TappedAgent, load_agent
+
+_ENVIRONMENT = EnvironmentSettings()
+_SOURCES = (
+    TrajectorySource("oracle", ORACLE, share=0.3),
+    TrajectorySource("oracle_noisy", ORACLE, share=0.5, epsilon=0.1, hold=4),
+    TrajectorySource("random", RANDOM, share=0.2, hold=4),
+)
+_LABELS = ("direction", "target", "directions", "oracle_action", "main_action", "stuck", "source")
+_LEVELS = {"validation": VALIDATION_LEVELS, "test": TEST_LEVELS}
+
+
+class SourceCounts(NamedTuple):
+    """What one source made of its part of a split.
+
+    Attributes:
+        name: of the source.
+        frames, episodes: how many.
+        solved: episodes that reached the gem.
+        cut: episodes broken off at `max_steps`; they count as unsolved.
+    """
+
+    name: str
+    frames: int
+    episodes: int
+    solved: int
+    cut: int
+
+
+class TrajectoryDataModule(LightningDataModule):
+    """Records episodes of a mixture of players once and feeds windows of them; held-out levels for the held-out splits.
+
+    Each source has a cache of its own on disk, keyed by everything that decides its episodes; validation and test
+    are recorded with the same sources on their own levels, whatever `seed` is. A training epoch shows about every step
+    once, in windows that are drawn anew (see `draw_windows`), and goes on in its middle after a resume. Validation and
+    test windows are the same every time, and show every step once.
+
+    Args:
+        sources: who plays; their names must differ.
+        environment: heist; its levels are those of training.
+        num_frames: about how many frames of training episodes in all.
+        validation_frames, test_frames: likewise.
+        context: T, steps of a window.
+        batch_size: windows of a training batch on each process.
+        validation_batch_size: windows of a validation or test batch.
+        labels: names of `datamodules.trajectory_recorder.TRAJECTORY_LABELS`, and `source`, that batches carry.
+        discount: gamma of returns to go.
+        max_steps: episodes are cut here and count as unsolved: their returns to go are 0.
+        frames: whether windows carry frames.
+        precision: in which agents play.
+        num_workers: processes that read beside the training one; 0 reads in it.
+        seed: of training levels, play and order.
+        cache_dir: folder of all caches.
+
+    Raises:
+        ValueError: an argument that cannot be meant, named with the mend.
+    """
+
+    def __init__(
+        self,
+        sources: tuple[TrajectorySource, ...] | list[TrajectorySource] = _SOURCES,
+        environment: EnvironmentSettings = _ENVIRONMENT,
+        num_frames: int = 200_000,
+        validation_frames: int = 10_000,
+        test_frames: int = 20_000,
+        context: int = 30,
+        batch_size: int = 64,
+        validation_batch_size: int = 64,
+        labels: tuple[str, ...] | list[str] = _LABELS,
+        discount: float = 0.98,
+        max_steps: int = 300,
+        frames: bool = True,
+        precision: Precision = "bf16",
+        num_workers: int = 0,
+        seed: int = 0,
+        cache_dir: str = ".cache/trajectories",
+    ) -> None:
+        super().__init__()
+        names = [source.name for source in sources]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"sources {names}: give at least one, each with a name of its own")
+        if environment.game != "heist":
+            raise ValueError(f"trajectories are labelled by heist's oracle, {environment.game} has none: choose heist")
+        if environment.start_level < TRAINING_START:
+            raise ValueError(
+                f"environment.start_level {environment.start_level} would train on held-out levels: "
+                f"begin at {TRAINING_START} or above"
+            )
+        self.split_frames: dict[Split, int] = {
+            "train": num_frames, "validation": validation_frames, "test": test_frames
+        }  # fmt: skip
+        sizes = {"num_frames": num_frames, "validation_frames": validation_frames, "test_frames": test_frames}
+        sizes |= {"context": context, "batch_size": batch_size, "validation_batch_size": validation_batch_size}
+        for name, value in (sizes | {"max_steps": max_steps}).items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}: at least 1 is needed")
+        for name in labels:
+            if name not in (*TRAJECTORY_LABELS, "source"):
+                raise ValueError(
+                    f"there is no label {name!r}: choose among {', '.join((*TRAJECTORY_LABELS, 'source'))}"
+                )
+        if not 0 < discount <= 1 or num_workers < 0:
+            raise ValueError(f"discount {discount} must lie in 0 to 1 and num_workers {num_workers} be at least 0")
+        self.sources, self.environment, self.context = tuple(sources), environment, context
+        self.batch_size, self.validation_batch_size = batch_size, validation_batch_size
+        self.labels, self.discount, self.max_steps = tuple(labels), discount, max_steps
+        self.frames, self.precision, self.num_workers = frames, precision, num_workers
+        self.seed, self.cache_dir = seed, cache_dir
+        self._position = Position()
+        self._stores: dict[Split, TrajectoryStore] = {}
+
+    @cached_property
+    def agents(self) -> dict[str, TappedAgent]:
+        """The frozen agents that play, by the paths of their weights."""
+        paths = {source.player for source in self.sources} - {ORACLE, RANDOM}
+        try:
+            return {path: load_agent(path).requires_grad_(False) for path in sorted(paths)}
+        except ValueError as error:
+            raise ValueError(f"data.init_args.sources: {error}") from error
+
+    def prepare_data(self) -> None:
+        """Check what is on disk and what would have to fit there, then record what the run needs."""
+        stage = self.trainer.state.fn if self.trainer is not None else None
+        stages: dict[Any, tuple[Split, ...]] = {"validate": ("validation",), "test": ("test",)}
+        splits = stages.get(stage, ("train", "validation"))
+        caches = [cache for split in splits for cache in self._caches[split]]
+        for cache in caches:
+            cache.check()
+        refuse_if_too_large(caches)
+        for cache in caches:
+            cache.build()
+
+    def store(self, split: Split) -> TrajectoryStore:
+        """The episodes of a split; recorded now if they have not been."""
+        if split not in self._stores:
+            for cache in self._caches[split]:
+                cache.build()
+            opened = [cache.open() for cache in self._caches[split]]
+            self._stores[split] = TrajectoryStore(
+                [shard for shards in opened for shard in shards],
+                [index for index, shards in enumerate(opened) for _ in shards],
+                discount=self.discount,
+                labels=self.labels,
+                frames=self.frames,
+            )
+            self._tell(split)
+        return self._stores[split]
+
+    def counts(self, split: Split) -> list[SourceCounts]:
+        """Frames, episodes and solved episodes of each source, in the order of `sources`."""
+        store = self.store(split)
+        found = []
+        for index, source in enumerate(self.sources):
+            mine = store.source == index
+            numbers = (store.steps[mine].sum(), mine.sum(), store.solved[mine].sum(), store.cut[mine].sum())
+            found.append(SourceCounts(source.name, *map(int, numbers)))
+        return found
+
+    def solved_share(self, split: Split) -> float:
+        """Share of a split's episodes, of all sources together, that reach the gem."""
+        return float(self.store(split).solved.mean())
+
+    def train_dataloader(self) -> "TrajectoryLoader":
+        """Shuffled whole batches."""
+        return TrajectoryLoader(
+            self.store("train"), self.context, self.batch_size, seed=self.seed, position=self._position,
+            num_workers=self.num_workers, **self._ranks(),
+        )  # fmt: skip
+
+    def val_dataloader(self) -> "OrderedTrajectoryLoader":
+        """Every step of the validation episodes once, in order."""
+        return self._ordered("validation")
+
+    def test_dataloader(self) -> "OrderedTrajectoryLoader":
+        """Every step of the test episodes once, in order."""
+        return self._ordered("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands in the data."""
+        return {**vars(self._position), "batch_size": self.batch_size, "world_size": self._ranks()["world"]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where training stood; another batch size or world size begins the epoch again."""
+        same = state_dict["batch_size"] == self.batch_size and state_dict["world_size"] == self._ranks()["world"]
+        if not same:
+            rank_zero_info("the batch size or the number of processes changed: this epoch's data begin again")
+        self._position.epoch = state_dict["epoch"]
+        self._position.batch = state_dict["batch"] if same else 0
+
+    def _ordered(self, split: Split) -> "OrderedTrajectoryLoader":
+        return OrderedTrajectoryLoader(
+            self.store(split), self.context, self.validation_batch_size, num_workers=self.num_workers, **self._ranks()
+        )
+
+    def _ranks(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {"rank": 0, "world": 1}
+        return {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
+
+    def _tell(self, split: Split) -> None:
+        parts = [f"{c.name} {c.solved}/{c.episodes}" for c in self.counts(split)]
+        frames = int(self._stores[split].steps.sum())
+        rank_zero_info(f"{split}: {frames} frames of trajectories, episodes solved: {', '.join(parts)}")
+
+    @cached_property
+    def _caches(self) -> dict[Split, list[ActivationCache]]:
+        total = sum(source.share for source in self.sources)
+        caches: dict[Split, list[ActivationCache]] = {}
+        for split, frames in self.split_frames.items():
+            settings, seed = self.environment, self.seed
+            if split in _LEVELS:
+                levels, seed = _LEVELS[split], 0
+                settings = dataclasses.replace(settings, start_level=levels.start, num_levels=len(levels))
+            caches[split] = [
+                ActivationCache(
+                    self.cache_dir,
+                    f"{split}-{source.name}",
+                    self._recorder(source, settings, seed),
+                    max(1, round(frames * source.share / total)),
+                )
+                for source in self.sources
+            ]
+        return caches
+
+    def _recorder(self, source: TrajectorySource, settings: EnvironmentSettings, seed: int) -> TrajectoryRecorder:
+        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        return TrajectoryRecorder(
+            source, self.agents.get(source.player), settings,
+            max_steps=self.max_steps, precision=self.precision, seed=seed, device=device,
+        )  # fmt: skip
+
+
+_Places = tuple[np.ndarray, np.ndarray]
+
+
+class _Windows(Dataset[TrajectoryBatch]):
+    """A whole batch for each item asked for."""
+
+    def __init__(self, store: TrajectoryStore, context: int) -> None:
+        self._store, self._context = store, context
+
+    def __getitem__(self, places: _Places) -> TrajectoryBatch:
+        return self._store.windows(*places, self._context)
+
+
+def _read(store: TrajectoryStore, context: int, batches: list[_Places], num_workers: int) -> Iterator[TrajectoryBatch]:
+    """Batches in the order of their places, whoever reads them."""
+    loader: DataLoader[TrajectoryBatch] = DataLoader(
+        _Windows(store, context),
+        sampler=batches,  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)
+
+
+def _as_it_is(batch: TrajectoryBatch) -> TrajectoryBatch:
+    return batch
+
+
+class TrajectoryLoader(TrainingLoader):
+    """Shuffled whole batches of windows, drawn anew in each epoch from (seed, epoch) alone; see `draw_windows`.
+
+    What does not fill a batch on every rank is left out, other windows in each epoch.
+
+    Raises:
+        ValueError: too few steps for one batch.
+    """
+
+    def __init__(
+        self,
+        store: TrajectoryStore,
+        context: int,
+        batch_size: int,
+        *,
+        seed: int,
+        position: Position,
+        num_workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._store, self._context, self._batch_size, self._seed = store, context, batch_size, seed
+        self._num_workers, self._rank, self._world = num_workers, rank, world
+        windows = int(np.maximum(store.steps, context).sum()) // context
+        batches = windows // (batch_size * world)
+        if batches == 0:
+            raise ValueError(
+                f"{windows} windows of {context} steps are too few for a batch of {batch_size} on each of {world} "
+                "processes: raise num_frames or lower batch_size"
+            )
+        super().__init__(position, batches)
+
+    def __iter__(self) -> Iterator[TrajectoryBatch]:
+        rng = np.random.default_rng((self._seed, self._position.epoch))
+        shape = (len(self), self._world, self._batch_size)
+        used = len(self) * self._world * self._batch_size
+        episodes, starts = (
+            places[:used].reshape(shape)[self._position.batch :, self._rank]
+            for places in draw_windows(self._store.steps, self._context, rng)
+        )
+        batches = list(zip(episodes, starts, strict=True))
+        for batch in _read(self._store, self._context, batches, self._num_workers):
+            self._position.advance(len(self))
+            yield batch
+
+
+class OrderedTrajectoryLoader:
+    """Windows that show every step once, in order, in batches shared out over ranks; the last may be smaller."""
+
+    def __init__(
+        self,
+        store: TrajectoryStore,
+        context: int,
+        batch_size: int,
+        *,
+        num_workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._store, self._context, self._num_workers = store, context, num_workers
+        episodes, starts = tile_windows(store.steps, context)
+        cuts = range(batch_size, len(episodes), batch_size)
+        parts = zip(np.split(episodes, cuts), np.split(starts, cuts), strict=True)
+        self._batches: list[_Places] = list(parts)[rank::world]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[TrajectoryBatch]:
+        return _read(self._store, self._context, self._batches, self._num_workers)

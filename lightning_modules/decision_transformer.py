@@ -111,7 +111,7 @@ class DecisionTransformer(L.LightningModule):
         """What the saved network's file says of its training."""
         return {
             "environment": self._data.environment.as_dict(),
-            "env_steps": self._data.recorded_frames,
+            "env_steps": int(self._data.store("train").steps.sum()),
             "training": "cloning of recorded trajectories, given the return that followed",
             "encoder_weights": self.encoder_weights,
             "encoder_hash": self.encoder_hash,
@@ -119,7 +119,7 @@ class DecisionTransformer(L.LightningModule):
         }
 
     def configure_optimizers(self) -> Any:
-        """AdamW, fused, with a warm-up and a cosine over the whole run.
+        """AdamW (not fused: Lightning could not clip its gradients) with a warm-up and a cosine over the whole run.
 
         Raises:
             ValueError: the run has no end.
@@ -130,7 +130,7 @@ class DecisionTransformer(L.LightningModule):
                 "the run has no end, so its learning rate cannot fall: set trainer.max_steps or max_epochs"
             )
         optimiser = torch.optim.AdamW(
-            parameter_groups(self.agent, self.weight_decay), lr=self.learning_rate, betas=(0.9, 0.95), fused=True
+            parameter_groups(self.agent, self.weight_decay), lr=self.learning_rate, betas=(0.9, 0.95), foreach=True
         )
 
         def height(step: int) -> float:

@@ -1,5 +1,6 @@
 """A decision transformer: what to do, given what was seen and done so far and the return that is still asked for."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -140,6 +141,12 @@ class DecisionTransformer(TappedNetwork):
         if agent.architecture != own.architecture or agent.config() != own.config():
             raise ValueError(f"the encoder is a {own.architecture}, not a {agent.architecture}: set encoder to that")
         own.load_state_dict(agent.state_dict())
+
+    def asking(self, asked_return: float) -> "DecisionTransformer":
+        """The same network (its weights are shared), whose players ask for another return."""
+        twin = copy.copy(self)
+        twin.asked_return = asked_return
+        return twin
 
     def player(self, slots: int, record: Sequence[str] = (), edits: Sequence[Edit] = ()) -> Player:
         """A player that asks for `asked_return`, and remembers the context of each slot."""

@@ -1,4 +1,4 @@
-"""What a training step is fed with: rollouts, activations, demonstrations, trajectories, and the cache of recordings."""
+"""What a training step is fed with: rollouts, activations, demonstrations, trajectories, and the cache below them."""
 
 from datamodules.activation_loaders import ActivationBatch as ActivationBatch
 from datamodules.activations import ActivationDataModule as ActivationDataModule
@@ -11,5 +11,6 @@ from datamodules.recorder import PlaySettings as PlaySettings
 from datamodules.rollouts import RolloutBatch as RolloutBatch
 from datamodules.rollouts import RolloutDataModule as RolloutDataModule
 from datamodules.trajectories import TrajectoryDataModule as TrajectoryDataModule
+from datamodules.trajectory_features import FeatureTap as FeatureTap
 from datamodules.trajectory_recorder import TrajectorySource as TrajectorySource
 from datamodules.trajectory_store import TrajectoryBatch as TrajectoryBatch

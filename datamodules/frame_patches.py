@@ -4,15 +4,18 @@ Every frame refers to the first one alone, so that a window in the middle needs 
 """
 
 import zlib
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8, UInt16
+from jaxtyping import Bool, Int, UInt8
+from torch import Tensor
 
 from environments import FRAME_SHAPE
 
 CHUNK: Final = 32
 """Frames whose patches are compressed together: a window inflates no more of a long episode than what it needs."""
+_COLUMNS = ("first", "first_end", "patches", "patches_end", "changed")
 _PIXELS = FRAME_SHAPE[0] * FRAME_SHAPE[1]
 _PIXEL = np.dtype("V3")  # one pixel as one item: numpy gathers and scatters these at a third of the cost of rows of 3
 _PIXEL_BYTES = 2 + _PIXEL.itemsize
@@ -69,13 +72,20 @@ class PackedFrames:
         first_end: Int[np.ndarray, " E"],
         patches: UInt8[np.ndarray, " bytes"],
         patches_end: Int[np.ndarray, " chunks"],
-        changed: UInt16[np.ndarray, " R"],
+        changed: Int[np.ndarray, " R"],
     ) -> None:
         self._first, self._first_end = first, np.concatenate([[0], first_end])
         self._patches, self._patches_end = patches, np.concatenate([[0], patches_end])
         self._changed = changed
         self._row = np.concatenate([[0], np.cumsum(steps)])
         self._chunk = np.concatenate([[0], np.cumsum(-(-steps // CHUNK))])
+
+    @classmethod
+    def from_rows(cls, rows: Mapping[str, Tensor]) -> "PackedFrames":
+        """The frames of a recorded shard (`datamodules.trajectory_recorder.TrajectoryRecorder`)."""
+        names = ("episodes/steps", *(f"frames/{name}" for name in _COLUMNS))
+        steps, *columns = (rows[name].numpy() for name in names)
+        return cls(steps.astype(np.int64), *columns)
 
     def read(self, episode: int, start: int, out: UInt8[np.ndarray, "T 64 64 3"]) -> None:
         """Write the frames of an episode from step `start` on into `out`, as many as fit there; they must exist."""

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.activation_loaders import Position, TrainingLoader
 from datamodules.cache import ActivationCache, refuse_if_too_large
+from datamodules.trajectory_features import FeatureRecorder, FeatureTap, open_features
 from datamodules.trajectory_recorder import (
     ORACLE,
     RANDOM,
@@ -85,8 +86,10 @@ class TrajectoryDataModule(LightningDataModule):
         labels: names of `datamodules.trajectory_recorder.TRAJECTORY_LABELS`, and `source`, that batches carry.
         discount: gamma of returns to go.
         max_steps: episodes are cut here and count as unsolved: their returns to go are 0.
+        features: the tap of a frozen agent whose activations batches carry beside (or, with `frames` false, instead of)
+            the frames; computed once and kept on disk with the trajectories, in float16.
         frames: whether windows carry frames.
-        precision: in which agents play.
+        precision: in which agents play and features are computed.
         num_workers: processes that read beside the training one; 0 reads in it.
         seed: of training levels, play and order.
         cache_dir: folder of all caches.
@@ -108,6 +111,7 @@ class TrajectoryDataModule(LightningDataModule):
         labels: tuple[str, ...] | list[str] = _LABELS,
         discount: float = 0.98,
         max_steps: int = 300,
+        features: FeatureTap | None = None,
         frames: bool = True,
         precision: Precision = "bf16",
         num_workers: int = 0,
@@ -143,26 +147,40 @@ class TrajectoryDataModule(LightningDataModule):
         self.sources, self.environment, self.context = tuple(sources), environment, context
         self.batch_size, self.validation_batch_size = batch_size, validation_batch_size
         self.labels, self.discount, self.max_steps = tuple(labels), discount, max_steps
-        self.frames, self.precision, self.num_workers = frames, precision, num_workers
+        self.features, self.frames, self.precision, self.num_workers = features, frames, precision, num_workers
         self.seed, self.cache_dir = seed, cache_dir
         self._position = Position()
         self._stores: dict[Split, TrajectoryStore] = {}
 
     @cached_property
     def agents(self) -> dict[str, TappedAgent]:
-        """The frozen agents that play, by the paths of their weights."""
+        """The frozen agents that play or see, by the paths of their weights."""
         paths = {source.player for source in self.sources} - {ORACLE, RANDOM}
+        paths |= set() if self.features is None else {self.features.agent}
         try:
             return {path: load_agent(path).requires_grad_(False) for path in sorted(paths)}
         except ValueError as error:
-            raise ValueError(f"data.init_args.sources: {error}") from error
+            raise ValueError(f"data.init_args.sources or features: {error}") from error
+
+    @property
+    def feature_shape(self) -> tuple[int, ...] | None:
+        """Shape of one frame's features, (C, H, W) or (C,); None without.
+
+        Raises:
+            ValueError: a tap that the agent does not have.
+        """
+        if self.features is None:
+            return None
+        agent = self.agents[self.features.agent]
+        agent.check_taps([self.features.tap])
+        return agent.taps[self.features.tap]
 
     def prepare_data(self) -> None:
         """Check what is on disk and what would have to fit there, then record what the run needs."""
         stage = self.trainer.state.fn if self.trainer is not None else None
         stages: dict[Any, tuple[Split, ...]] = {"validate": ("validation",), "test": ("test",)}
         splits = stages.get(stage, ("train", "validation"))
-        caches = [cache for split in splits for cache in self._caches[split]]
+        caches = [cache for split in splits for cache in self._caches[split] + self._feature_caches[split]]
         for cache in caches:
             cache.check()
         refuse_if_too_large(caches)
@@ -172,14 +190,20 @@ class TrajectoryDataModule(LightningDataModule):
     def store(self, split: Split) -> TrajectoryStore:
         """The episodes of a split; recorded now if they have not been."""
         if split not in self._stores:
-            for cache in self._caches[split]:
+            for cache in self._caches[split] + self._feature_caches[split]:
                 cache.build()
             opened = [cache.open() for cache in self._caches[split]]
+            features = [
+                part
+                for cache, shards in zip(self._feature_caches[split], opened, strict=False)
+                for part in open_features(cache, shards)
+            ]
             self._stores[split] = TrajectoryStore(
                 [shard for shards in opened for shard in shards],
                 [index for index, shards in enumerate(opened) for _ in shards],
                 discount=self.discount,
                 labels=self.labels,
+                features=features or None,
                 frames=self.frames,
             )
             self._tell(split)
@@ -261,11 +285,33 @@ class TrajectoryDataModule(LightningDataModule):
             ]
         return caches
 
+    @cached_property
+    def _feature_caches(self) -> dict[Split, list[ActivationCache]]:
+        """None of a split, or one for each of its trajectory caches."""
+        if self.features is None:
+            return {split: [] for split in self._caches}
+        agent, tap = self.agents[self.features.agent], self.features.tap
+        return {
+            split: [
+                ActivationCache(
+                    self.cache_dir,
+                    f"{cache.name}-features",
+                    FeatureRecorder(cache, agent, tap, self.precision, self._device),
+                    cache.frames,
+                )
+                for cache in caches
+            ]
+            for split, caches in self._caches.items()
+        }
+
+    @property
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+
     def _recorder(self, source: TrajectorySource, settings: EnvironmentSettings, seed: int) -> TrajectoryRecorder:
-        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
         return TrajectoryRecorder(
             source, self.agents.get(source.player), settings,
-            max_steps=self.max_steps, precision=self.precision, seed=seed, device=device,
+            max_steps=self.max_steps, precision=self.precision, seed=seed, device=self._device,
         )  # fmt: skip
 
 

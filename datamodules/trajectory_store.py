@@ -88,7 +88,7 @@ class TrajectoryStore:
         self._labels = {name: column(f"labels/{name}") for name in labels if name != "source"}
         if "source" in labels:
             self._labels["source"] = np.repeat(self.source, self.steps)
-        self._packed = [_packed(shard) for shard in shards] if frames else None
+        self._packed = [PackedFrames.from_rows(shard) for shard in shards] if frames else None
         self._features = features
         self._memory: dict[tuple[int, ...], ReusedMemory] = {}
 
@@ -186,9 +186,3 @@ def tile_windows(steps: Int[np.ndarray, " E"], context: int) -> tuple[Int64[np.n
     episodes = np.repeat(np.arange(len(steps)), counts)
     firsts = np.repeat(np.cumsum(counts) - counts, counts)
     return episodes, (np.arange(len(episodes)) - firsts) * context
-
-
-def _packed(shard: Rows) -> PackedFrames:
-    names = ("episodes/steps", "frames/first", "frames/first_end", "frames/patches", "frames/patches_end")
-    steps, first, first_end, patches, patches_end = (shard[name].numpy() for name in names)
-    return PackedFrames(steps, first, first_end, patches, patches_end, shard["frames/changed"].numpy())

@@ -12,10 +12,10 @@ from torch import Tensor
 from datamodules.outcomes import outcomes
 from environments import FRAME_SHAPE, EnvironmentSettings, State, VectorEnvironment
 from environments.heist import Labels, inside_maze, label_states
-from networks import Precision, TappedAgent, autocast, hash_tensors, sample_actions
+from networks import AgentOutput, Player, Precision, TappedAgent, TappedNetwork, autocast, hash_tensors, sample_actions
 
 Rows = dict[str, Tensor]
-"""Columns of equal length by name: `activations/TAP`, `inside/TAP`, `labels/NAME`, `frames`, `levels`."""
+"""Columns of equal length by name: `activations/TAP`, `beside/TAP`, `inside/TAP`, `labels/NAME`, `frames`, `levels`."""
 
 LABELS = [*(field.name for field in dataclasses.fields(Labels)), "pursued", "steps_to_pickup"]
 """Names of label columns: the fields of `environments.heist.Labels`, and what `datamodules.outcomes` adds."""
@@ -65,13 +65,16 @@ class Recorder:
     that many different random positions of each frame, fewer where the smallest tap has fewer, drawn for each tap.
 
     Args:
-        agent: plays and is recorded; moved to `device`.
+        agent: plays and is recorded; moved to `device`. One that remembers sees each block's episodes from their
+            beginnings, random steps included.
         settings: what is played; levels are drawn from its range.
         taps: what is recorded; none records frames and labels only.
         positions_per_frame: None keeps whole maps.
         frames: keep the frames (whole maps only).
         labels: keep `environments.heist.label_states` of every frame, and its `outcomes`.
         inside: keep which positions of each map show the maze (heist in easy and hard mode only).
+        beside: another network of the agent's kind that sees the same play; what the same taps of it yield are columns
+            `beside/TAP` (whole maps only).
         seed: fixes levels, action noise and the order of rows.
 
     Raises:
@@ -80,7 +83,7 @@ class Recorder:
 
     def __init__(
         self,
-        agent: TappedAgent,
+        agent: TappedNetwork,
         settings: EnvironmentSettings,
         taps: Sequence[str],
         *,
@@ -88,6 +91,7 @@ class Recorder:
         frames: bool = False,
         labels: bool = False,
         inside: bool = False,
+        beside: TappedNetwork | None = None,
         precision: Precision = "bf16",
         play: PlaySettings,
         seed: int = 0,
@@ -101,6 +105,9 @@ class Recorder:
                 "frames go with whole maps: set positions_per_frame to null, or frames to false "
                 "(validation batches carry frames in any case)"
             )
+        if beside is not None and positions_per_frame is not None:
+            raise ValueError("beside goes with whole maps: set positions_per_frame to null")
+        self.beside = None if beside is None else beside.to(device)
         self.agent, self.settings, self.taps, self.play = agent.to(device), settings, tuple(taps), play
         self.frames, self.labels, self.precision = frames, labels, precision
         self.inside = inside and shows_whole_maze(settings)
@@ -112,7 +119,8 @@ class Recorder:
 
     def description(self) -> dict[str, Any]:
         """Everything that decides the rows, as primitives: two recorders that agree here record the same."""
-        return {
+        beside = {} if self.beside is None else {"beside": hash_tensors(self.beside.state_dict())}
+        return beside | {
             "format": 1,
             "agent": hash_tensors(self.agent.state_dict()),
             "architecture": {"name": self.agent.architecture, **self.agent.config()},
@@ -149,9 +157,11 @@ class Recorder:
         ended: list[tuple[np.ndarray, np.ndarray]] = []
         for step in range(steps):
             ended.append((game.began, game.solved))
-            with torch.no_grad(), autocast(self.precision, self.device):
-                output = self.agent(torch.from_numpy(game.frames).to(self.device), record=self.taps)
+            output = game.look()
             columns = self._columns(output.activations, game, noise)
+            if self.beside is not None:
+                seen = game.look_beside().activations
+                columns |= {f"beside/{tap}": _channels_last(seen[tap].cpu()) for tap in self.taps}
             if not rows:
                 rows = {
                     name: torch.empty((steps * len(column), *column.shape[1:]), dtype=column.dtype)
@@ -182,7 +192,9 @@ class Recorder:
         if self._environment is None:
             self._environment = VectorEnvironment(self.settings, self.play.environments)
         shapes = {self.agent.taps[tap][1:] for tap in self.taps if len(self.agent.taps[tap]) == 3}
-        return _Game(self._environment, rng, shapes if self.inside else set())
+        networks = [self.agent] if self.beside is None else [self.agent, self.beside]
+        watchers = [_Watcher(each, self.play.environments, self.taps, self.precision, self.device) for each in networks]
+        return _Game(self._environment, rng, shapes if self.inside else set(), watchers)
 
     def _choose(self, logits: Float[Tensor, "N A"], noise: torch.Generator) -> Int[np.ndarray, " N"]:
         uniforms = torch.rand(logits.shape, generator=noise)
@@ -226,9 +238,9 @@ class Recorder:
         noise = torch.Generator().manual_seed(0)
         game = self._game(np.random.default_rng(0))
         game.begin(0)
-        with torch.no_grad(), autocast(self.precision, self.device):
-            output = self.agent(torch.from_numpy(game.frames).to(self.device), record=self.taps, outputs=False)
-        columns = self._columns(output.activations, game, noise)
+        columns = self._columns(game.look().activations, game, noise)
+        if self.beside is not None:
+            columns |= {f"beside/{tap}": columns[f"activations/{tap}"] for tap in self.taps}
         outcome_bytes = 2 * 8 * self.rows_per_frame if self.labels else 0
         return sum(column.nbytes for column in columns.values()) // self.play.environments + outcome_bytes
 
@@ -262,6 +274,26 @@ def _pick(maps: Shaped[Tensor, "N HW ..."], chosen: Int[Tensor, "N P"] | None) -
     return maps[torch.arange(len(maps)).unsqueeze(1), chosen].flatten(0, 1)
 
 
+class _Watcher:
+    """A network that sees every frame of a game and is told what was done."""
+
+    def __init__(
+        self, network: TappedNetwork, count: int, taps: Sequence[str], precision: Precision, device: torch.device
+    ) -> None:
+        self._precision: Precision = precision
+        self._device, self._all = device, np.arange(count)
+        self._player: Player = network.player(count, record=taps)
+        self.remembers = not isinstance(network, TappedAgent)
+
+    def look(self, frames: UInt8[np.ndarray, "N 64 64 3"], fresh: Bool[np.ndarray, " N"]) -> AgentOutput:
+        self._player.begin(np.flatnonzero(fresh))
+        with torch.no_grad(), autocast(self._precision, self._device):
+            return self._player(torch.from_numpy(frames).to(self._device), self._all)
+
+    def took(self, actions: Int[np.ndarray, " N"]) -> None:
+        self._player.took(self._all, actions)
+
+
 class _Game:
     """N environments on levels of our choosing, so that play depends on nothing but the block's own seeds.
 
@@ -269,13 +301,20 @@ class _Game:
     [N] says whether such a frame is its episode's first, `solved` [N] whether the action before it was rewarded.
     """
 
-    def __init__(self, environment: VectorEnvironment, rng: np.random.Generator, shapes: set[tuple[int, ...]]) -> None:
-        self._environment, self._rng = environment, rng
+    def __init__(
+        self,
+        environment: VectorEnvironment,
+        rng: np.random.Generator,
+        shapes: set[tuple[int, ...]],
+        watchers: Sequence[_Watcher],
+    ) -> None:
+        self._environment, self._rng, self._watchers = environment, rng, watchers
         count = environment.num_environments
         self.levels: Int[np.ndarray, " N"] = np.zeros(count, dtype=np.int32)
         self.frames: UInt8[np.ndarray, "N 64 64 3"] = np.zeros((count, *FRAME_SHAPE), dtype=np.uint8)
         self.began: Bool[np.ndarray, " N"] = np.zeros(count, dtype=bool)
         self.solved: Bool[np.ndarray, " N"] = np.zeros(count, dtype=bool)
+        self._fresh: Bool[np.ndarray, " N"] = np.ones(count, dtype=bool)
         self.inside: dict[tuple[int, ...], Bool[np.ndarray, "N H W"]] = {
             shape: np.zeros((count, *shape), dtype=bool) for shape in shapes
         }
@@ -284,18 +323,32 @@ class _Game:
         """Put every environment on a new level and let it take its random number of random steps."""
         count = len(self.levels)
         self._place(np.arange(count))
+        self._fresh = np.ones(count, dtype=bool)
         moving = self._rng.integers(random_start + 1, size=count)
         actions = np.full(count, _STAY)
         for step in range(random_start):
             if step % _HOLD == 0:
                 actions = self._rng.integers(self._environment.num_actions, size=count)
+            for watcher in self._watchers:
+                if watcher.remembers:
+                    watcher.look(self.frames, self._fresh)
             self.act(np.where(step < moving, actions, _STAY))
+
+    def look(self) -> AgentOutput:
+        """What the agent makes of the frames to act on."""
+        return self._watchers[0].look(self.frames, self._fresh)
+
+    def look_beside(self) -> AgentOutput:
+        """What the other network makes of them."""
+        return self._watchers[1].look(self.frames, self._fresh)
 
     def act(self, actions: Int[np.ndarray, " N"]) -> None:
         """Step; an environment whose episode ended goes on with a new level."""
         self._environment.act(actions)
+        for watcher in self._watchers:
+            watcher.took(actions)
         reward, self.frames, self.began = self._environment.observe()
-        self.solved = reward > 0
+        self.solved, self._fresh = reward > 0, self.began
         if self.began.any():
             self._place(np.flatnonzero(self.began))
 

@@ -11,7 +11,7 @@ from interpretability.dataset_examples import DatasetExamples, Example
 from interpretability.optimised_images import OptimisationSettings, OptimisedImages, Unit, optimise_images
 from interpretability.pictures import TILE, Row, Tile, enlarge, outlined, sheet, spotlight
 from interpretability.receptive_fields import ReceptiveField, receptive_field
-from networks import Precision, SAEBase, TappedAgent
+from networks import Precision, SAEBase, TappedAgent, TappedNetwork
 
 _LARGEST_PATCH = 32  # pixels; a larger receptive field shows so much that the whole frame is plainer
 
@@ -22,19 +22,19 @@ class FeatureSheet:
 
     Attributes:
         units: the units shown, top to bottom.
-        whole: an image a unit for its mean over the map.
-        single: an image a unit for the position of its best example; None for flat taps, where it is the same.
+        whole: an image a unit for its mean over the map; None where a network sees more than one frame.
+        single: an image a unit for the position of its best example; None for flat taps too, where it is the same.
         picture: the sheet.
     """
 
     units: list[int]
-    whole: OptimisedImages
+    whole: OptimisedImages | None
     single: OptimisedImages | None
     picture: UInt8[Tensor, "H W 3"]
 
 
 def draw_feature_sheet(
-    agent: TappedAgent,
+    agent: TappedNetwork,
     tap: str,
     units: Sequence[int],
     examples: DatasetExamples,
@@ -47,6 +47,8 @@ def draw_feature_sheet(
 ) -> FeatureSheet:
     """Optimise images for units and lay them out beside their dataset examples.
 
+    What drives a unit of a network that sees more than one frame is no image: there are examples alone.
+
     Args:
         agent, tap, sae, settings, precision: as for `optimise_images`.
         units: which channels, or latents of the autoencoder where one is given.
@@ -56,17 +58,21 @@ def draw_feature_sheet(
     """
     found = [examples.of_unit(unit) for unit in units]
     flat = found[0][0].heat.numel() == 1
-    wanted = [Unit(unit) for unit in units]
-    if not flat:
-        wanted += [Unit(unit, best[0].peak) for unit, best in zip(units, found, strict=True)]
-    images = optimise_images(agent, tap, wanted, colours, sae=sae, settings=settings, precision=precision)
-    whole = OptimisedImages(*(part[: len(units)] for part in images))
-    single = None if flat else OptimisedImages(*(part[len(units) :] for part in images))
-    patch = _patch(agent, tap, sae)
+    whole = single = patch = None
+    if isinstance(agent, TappedAgent):
+        wanted = [Unit(unit) for unit in units]
+        if not flat:
+            wanted += [Unit(unit, best[0].peak) for unit, best in zip(units, found, strict=True)]
+        images = optimise_images(agent, tap, wanted, colours, sae=sae, settings=settings, precision=precision)
+        whole = OptimisedImages(*(part[: len(units)] for part in images))
+        single = None if flat else OptimisedImages(*(part[len(units) :] for part in images))
+        patch = _patch(agent, tap, sae)
     rows = []
     for index, unit in enumerate(units):
         maximum = float(examples.maximum[unit])
-        tiles: list[Tile | None] = [_image_tile(whole, whole.peak, index, maximum)]
+        tiles: list[Tile | None] = []
+        if whole is not None:
+            tiles.append(_image_tile(whole, whole.peak, index, maximum))
         if single is not None:
             tiles.append(_image_tile(single, single.achieved, index, maximum))
         tiles += [_example_tile(example, maximum, patch) for example in found[index]]
@@ -75,9 +81,13 @@ def draw_feature_sheet(
         lines = [share, "of frames" if flat else "of positions", f"highest {maximum:.3g}"]
         rows.append(Row(f"{'latent' if sae else 'channel'} {unit}", lines, tiles))
     columns = [("optimised", 1)] if flat else [("whole map", 1), ("one position", 1)]
+    if whole is None:
+        columns = []
     seen = "frames" if patch is None else f"patches of {patch.size[0]} x {patch.size[1]} pixels"
     columns += [(f"its best {seen} in the game", examples.per_unit)]
     text = _explanation(examples, flat, patch is not None)
+    if whole is None:
+        text = [text[1].removeprefix("Right: ").capitalize()]
     return FeatureSheet(list(units), whole, single, sheet(title, text, columns, rows))
 
 

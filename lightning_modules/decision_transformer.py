@@ -75,6 +75,16 @@ class DecisionTransformer(L.LightningModule):
                 f"data.init_args.context {self._data.context} is more than the network's {self.agent.context}: "
                 "set both to the same"
             )
+        given, encoder = self._data.features, self.agent.encoder
+        if given is None and not self._data.frames:
+            raise ValueError("the windows hold neither frames nor features: set data.init_args.frames to true")
+        if given is not None:
+            made_by = self._data.agents[given.agent].weights_hash
+            if (given.tap, made_by) != (encoder.tap, self.encoder_hash) or not encoder.frozen:
+                raise ValueError(
+                    f"data.init_args.features are {given.tap} of {given.agent}, frozen: set the agent's encoder_tap and "
+                    "frozen_encoder, and model.init_args.encoder_weights, to the same"
+                )
         if self.compile_agent and stage == "fit":
             compile_in_place(self.agent)
 

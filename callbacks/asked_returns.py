@@ -84,8 +84,8 @@ class AskedReturns(Callback):
         """Refuse what cannot be played before any work."""
         if not isinstance(getattr(pl_module, "agent", None), DecisionTransformer):
             raise ValueError(
-                f"AskedReturns plays a decision transformer, and {type(pl_module).__name__} trains none: take it out of "
-                "trainer.callbacks"
+                f"AskedReturns plays a decision transformer, and {type(pl_module).__name__} trains none: take it out "
+                "of trainer.callbacks"
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -139,7 +139,13 @@ def draw_confusion_of_play(counts: Int[np.ndarray, "4 6"], title: str) -> Figure
     axes.set(xlabel="action taken", ylabel="the only shortest way (steps)")
     for (row, column), share in np.ndenumerate(shares):
         axes.text(
-            column, row, f"{share:.2f}", ha="center", va="center", fontsize=8, color="white" if share > 0.55 else "black"
+            column,
+            row,
+            f"{share:.2f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if share > 0.55 else "black",
         )
     agree = counts[np.arange(4), np.arange(4)].sum() / max(1, counts.sum())
     axes.set_title(f"{title}\nas the oracle's direction: {agree:.3f} of {counts.sum()} steps", fontsize=9)

@@ -82,8 +82,8 @@ class DecisionTransformer(L.LightningModule):
             made_by = self._data.agents[given.agent].weights_hash
             if (given.tap, made_by) != (encoder.tap, self.encoder_hash) or not encoder.frozen:
                 raise ValueError(
-                    f"data.init_args.features are {given.tap} of {given.agent}, frozen: set the agent's encoder_tap and "
-                    "frozen_encoder, and model.init_args.encoder_weights, to the same"
+                    f"data.init_args.features are {given.tap} of {given.agent}, frozen: set the agent's encoder_tap "
+                    "and frozen_encoder, and model.init_args.encoder_weights, to the same"
                 )
         if self.compile_agent and stage == "fit":
             compile_in_place(self.agent)
@@ -121,7 +121,7 @@ class DecisionTransformer(L.LightningModule):
         """What the saved network's file says of its training."""
         return {
             "environment": self._data.environment.as_dict(),
-            "env_steps": int(self._data.store("train").steps.sum()),
+            "env_steps": sum(counts.frames for counts in self._data.counts("train")),
             "training": "cloning of recorded trajectories, given the return that followed",
             "encoder_weights": self.encoder_weights,
             "encoder_hash": self.encoder_hash,

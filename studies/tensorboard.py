@@ -19,4 +19,3 @@ def write_events(report: Report, folder: Path) -> None:
         for name, film in report.films.items():
             assert writer.file_writer is not None
             writer.file_writer.add_summary(film.summary(f"films/{name}"), 0)
-

@@ -1,5 +1,6 @@
 """One file per question asked of an agent: scenario in, numbers and pictures out."""
 
+from studies.asked_returns import AskedReturns as AskedReturns
 from studies.atlas import Atlas as Atlas
 from studies.evaluate_agent import EvaluateAgent as EvaluateAgent
 from studies.label_correlations import LabelCorrelations as LabelCorrelations

@@ -80,6 +80,14 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "settings": {"best": 2, "per_band": 1, "effect_sample": 16, "optimisation": {"steps": 1, "starts": 2}},
         "cache_dir": "cache",
     },
+    "studies.AskedReturns": {
+        "agent": "transformer.safetensors",
+        "reference": "cloning.safetensors",
+        "num_levels": 2,
+        "num_environments": 2,
+        "max_steps": 4,
+        "film_levels": 1,
+    },
     "studies.EvaluateAgent": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
     "studies.LabelCorrelations": {"num_frames": 64},
     "studies.SAEBaselines": {
@@ -112,6 +120,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     save_weights("agent.safetensors", CustomCNN(), {})
     save_weights("transformer.safetensors", DecisionTransformer(), {})
+    save_weights("cloning.safetensors", DecisionTransformer(context=1, tokens=["observation"]), {})
     return tmp_path
 
 
@@ -164,7 +173,7 @@ def test_every_study_runs_on_the_shipped_agent(workplace: Path, config: Path) ->
     values = yaml.safe_load(config.read_text())
     study = values["study"]
     study["init_args"] |= SHRUNK.get(study["class_path"], {})
-    if "agent" in study["init_args"]:
+    if str(study["init_args"].get("agent", "")).startswith("pretrained/"):
         study["init_args"]["agent"] = str(ROOT / study["init_args"]["agent"])
     if study["init_args"].get("sae"):
         agent = study["init_args"]["agent"]

@@ -12,7 +12,10 @@ CONTEXT = 5
 
 
 def planted_batch(count: int = 8, features: bool = True) -> TrajectoryBatch:
-    """Windows on which the action is the return asked for, and features the same everywhere; the last two steps of every other one are padding."""
+    """Windows on which the action is the return asked for, and features are the same everywhere.
+
+    The last two steps of every other window are padding.
+    """
     draw = torch.Generator().manual_seed(0)
     returns = 3 * torch.randint(0, 4, (count, CONTEXT), generator=draw)
     mask = torch.ones(count, CONTEXT, dtype=torch.bool)

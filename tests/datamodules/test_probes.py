@@ -94,7 +94,7 @@ def test_edited_states_feed_the_same_batches(folder: Path) -> None:
 
 @pytest.mark.parametrize("states", [None, deconfound])
 def test_a_decision_transformer_is_recorded_while_it_plays(tmp_path: Path, states: Any) -> None:
-    """With its control on the same play; an edited state is the first frame of an episode, of which it knows no more."""
+    """With its control on the same play; an edited state is an episode's first frame."""
     torch.manual_seed(0)
     network = DecisionTransformer(width=16, depth=1, heads=2, context=4)
     save_weights(tmp_path / "agent.safetensors", network, {})

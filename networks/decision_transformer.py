@@ -7,14 +7,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float, Float32, Int64, Shaped, UInt8
 from torch import Tensor, nn
-from torch.nn import functional
 
 import networks
 from networks.decision_player import DecisionPlayer
 from networks.frame_encoder import FrameEncoder
 from networks.taps import AgentOutput, Edit, Player, TapPass, TappedAgent, TappedNetwork
 from networks.trajectory_window import MAX_RETURN, TrajectoryWindow
-from networks.transformer_block import StepMemory, TransformerBlock, causal_mask, in_order, read_patterned
+from networks.transformer_block import StepMemory, TransformerBlock, causal_mask, in_order, read, read_patterned
 
 Token = Literal["action", "return", "observation"]
 TOKENS: tuple[Token, ...] = ("action", "return", "observation")
@@ -256,9 +255,7 @@ class DecisionTransformer(TappedNetwork):
                         keys, values = in_order(keys, order), in_order(values, order)
                         seen = seen.gather(-1, order[:, None, None].expand_as(seen))
                     return read_patterned(queries, keys, values, seen, steps, name, passes)
-                return functional.scaled_dot_product_attention(
-                    queries, keys, values, attn_mask=mask, is_causal=mask is None
-                )
+                return read(queries, keys, values, mask)
 
             x_BTKD = block.attend(x_BTKD.flatten(1, 2), attend).unflatten(1, (steps, kinds))
             neurons = self._pass(f"mlp{layer}", block.neurons(x_BTKD), passes)

@@ -40,6 +40,26 @@ class TransformerBlock(nn.Module):
         return functional.gelu(self.mlp_in(self.mlp_norm(x_BSD)))
 
 
+def read(
+    queries: Float[Tensor, "B H Q d"],
+    keys: Float[Tensor, "B H S d"],
+    values: Float[Tensor, "B H S d"],
+    mask: Bool[Tensor, "*B Q S"] | None,
+) -> Float[Tensor, "B H Q d"]:
+    """Attention, causal where no mask is given.
+
+    On a CPU in float32, whatever the other layers compute in: the backward pass of the bfloat16 kernel takes three
+    times as long (77 against 30 ms for 64 windows of 90 tokens, 4 heads of 32, on one core).
+    """
+    if queries.device.type == "cpu":
+        with torch.autocast("cpu", enabled=False):
+            found = functional.scaled_dot_product_attention(
+                queries.float(), keys.float(), values.float(), attn_mask=mask, is_causal=mask is None
+            )
+        return found.to(queries.dtype)
+    return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None)
+
+
 def read_patterned(
     queries: Float[Tensor, "B H Q d"],
     keys: Float[Tensor, "B H S d"],

@@ -118,7 +118,7 @@ def playing(slots: int, encode: bool, rounds: int, device: torch.device) -> dict
     frames, actions = window.frames[:, 0], np.zeros(slots, dtype=np.int64)
     encoder = ours.encode
     if not encode:
-        ours.encode = lambda *_: features  # type: ignore[method-assign, assignment]
+        ours.encode = lambda *_: features  # type: ignore[method-assign]
 
     def with_cache() -> None:
         with autocast("bf16", device):

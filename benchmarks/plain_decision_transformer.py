@@ -14,6 +14,8 @@ from benchmarks.plain_ppo import PlainCNN
 class PlainAttention(nn.Module):
     """Masked attention of several heads, with the whole matrix of scores."""
 
+    mask: Tensor
+
     def __init__(self, width: int, heads: int, length: int) -> None:
         super().__init__()
         self.key, self.query, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
@@ -70,7 +72,7 @@ class PlainDecisionTransformer(nn.Module):
         """Observation tokens [B T D] of frames [B T 3 64 64] in 0 to 1, or of features [B T 256]."""
         if self.encode:
             seen = self.encoder(seen.reshape(-1, *seen.shape[2:])).reshape(*seen.shape[:2], -1)
-        return self.observation(seen)  # type: ignore[no-any-return]
+        return self.observation(seen)
 
     def think(self, observations: Tensor, actions: Tensor, returns: Tensor, timesteps: Tensor) -> Tensor:
         """Logits [B T A]."""
@@ -80,7 +82,7 @@ class PlainDecisionTransformer(nn.Module):
             [self.returns(returns[..., None]) + time, observations + time, self.actions(actions) + time], dim=2
         )
         x = self.norm(self.blocks(tokens.reshape(batch, 3 * steps, width)))
-        return self.head(x[:, 1::3])  # type: ignore[no-any-return]
+        return self.head(x[:, 1::3])
 
     def forward(self, seen: Tensor, actions: Tensor, returns: Tensor, timesteps: Tensor) -> Tensor:
         return self.think(self.embed(seen), actions, returns, timesteps)

@@ -107,7 +107,7 @@ class DecisionTransformer(L.LightningModule):
         features = None if batch.features is None else batch.features.flatten(2)
         logits = self.agent(batch.window, features=features).logits
         assert logits is not None
-        return logits  # type: ignore[no-any-return]
+        return logits
 
     def on_train_epoch_end(self) -> None:
         """A NaN loss stops the run."""

@@ -203,7 +203,7 @@ class DecisionTransformer(TappedNetwork):
         features, found = self.encoder(frames.flatten(0, 1), record, edits)
         if passes is not None:
             passes.activations.update(found)
-        return features.unflatten(0, frames.shape[:2])  # type: ignore[no-any-return]
+        return features.unflatten(0, frames.shape[:2])
 
     def embed(
         self,
@@ -213,13 +213,13 @@ class DecisionTransformer(TappedNetwork):
         timesteps: Int64[Tensor, "B T"],
     ) -> Float[Tensor, "B T K D"]:
         """The tokens of each step; `num_actions` stands for no action."""
-        weight = self.embed_observation[1].weight
-        tokens = [self.embed_observation(features.to(weight.dtype))]
+        kind = self.embed_time.weight.dtype
+        tokens = [self.embed_observation(features.to(kind))]
         if "return" in self.tokens:
-            tokens.insert(0, self.embed_return(returns_to_go.to(weight.dtype)[..., None] / MAX_RETURN))
+            tokens.insert(0, self.embed_return(returns_to_go.to(kind)[..., None] / MAX_RETURN))
         if "action" in self.tokens:
             tokens.insert(0, self.embed_action(actions_before))
-        time = self.embed_time(_sinusoids(timesteps, self.width).to(weight.dtype))
+        time = self.embed_time(_sinusoids(timesteps, self.width).to(kind))
         return torch.stack(tokens, 2) + time[:, :, None]
 
     def think(
@@ -243,6 +243,7 @@ class DecisionTransformer(TappedNetwork):
         for layer, block in enumerate(self.blocks, 1):
             if not outputs and passes.complete:
                 return _output(None, passes, shape)
+            assert isinstance(block, TransformerBlock)
             name = f"attention{layer}"
 
             def attend(queries: Tensor, keys: Tensor, values: Tensor, layer: int = layer, name: str = name) -> Tensor:

@@ -132,7 +132,7 @@ class MemorylessPlayer:
 
     def __call__(self, frames: UInt8[Tensor, "n 64 64 3"], slots: Int[np.ndarray, " n"]) -> AgentOutput:
         """The network's output for these frames."""
-        return self._agent(frames, record=self._record, edits=self._edits)  # type: ignore[no-any-return]
+        return self._agent(frames, record=self._record, edits=self._edits)
 
     def took(self, slots: Int[np.ndarray, " n"], actions: Int[np.ndarray, " n"]) -> None:
         """Nothing is remembered."""

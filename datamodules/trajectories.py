@@ -35,7 +35,7 @@ from datamodules.trajectory_recorder import (
     TrajectoryRecorder,
     TrajectorySource,
 )
-from datamodules.trajectory_store import TrajectoryBatch, TrajectoryStore, draw_windows, tile_windows
+from datamodules.trajectory_store import TrajectoryBatch, TrajectoryStore, draw_windows, tile_windows, window_weights
 from environments import TEST_LEVELS, TRAINING_START, VALIDATION_LEVELS, EnvironmentSettings
 from environments.levels import Split
 from networks import Precision, TappedAgent, load_agent
@@ -71,9 +71,9 @@ class TrajectoryDataModule(LightningDataModule):
     """Records episodes of a mixture of players once and feeds windows of them; held-out levels for the held-out splits.
 
     Each source has a cache of its own on disk, keyed by everything that decides its episodes; validation and test
-    are recorded with the same sources on their own levels, whatever `seed` is. A training epoch shows about every step
-    once, in windows that are drawn anew (see `draw_windows`), and goes on in its middle after a resume. Validation and
-    test windows are the same every time, and show every step once.
+    are recorded with the same sources on their own levels, whatever `seed` is. A training epoch shows every step
+    about once, in windows that are drawn anew (see `draw_windows`), and goes on in its middle after a resume.
+    Validation and test windows are the same every time, and show every step once.
 
     Args:
         sources: who plays; their names must differ.
@@ -368,7 +368,7 @@ class TrajectoryLoader(TrainingLoader):
     ) -> None:
         self._store, self._context, self._batch_size, self._seed = store, context, batch_size, seed
         self._num_workers, self._rank, self._world = num_workers, rank, world
-        windows = int(np.maximum(store.steps, context).sum()) // context
+        windows = int(window_weights(store.steps, context).sum()) // context
         batches = windows // (batch_size * world)
         if batches == 0:
             raise ValueError(

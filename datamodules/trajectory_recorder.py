@@ -25,6 +25,7 @@ ORACLE, RANDOM = "oracle", "random"
 _MOVES = 9  # procgen's actions from there on do nothing in heist
 _STAY = 4
 _ENVIRONMENTS = 64
+_SHORT = 32  # steps of a short episode: a small block keeps no more environments busy
 _BLOCK_FRAMES = 16_384
 _SMALLEST_BATCH = 8
 _PRIOR = 8  # episodes as long as the limit, in the first guess of their usual length
@@ -136,9 +137,11 @@ class TrajectoryRecorder:
 
     def block(self, index: int, frames: int | None = None, progress: Callable[[int], object] | None = None) -> Rows:
         """Record block `index`; arguments as of `Recorder.block`, `frames` being about how many."""
-        if self._environment is None:
-            self._environment = VectorEnvironment(self.settings, _ENVIRONMENTS)
         wanted = self.frames_per_block if frames is None else frames
+        count = min(_ENVIRONMENTS, max(1, wanted // _SHORT))
+        if self._environment is None or self._environment.num_environments != count:
+            self.close()
+            self._environment = VectorEnvironment(self.settings, count)
         # What tells sources apart enters, so that they play different levels; their order in the configuration does not
         text = repr(sorted((k, v) for k, v in self.description().items() if k not in ("environment", "seed")))
         rng = np.random.default_rng((self.seed, index, zlib.crc32(text.encode())))

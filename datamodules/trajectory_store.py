@@ -159,23 +159,31 @@ class TrajectoryStore:
         return self.returns[self._row]
 
 
+def window_weights(steps: Int[np.ndarray, " E"], context: int) -> Int[np.ndarray, " E"]:
+    """For each episode, `context` times the windows that `draw_windows` takes of it in a pass, on average."""
+    whole = np.maximum(steps, context)
+    return whole + np.minimum(whole - context, context - 1)
+
+
 def draw_windows(
     steps: Int[np.ndarray, " E"], context: int, rng: np.random.Generator
 ) -> tuple[Int64[np.ndarray, " W"], Int64[np.ndarray, " W"]]:
     """Episode and first step of the windows of one pass, in random order.
 
-    Windows overlap the steps of long episodes about evenly: one is laid at random over a random step of each
-    `context` steps in a row, and moved into the episode where it would stick out (so an episode's first and last
-    steps are shown up to twice as often). A window of a shorter episode holds all of it; there is one a pass on
-    average.
+    An episode that is no longer than a window has one a pass, on average, which holds all of it. In a longer one all
+    first steps are equally likely, but that the two outermost ones, which alone show the episode's first and last
+    step, stand for as many more as it takes to show those steps as often as others: once a pass on average in an
+    episode of two windows or more (then others near the ends are shown up to twice).
     """
-    sizes = np.maximum(steps, context)
-    ends = np.cumsum(sizes)
+    whole = np.maximum(steps, context)
+    weights = window_weights(steps, context)
+    ends = np.cumsum(weights)
     count = int(ends[-1]) // context
     places = ((np.arange(count) + rng.random(count)) * context).astype(np.int64)
     episodes = np.searchsorted(ends, places, side="right")
-    starts = places - (ends - sizes)[episodes] - rng.integers(context, size=count)
-    starts = np.clip(starts, 0, np.maximum(steps - context, 0)[episodes])
+    last = (whole - context)[episodes]
+    beyond = (weights[episodes] - (last + 1)) // 2
+    starts = np.clip(places - (ends - weights)[episodes] - beyond, 0, last)
     order = rng.permutation(count)
     return episodes[order], starts[order]
 

@@ -25,9 +25,9 @@ ACTION_LETTERS = {"L": 1, "R": 7, "U": 5, "D": 3, ".": 4, "1": 0, "7": 2, "3": 6
 class Watch(Study):
     """Plays one level and shows, step by step, the frame, maps of units, the policy and the value.
 
-    Writes `pages/level_SEED.html`, which needs nothing but a browser, `films/level_SEED.gif`, and
-    `figures/level_SEED.png`: a strip of frames over the courses of the units' activations. With an autoencoder, an ablation or another edit, the
-    edited agent is run on the very same frames and stands beside the untouched one.
+    Writes `pages/level_SEED.html`, which needs nothing but a browser, `films/level_SEED.gif`, and a strip of frames over
+    the courses of the units' activations, `figures/level_SEED.png`. With an autoencoder, an ablation or another edit,
+    the edited agent is run on the very same frames and stands beside the untouched one.
 
     Summary: `watch/steps`, `watch/solved`, and with an edit `watch/kl`, KL(untouched || edited) in nats, and
     `watch/action_agreement`, the fraction of steps with the same most likely action, both means over the steps.

@@ -25,7 +25,7 @@ ACTION_LETTERS = {"L": 1, "R": 7, "U": 5, "D": 3, ".": 4, "1": 0, "7": 2, "3": 6
 class Watch(Study):
     """Plays one level and shows, step by step, the frame, maps of units, the policy and the value.
 
-    Writes `pages/level_SEED.html`, which needs nothing but a browser, `films/level_SEED.gif`, and a strip of frames over
+    Writes `pages/level_SEED.html`, which needs nothing but a browser, `films/level_SEED.gif` and a strip of frames over
     the courses of the units' activations, `figures/level_SEED.png`. With an autoencoder, an ablation or another edit,
     the edited agent is run on the very same frames and stands beside the untouched one.
 

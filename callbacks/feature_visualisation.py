@@ -130,7 +130,8 @@ class FeatureVisualisation(Callback):
         save_png(folder / f"features_{subject.tap}.png", self.sheet.picture)
 
     def _sheet(self, subject: "_Subject", step: str) -> FeatureSheet:
-        examples, colours = DatasetExamples(self.num_examples), ColourMoments()
+        examples = DatasetExamples(self.num_examples)
+        colours = ColourMoments(self.optimisation.parametrisation == "phase")
         with torch.inference_mode(False), torch.no_grad():
             for frames, acts, levels in subject.batches(self.num_frames):
                 colours.update(frames[::_COLOUR_STRIDE])

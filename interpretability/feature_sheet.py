@@ -8,7 +8,8 @@ from torch import Tensor
 
 from interpretability.colour import ColourStatistics
 from interpretability.dataset_examples import DatasetExamples, Example
-from interpretability.optimised_images import OptimisationSettings, OptimisedImages, Unit, optimise_images
+from interpretability.image_objectives import Unit
+from interpretability.optimised_images import OptimisationSettings, OptimisedImages, optimise_images
 from interpretability.pictures import TILE, Row, Tile, enlarge, outlined, sheet, spotlight
 from interpretability.receptive_fields import ReceptiveField, receptive_field
 from networks import Precision, SAEBase, TappedAgent, TappedNetwork

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from studies.report import Report
@@ -15,7 +16,10 @@ def write_events(report: Report, folder: Path) -> None:
             if math.isfinite(value):
                 writer.add_scalar(name, value, 0)
         for name, figure in report.figures.items():
-            writer.add_figure(f"figures/{name}", figure, 0, close=False)
+            if isinstance(figure, Tensor):
+                writer.add_image(f"figures/{name}", figure.numpy(), 0, dataformats="HWC")
+            else:
+                writer.add_figure(f"figures/{name}", figure, 0, close=False)
         for name, film in report.films.items():
             assert writer.file_writer is not None
             writer.file_writer.add_summary(film.summary(f"films/{name}"), 0)

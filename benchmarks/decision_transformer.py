@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import machine, peak_flops, report, say, synchronise
@@ -63,6 +64,7 @@ def best_rates(contestants: Mapping[str, Callable[[], object]], rounds: int, dev
 def our_training(network: DecisionTransformer, batch: TrajectoryBatch, device: torch.device) -> Callable[[], object]:
     """A step as the Lightning module and its configuration do it."""
     optimiser = torch.optim.AdamW(parameter_groups(network, 0.1), lr=_RATE, betas=(0.9, 0.95), foreach=True)
+    convert_conv2d_weight_memory_format(network, torch.channels_last)
     compile_in_place(network)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
 

@@ -106,7 +106,7 @@ def training(batch_size: int, on_features: bool, rounds: int, device: torch.devi
     return {name: rate * batch_size for name, rate in rates.items()}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def playing(slots: int, encode: bool, rounds: int, device: torch.device) -> dict[str, float]:
     """Environment steps a second of both, full contexts in."""
     steps = SIZES["context"]

@@ -161,10 +161,12 @@ def draw_asked(play: AskedPlay, title: str) -> Figure:
     for axes, (name, label) in zip(figure.subplots(1, 3), quantities.items(), strict=True):
         values = np.array([each[name] for each in found])
         errors = np.abs(values[:, 1:] - values[:, :1]).T
-        axes.errorbar(play.asked, values[:, 0], yerr=errors, marker="o", capsize=3, label="delivered")
-        axes.set(xlabel="discounted return asked for", ylabel=label, ylim=(0, None))
+        places = np.arange(len(play.asked))[::-1]  # a few returns, most of them small
+        axes.errorbar(places, values[:, 0], yerr=errors, marker="o", capsize=3, label="delivered")
+        axes.set_xticks(places, [f"{asked:g}" for asked in play.asked])
+        axes.set(xlabel="discounted return asked for", ylabel=label, ylim=(0, 1.03 if name == "solved" else None))
         if name == "delivered":
-            axes.plot([0, MAX_RETURN], [0, MAX_RETURN], color="grey", linestyle=":", label="as asked")
+            axes.plot(places, play.asked, color="grey", linestyle=":", marker=".", label="asked for")
             axes.legend(fontsize=8)
     return figure
 

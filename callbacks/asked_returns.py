@@ -34,8 +34,8 @@ class AskedReturns(Callback):
     """Logs `dt/return`, `dt/solved`, `dt/episode_length` and `dt/delivered` (the discounted return) at the highest
     return asked for, and the same under `dt/rtg_RETURN/` at each, with 95 % bounds over levels.
 
-    The same levels are played with the same action noise each time: before every so many epochs, the first included,
-    and with the final weights. Draws, into the run's `figures/` and TensorBoard: what was delivered over what was
+    The same levels are played with the same action noise each time: before every so many epochs, but for the first, and
+    with the final weights. Draws, into the run's `figures/` and TensorBoard: what was delivered over what was
     asked for, the actions taken against the oracle's direction, attention patterns over the beginning of a level, and
     a film of some levels at the highest and the lowest return. Random generators, gradients and compiled code are left
     as they are. On several processes rank 0 plays.
@@ -90,7 +90,7 @@ class AskedReturns(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Play before every so-many-th epoch."""
-        if trainer.current_epoch % self.every_n_epochs == 0:
+        if trainer.current_epoch > 0 and trainer.current_epoch % self.every_n_epochs == 0:
             self._play(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

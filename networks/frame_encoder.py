@@ -34,18 +34,21 @@ class FrameEncoder(nn.Module):
         names = list(agent.taps)
         self.taps = {f"{PREFIX}{name}": agent.taps[name] for name in names[: names.index(tap) + 1]}
         self.features = int(torch.Size(agent.taps[tap]).numel())
-        for parameter, used in zip(agent.parameters(), self._used(), strict=True):
-            parameter.requires_grad_(used and not frozen)
+        self.agent.requires_grad_(False)
+        if not frozen:
+            for module in self._used():
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_()
 
-    def _used(self) -> list[bool]:
-        """Which of the agent's parameters the features depend upon."""
-        parameters = list(self.agent.parameters())
-        with torch.enable_grad():
-            for parameter in parameters:
-                parameter.requires_grad_()
-            outputs = self.agent(torch.rand(1, 64, 64, 3), record=(self.tap,), outputs=False)
-            total = outputs.activations[self.tap].sum()
-            return [g is not None for g in torch.autograd.grad(total, parameters, allow_unused=True)]
+    def _used(self) -> list[nn.Module]:
+        """The agent's layers that run on the way to the tap."""
+        ran: list[nn.Module] = []
+        hooks = [layer.register_forward_hook(lambda layer, *_: ran.append(layer)) for layer in self.agent.modules()]
+        with torch.no_grad():
+            self.agent(torch.zeros(1, 64, 64, 3), record=(self.tap,), outputs=False)
+        for hook in hooks:
+            hook.remove()
+        return ran
 
     def forward(
         self,

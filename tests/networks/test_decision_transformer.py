@@ -299,6 +299,8 @@ def test_an_encoder_is_taken_from_an_agent_and_frozen() -> None:
     free(window).logits.square().sum().backward()
     grown = {name for name, parameter in free.encoder.agent.named_parameters() if parameter.grad is not None}
     assert grown == {f"conv{layer}.{part}" for layer in ("1a", "2a", "2b", "3a", "4a") for part in ("weight", "bias")}
+    with torch.inference_mode():
+        DecisionTransformer(width=16, depth=1, heads=2)
     with pytest.raises(ValueError, match="not a CustomCNN"):
         DecisionTransformer(encoder="ResidualImpala", encoder_tap="fc1").take_encoder(agent)
 

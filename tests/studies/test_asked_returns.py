@@ -7,7 +7,7 @@ import torch
 
 from interpretability.asked_play import play_asked
 from networks import CustomCNN, DecisionTransformer, save_weights
-from studies import AskedReturns
+from studies import AskedReturns, EvaluateAgent
 
 FEW = {"num_levels": 3, "max_steps": 5, "film_levels": 2, "precision": "fp32", "device": "cpu"}
 
@@ -46,3 +46,12 @@ def test_another_network_is_refused(folder: Path) -> None:
         AskedReturns(str(folder / "agent.safetensors"))
     with pytest.raises(ValueError, match="film_levels 0"):
         AskedReturns(str(folder / "told.safetensors"), film_levels=0)
+
+
+def test_the_usual_evaluation_plays_it_at_its_own_return(folder: Path) -> None:
+    path, few = str(folder / "told.safetensors"), {**FEW, "max_steps": 30}
+    asked = AskedReturns(path, asked=[10.0], **few).run().summary
+    few["film_episodes"] = few.pop("film_levels")
+    usual = EvaluateAgent(path, choose="sampled", **few).run().summary
+    for name in ("return", "solved", "episode_length_high"):
+        assert usual[f"agent/{name}"] == asked[f"dt/{name}"]

@@ -9,14 +9,14 @@ from matplotlib.figure import Figure
 
 from environments import EnvironmentSettings
 from environments.heist import DIRECTION_ACTIONS, label_states
-from environments.heist.oracle import DIRECTIONS, STAY
+from environments.heist.oracle import DIRECTION_STEPS, DIRECTIONS, STAY
 from interpretability.episodes import GAME_TIME_OUT, Episodes, play_episodes
 from interpretability.replay import ActionLog, Replay, replay
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics
 from networks import GAMMA, MAX_RETURN, DecisionTransformer, Edit, Precision
 
-ANSWERS = (*DIRECTIONS, "diagonal", "stay")
-"""Kinds of action in confusion matrices."""
+ANSWERS = (*DIRECTIONS, "diagonal\nthat way", "other\ndiagonal", "stay")
+"""Kinds of action in confusion matrices; a diagonal along a wall goes as fast as its straight part."""
 _MOVES = 9  # procgen's actions from there on do nothing in heist
 
 
@@ -109,25 +109,28 @@ def replays(play: AskedPlay, settings: EnvironmentSettings, count: int, index: i
     return [replay(level, play.logs[index].actions(level), settings) for level in levels]
 
 
-def confusion(shown: Sequence[Replay]) -> Int[np.ndarray, "4 6"]:
+def confusion(shown: Sequence[Replay]) -> Int[np.ndarray, "4 7"]:
     """How often each kind of action was taken (columns, `ANSWERS`) where the shortest way leads in one direction
     alone (rows, `DIRECTIONS`).
     """
     counts = np.zeros((len(DIRECTIONS), len(ANSWERS)), dtype=np.int64)
-    kinds = np.full(_MOVES, ANSWERS.index("diagonal"))
-    kinds[list(DIRECTION_ACTIONS)] = np.arange(len(DIRECTIONS))
-    kinds[STAY] = ANSWERS.index("stay")
+    kinds = np.full((len(DIRECTIONS), _MOVES), 5)  # by direction and action: another diagonal, unless ...
+    moves = np.stack([np.arange(_MOVES) // 3 - 1, np.arange(_MOVES) % 3 - 1], 1)  # procgen's dx and dy
+    for direction, step in enumerate(DIRECTION_STEPS):
+        kinds[direction, (moves @ np.array(step)) == 1] = 4
+    kinds[:, list(DIRECTION_ACTIONS)] = np.arange(len(DIRECTIONS))
+    kinds[:, STAY] = 6
     for each in shown:
         labels = label_states(each.states)
         known = (labels.direction >= 0) & ~labels.direction_tied
-        answers = kinds[np.where(each.actions < _MOVES, each.actions, STAY)]
-        np.add.at(counts, (labels.direction[known], answers[known]), 1)
+        directions, actions = labels.direction[known], each.actions[known]
+        np.add.at(counts, (directions, kinds[directions, np.where(actions < _MOVES, actions, STAY)]), 1)
     return counts
 
 
-def draw_confusion_of_play(counts: Int[np.ndarray, "4 6"], title: str) -> Figure:
+def draw_confusion_of_play(counts: Int[np.ndarray, "4 7"], title: str) -> Figure:
     """The confusion matrix, rows as shares of their steps."""
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(5.8, 3.8), layout="constrained")
     axes = figure.subplots()
     totals = counts.sum(1)
     shares = counts / totals[:, None].clip(1)
@@ -147,8 +150,8 @@ def draw_confusion_of_play(counts: Int[np.ndarray, "4 6"], title: str) -> Figure
             fontsize=8,
             color="white" if share > 0.55 else "black",
         )
-    agree = counts[np.arange(4), np.arange(4)].sum() / max(1, counts.sum())
-    axes.set_title(f"{title}\nas the oracle's direction: {agree:.3f} of {counts.sum()} steps", fontsize=9)
+    agree = (counts[np.arange(4), np.arange(4)].sum() + counts[:, 4].sum()) / max(1, counts.sum())
+    axes.set_title(f"{title}\nthat way, straight or diagonal: {agree:.3f} of {counts.sum()} steps", fontsize=9)
     return figure
 
 

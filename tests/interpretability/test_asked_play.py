@@ -92,7 +92,7 @@ def test_what_is_delivered_is_discounted_by_hand() -> None:
 
 
 def test_the_confusion_counts_each_action_by_the_only_shortest_way(network: DecisionTransformer) -> None:
-    """Against a table by hand: procgen's actions 0 to 8 are left-down, left, left-up, down, stay, up, right-down, ..."""
+    """Against a table by hand; procgen counts left-down, left, left-up, down, stay, up, right-down, right, right-up."""
     that_way = {0: (0, 2), 1: (0, 6), 2: (2, 8), 3: (6, 8)}
     played = play_asked(network, [10.0], [0, 1, 2], settings=SETTINGS, max_steps=20, precision="fp32")
     shown = replays(played, SETTINGS, 3)

@@ -20,7 +20,7 @@ from networks.linear_readout import reduce_activations, reduced_shape
 
 Control = Literal["pixels", "random_agent"]
 _ENVIRONMENT = EnvironmentSettings()
-_PLAY = PlaySettings(environments=64, steps=64)
+_PLAY = PlaySettings(environments=64, steps=64, every=8)  # many levels: what is learnt of few does not generalise
 _AT_ONCE = 512  # frames of one pass
 
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from datamodules.outcomes import outcomes
-from environments import FRAME_SHAPE, EnvironmentSettings, State, VectorEnvironment
-from environments.heist import Labels, inside_maze, label_states
-from networks import AgentOutput, Player, Precision, TappedAgent, TappedNetwork, autocast, hash_tensors, sample_actions
+from datamodules.recorded_game import RecordedGame, Watcher
+from environments import EnvironmentSettings, VectorEnvironment
+from environments.heist import Labels, label_states
+from networks import AgentOutput, Precision, TappedNetwork, hash_tensors, sample_actions
 
 Rows = dict[str, Tensor]
 """Columns of equal length by name: `activations/TAP`, `beside/TAP`, `inside/TAP`, `labels/NAME`, `frames`, `levels`."""
@@ -21,8 +22,6 @@ LABELS = [*(field.name for field in dataclasses.fields(Labels)), "pursued", "ste
 """Names of label columns: the fields of `environments.heist.Labels`, and what `datamodules.outcomes` adds."""
 
 MAX_POSITIONS = 64
-_HOLD = 4  # steps for which a random opening action is held: single ones hardly leave the start
-_STAY = 4  # procgen's action for standing still
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,7 @@ class PlaySettings:
         environments: levels played side by side; each block begins every one of them on a new level.
         steps: recorded steps of each in a block. It should exceed the length of usual episodes, so that late phases
             are met; it also ends the play of stuck ones, which would otherwise fill the data with one picture.
+        every: of the steps played, every so manyth is recorded: frames of more levels and places in as many rows.
         temperature: divides the logits; 0 plays greedily.
         epsilon: share of actions drawn uniformly.
         random_start: each environment first takes between 0 and this many random, unrecorded steps, so that
@@ -41,15 +41,16 @@ class PlaySettings:
 
     environments: int = 64
     steps: int = 128
+    every: int = 1
     temperature: float = 1.0
     epsilon: float = 0.0
     random_start: int = 32
 
     def __post_init__(self) -> None:
-        if self.environments < 1 or self.steps < 1 or self.random_start < 0:
+        if min(self.environments, self.steps, self.every) < 1 or self.random_start < 0:
             raise ValueError(
-                f"play.environments {self.environments} and play.steps {self.steps} must be at least 1, "
-                f"play.random_start {self.random_start} at least 0"
+                f"play.environments {self.environments}, play.steps {self.steps} and play.every {self.every} must be "
+                f"at least 1, play.random_start {self.random_start} at least 0"
             )
         if self.temperature < 0 or not 0 <= self.epsilon <= 1:
             raise ValueError(
@@ -154,11 +155,18 @@ class Recorder:
         game = self._game(rng)
         game.begin(play.random_start)
         rows: Rows = {}
-        ended: list[tuple[np.ndarray, np.ndarray]] = []
-        for step in range(steps):
-            ended.append((game.began, game.solved))
+        course: list[tuple[np.ndarray, ...]] = []
+        last = (steps - 1) * play.every
+        for moment in range(last + 1):
+            labels = label_states(game.states()) if self.labels else None
+            if labels is not None:
+                course.append((labels.held, labels.cells, game.began, game.solved))
             output = game.look()
-            columns = self._columns(output.activations, game, noise)
+            step, between = divmod(moment, play.every)
+            if between:
+                self._go_on(game, output, noise)
+                continue
+            columns = self._columns(output.activations, game, labels, noise)
             if self.beside is not None:
                 seen = game.look_beside().activations
                 columns |= {f"beside/{tap}": _channels_last(seen[tap].cpu()) for tap in self.taps}
@@ -169,32 +177,34 @@ class Recorder:
                 }
             for name, column in columns.items():
                 rows[name][order[step]] = column
-            if step + 1 < steps:
-                assert output.logits is not None
-                game.act(self._choose(output.logits.cpu(), noise))
+            if moment < last:
+                self._go_on(game, output, noise)
             if progress is not None:
                 progress(min(count, wanted - step * count))
         if self.labels:
-            rows |= self._outcomes(rows, torch.stack(order), *map(np.stack, zip(*ended, strict=True)))
+            rows |= self._outcomes(torch.stack(order), *map(np.stack, zip(*course, strict=True)))
         return {name: column[: wanted * self.rows_per_frame] for name, column in rows.items()}
 
-    def _outcomes(self, rows: Rows, order: Int[Tensor, "T R"], *ended: Bool[np.ndarray, "T N"]) -> Rows:
+    def _go_on(self, game: RecordedGame, output: AgentOutput, noise: torch.Generator) -> None:
+        assert output.logits is not None
+        game.act(self._choose(output.logits.cpu(), noise))
+
+    def _outcomes(self, order: Int[Tensor, "T R"], *course: Shaped[np.ndarray, "steps N ..."]) -> Rows:
         """Labels of every row that only the rest of the block knows."""
-        frames = order[:, :: self.rows_per_frame]  # rows of one frame follow each other
-        found = outcomes(rows["labels/held"][frames].numpy(), rows["labels/cells"][frames].numpy(), *ended)
         columns = {}
-        for name, values in zip(("pursued", "steps_to_pickup"), found, strict=True):
+        for name, values in zip(("pursued", "steps_to_pickup"), outcomes(*course), strict=True):
             column = columns[f"labels/{name}"] = torch.empty(order.numel(), dtype=torch.int64)
-            column[order] = torch.from_numpy(values).repeat_interleave(self.rows_per_frame, 1)
+            recorded = torch.from_numpy(values[:: self.play.every])
+            column[order] = recorded.repeat_interleave(self.rows_per_frame, 1)
         return columns
 
-    def _game(self, rng: np.random.Generator) -> "_Game":
+    def _game(self, rng: np.random.Generator) -> RecordedGame:
         if self._environment is None:
             self._environment = VectorEnvironment(self.settings, self.play.environments)
         shapes = {self.agent.taps[tap][1:] for tap in self.taps if len(self.agent.taps[tap]) == 3}
         networks = [self.agent] if self.beside is None else [self.agent, self.beside]
-        watchers = [_Watcher(each, self.play.environments, self.taps, self.precision, self.device) for each in networks]
-        return _Game(self._environment, rng, shapes if self.inside else set(), watchers)
+        watchers = [Watcher(each, self.play.environments, self.taps, self.precision, self.device) for each in networks]
+        return RecordedGame(self._environment, rng, shapes if self.inside else set(), watchers)
 
     def _choose(self, logits: Float[Tensor, "N A"], noise: torch.Generator) -> Int[np.ndarray, " N"]:
         uniforms = torch.rand(logits.shape, generator=noise)
@@ -207,7 +217,9 @@ class Recorder:
             actions = torch.where(torch.rand(actions.shape, generator=noise) < self.play.epsilon, random, actions)
         return actions.numpy()
 
-    def _columns(self, activations: dict[str, Tensor], game: "_Game", noise: torch.Generator) -> Rows:
+    def _columns(
+        self, activations: dict[str, Tensor], game: RecordedGame, labels: Labels | None, noise: torch.Generator
+    ) -> Rows:
         """One step's rows: those of frame n before those of frame n + 1."""
         columns: Rows = {}
         for tap in self.taps:
@@ -224,8 +236,8 @@ class Recorder:
         per_frame: Rows = {"levels": torch.from_numpy(game.levels.copy())}
         if self.frames:
             per_frame["frames"] = torch.from_numpy(game.frames)
-        if self.labels:
-            per_frame |= label_columns(label_states(game.states()))
+        if labels is not None:
+            per_frame |= label_columns(labels)
         return columns | {name: c.repeat_interleave(self.rows_per_frame, 0) for name, c in per_frame.items()}
 
     def _positions(self, frames: int, positions: int, noise: torch.Generator) -> Int[Tensor, "N P"] | None:
@@ -238,7 +250,8 @@ class Recorder:
         noise = torch.Generator().manual_seed(0)
         game = self._game(np.random.default_rng(0))
         game.begin(0)
-        columns = self._columns(game.look().activations, game, noise)
+        labels = label_states(game.states()) if self.labels else None
+        columns = self._columns(game.look().activations, game, labels, noise)
         if self.beside is not None:
             columns |= {f"beside/{tap}": columns[f"activations/{tap}"] for tap in self.taps}
         outcome_bytes = 2 * 8 * self.rows_per_frame if self.labels else 0
@@ -272,96 +285,3 @@ def _pick(maps: Shaped[Tensor, "N HW ..."], chosen: Int[Tensor, "N P"] | None) -
     if chosen is None:
         return maps.flatten(0, 1)
     return maps[torch.arange(len(maps)).unsqueeze(1), chosen].flatten(0, 1)
-
-
-class _Watcher:
-    """A network that sees every frame of a game and is told what was done."""
-
-    def __init__(
-        self, network: TappedNetwork, count: int, taps: Sequence[str], precision: Precision, device: torch.device
-    ) -> None:
-        self._precision: Precision = precision
-        self._device, self._all = device, np.arange(count)
-        self._player: Player = network.player(count, record=taps)
-        self.remembers = not isinstance(network, TappedAgent)
-
-    def look(self, frames: UInt8[np.ndarray, "N 64 64 3"], fresh: Bool[np.ndarray, " N"]) -> AgentOutput:
-        self._player.begin(np.flatnonzero(fresh))
-        with torch.no_grad(), autocast(self._precision, self._device):
-            return self._player(torch.from_numpy(frames).to(self._device), self._all)
-
-    def took(self, actions: Int[np.ndarray, " N"]) -> None:
-        self._player.took(self._all, actions)
-
-
-class _Game:
-    """N environments on levels of our choosing, so that play depends on nothing but the block's own seeds.
-
-    `levels` [N], `frames` [N 64 64 3] and `inside` (by map size, [N H W]) are those of the frames to act on; `began`
-    [N] says whether such a frame is its episode's first, `solved` [N] whether the action before it was rewarded.
-    """
-
-    def __init__(
-        self,
-        environment: VectorEnvironment,
-        rng: np.random.Generator,
-        shapes: set[tuple[int, ...]],
-        watchers: Sequence[_Watcher],
-    ) -> None:
-        self._environment, self._rng, self._watchers = environment, rng, watchers
-        count = environment.num_environments
-        self.levels: Int[np.ndarray, " N"] = np.zeros(count, dtype=np.int32)
-        self.frames: UInt8[np.ndarray, "N 64 64 3"] = np.zeros((count, *FRAME_SHAPE), dtype=np.uint8)
-        self.began: Bool[np.ndarray, " N"] = np.zeros(count, dtype=bool)
-        self.solved: Bool[np.ndarray, " N"] = np.zeros(count, dtype=bool)
-        self._fresh: Bool[np.ndarray, " N"] = np.ones(count, dtype=bool)
-        self.inside: dict[tuple[int, ...], Bool[np.ndarray, "N H W"]] = {
-            shape: np.zeros((count, *shape), dtype=bool) for shape in shapes
-        }
-
-    def begin(self, random_start: int) -> None:
-        """Put every environment on a new level and let it take its random number of random steps."""
-        count = len(self.levels)
-        self._place(np.arange(count))
-        self._fresh = np.ones(count, dtype=bool)
-        moving = self._rng.integers(random_start + 1, size=count)
-        actions = np.full(count, _STAY)
-        for step in range(random_start):
-            if step % _HOLD == 0:
-                actions = self._rng.integers(self._environment.num_actions, size=count)
-            for watcher in self._watchers:
-                if watcher.remembers:
-                    watcher.look(self.frames, self._fresh)
-            self.act(np.where(step < moving, actions, _STAY))
-
-    def look(self) -> AgentOutput:
-        """What the agent makes of the frames to act on."""
-        return self._watchers[0].look(self.frames, self._fresh)
-
-    def look_beside(self) -> AgentOutput:
-        """What the other network makes of them."""
-        return self._watchers[1].look(self.frames, self._fresh)
-
-    def act(self, actions: Int[np.ndarray, " N"]) -> None:
-        """Step; an environment whose episode ended goes on with a new level."""
-        self._environment.act(actions)
-        for watcher in self._watchers:
-            watcher.took(actions)
-        reward, self.frames, self.began = self._environment.observe()
-        self.solved, self._fresh = reward > 0, self.began
-        if self.began.any():
-            self._place(np.flatnonzero(self.began))
-
-    def _place(self, slots: Int[np.ndarray, " n"]) -> None:
-        settings = self._environment.settings
-        self.levels[slots] = settings.start_level + self._rng.integers(settings.num_levels, size=len(slots))
-        self._environment.play_levels(self.levels[slots], slots.tolist())
-        _, self.frames, _ = self._environment.observe()
-        if self.inside:
-            states = [State.from_bytes(state) for state in self._environment.get_states(slots.tolist())]
-            for (height, width), mask in self.inside.items():
-                mask[slots] = inside_maze(states, height, width)
-
-    def states(self) -> list[bytes]:
-        """The saved states behind the frames."""
-        return self._environment.get_states()

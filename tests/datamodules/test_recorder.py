@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from datamodules.recorder import PlaySettings, Recorder
 from environments import TRAINING_START, EnvironmentSettings, State, VectorEnvironment
 from environments.heist import inside_maze
-from networks import AgentOutput, CustomCNN, DecisionTransformer, Player, TrajectoryWindow
+from networks import AgentOutput, CustomCNN, DecisionTransformer, Player, TrajectoryWindow, load_agent
 
 PLAY = PlaySettings(environments=4, steps=6, random_start=5)
 
@@ -87,6 +88,30 @@ def test_a_short_block_has_as_many_rows_as_asked(agent: CustomCNN) -> None:
     made.close()
     assert len(rows["levels"]) == 80
     assert sum(counts) == 10
+
+
+def test_every_third_step_is_that_of_a_block_that_keeps_all() -> None:
+    """The play is the same, and what comes of it is known from all steps, not from those kept alone."""
+    agent = load_agent("pretrained/heist_easy_customcnn_seed0.safetensors")
+    play = dataclasses.replace(PLAY, environments=16, steps=40, temperature=0.0)
+    whole = recorder(agent, (), labels=True, frames=True, play=play)
+    thinned = recorder(agent, (), labels=True, frames=True, play=dataclasses.replace(play, steps=14, every=3))
+    everything, some = whole.block(0), thinned.block(0)
+    whole.close()
+    thinned.close()
+    counted = dict.fromkeys(keys(everything["frames"]), 0)
+    assert len(some["levels"]) == 14 * 16
+    assert set(keys(some["frames"])) <= set(counted)
+
+    def described(rows: dict[str, torch.Tensor]) -> dict[bytes, tuple[int, int]]:
+        frames = [frame.numpy().tobytes() for frame in rows["frames"]]
+        outcome = zip(rows["labels/pursued"].tolist(), rows["labels/steps_to_pickup"].tolist(), strict=True)
+        return dict(zip(frames, outcome, strict=True))
+
+    known = described(everything)
+    found = described(some)
+    assert len({steps for _, steps in found.values()}) > 3
+    assert all(known[frame] == outcome for frame, outcome in found.items())
 
 
 def test_levels_come_from_the_settings_and_match_labels(agent: CustomCNN) -> None:

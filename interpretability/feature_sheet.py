@@ -8,7 +8,7 @@ from torch import Tensor
 
 from interpretability.colour import ColourStatistics
 from interpretability.dataset_examples import DatasetExamples, Example
-from interpretability.image_objectives import Unit
+from interpretability.image_objectives import LayerDirection, Objective, Unit
 from interpretability.optimised_images import OptimisationSettings, OptimisedImages, optimise_images
 from interpretability.pictures import TILE, Row, Tile, enlarge, outlined, sheet, spotlight
 from interpretability.receptive_fields import ReceptiveField, receptive_field
@@ -45,6 +45,8 @@ def draw_feature_sheet(
     settings: OptimisationSettings | None = None,
     precision: Precision = "bf16",
     title: str,
+    directions: Float[Tensor, "G U"] | None = None,
+    names: Sequence[str] | None = None,
 ) -> FeatureSheet:
     """Optimise images for units and lay them out beside their dataset examples.
 
@@ -56,14 +58,16 @@ def draw_feature_sheet(
         examples: gathered on frames of the game, for all units of the tap.
         colours: of those frames.
         title: of the sheet.
+        directions: over the units, to be shown in their place: `units` and `examples` are then those of the rows.
+        names: a heading for each of all units (or directions); their kinds and numbers without it.
     """
     found = [examples.of_unit(unit) for unit in units]
     flat = found[0][0].heat.numel() == 1
     whole = single = patch = None
     if isinstance(agent, TappedAgent):
-        wanted = [Unit(unit) for unit in units]
+        wanted = [_objective(unit, None, directions) for unit in units]
         if not flat:
-            wanted += [Unit(unit, best[0].peak) for unit, best in zip(units, found, strict=True)]
+            wanted += [_objective(unit, best[0].peak, directions) for unit, best in zip(units, found, strict=True)]
         images = optimise_images(agent, tap, wanted, colours, sae=sae, settings=settings, precision=precision)
         whole = OptimisedImages(*(part[: len(units)] for part in images))
         single = None if flat else OptimisedImages(*(part[len(units) :] for part in images))
@@ -80,7 +84,8 @@ def draw_feature_sheet(
         tiles += [None] * (examples.per_unit - len(found[index]))
         share = f"active at {float(examples.frequency[unit]):.1%}"
         lines = [share, "of frames" if flat else "of positions", f"highest {maximum:.3g}"]
-        rows.append(Row(f"{'latent' if sae else 'channel'} {unit}", lines, tiles))
+        name = f"{'latent' if sae else 'channel'} {unit}" if names is None else names[unit]
+        rows.append(Row(name, lines, tiles))
     columns = [("optimised", 1)] if flat else [("whole map", 1), ("one position", 1)]
     if whole is None:
         columns = []
@@ -90,6 +95,10 @@ def draw_feature_sheet(
     if whole is None:
         text = [text[1].removeprefix("Right: ").capitalize()]
     return FeatureSheet(list(units), whole, single, sheet(title, text, columns, rows))
+
+
+def _objective(unit: int, position: tuple[int, int] | None, directions: Float[Tensor, "G U"] | None) -> Objective:
+    return Unit(unit, position) if directions is None else LayerDirection(directions[unit], position)
 
 
 def _patch(agent: TappedAgent, tap: str, sae: SAEBase | None) -> ReceptiveField | None:

@@ -3,6 +3,7 @@
 from studies.asked_returns import AskedReturns as AskedReturns
 from studies.atlas import Atlas as Atlas
 from studies.evaluate_agent import EvaluateAgent as EvaluateAgent
+from studies.feature_groups import FeatureGroups as FeatureGroups
 from studies.feature_images import FeatureImages as FeatureImages
 from studies.label_correlations import LabelCorrelations as LabelCorrelations
 from studies.report import Report as Report

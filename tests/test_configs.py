@@ -89,6 +89,13 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "film_levels": 1,
     },
     "studies.EvaluateAgent": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
+    "studies.FeatureGroups": {
+        "num_frames": 64,
+        "groups": 2,
+        "examples": 2,
+        "optimisation": {"steps": 2, "starts": 2},
+        "cache_dir": "cache",
+    },
     "studies.FeatureImages": {"num_frames": 64, "cache_dir": "cache", "settings": {"steps": 2, "starts": 2}},
     "studies.LabelCorrelations": {"num_frames": 64},
     "studies.SAEBaselines": {

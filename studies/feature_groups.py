@@ -1,8 +1,10 @@
 """Which units go together? Clusters of units active at the same positions, or non-negative factors, with pictures."""
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -174,11 +176,17 @@ def _heading(group: Group) -> str:
     return shown if len(group.members) <= 4 else f"{shown} + {len(group.members) - 4}"
 
 
-def _contrast(phi: Float[Tensor, "U U"], groups: list[Group]) -> tuple[float, float]:
+def _contrast(phi: Float[np.ndarray, "U U"], groups: list[Group]) -> tuple[float, float]:
     """Mean correlation between units of one group, and between those of different ones; NaN where there are none."""
     within: list[float] = []
     between: list[float] = []
     for index, group in enumerate(groups):
-        within += [phi[a, b] for a in group.members for b in group.members if a < b]
-        between += [phi[a, b] for other in groups[:index] for a in group.members for b in other.members if a != b]
-    return tuple(float(torch.tensor(each, dtype=torch.float64).nanmean()) for each in (within, between))  # type: ignore[return-value]
+        within += [float(phi[a, b]) for a in group.members for b in group.members if a < b]
+        for other in groups[:index]:
+            between += [float(phi[a, b]) for a in group.members for b in other.members if a != b]
+    return _mean(within), _mean(between)
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

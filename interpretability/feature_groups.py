@@ -75,7 +75,7 @@ def factor_groups(rows: Float[Tensor, "R U"], groups: int, seed: int = 0) -> lis
     """Non-negative factors of activations, as understanding RL vision groups channels (Hilton et al. 2020,
     https://distill.pub/2020/understanding-rl-vision), by how much of all activation they carry.
 
-    A factor's members are the fewest units that make up .9 of its squared length.
+    A factor's members are the fewest units that make up .9 of its squared length; the rest of it is left out.
 
     Args:
         rows: activations at R positions, none below 0.
@@ -94,8 +94,9 @@ def factor_groups(rows: Float[Tensor, "R U"], groups: int, seed: int = 0) -> lis
         if length > 0:
             unit = direction / length
             order = unit.argsort(descending=True)
-            carried = unit[order].square().cumsum(0)
-            found.append(Group(unit, order[: int((carried < 0.9).sum()) + 1].tolist(), float(share)))
+            members = order[: int((unit[order].square().cumsum(0) < 0.9).sum()) + 1]
+            weights = torch.zeros_like(unit).scatter_(0, members, unit[members])
+            found.append(Group(weights / weights.norm(), members.tolist(), float(share)))
     return sorted(found, key=lambda group: -group.strength)
 
 

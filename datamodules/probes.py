@@ -2,11 +2,13 @@
 
 import dataclasses
 import os
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Shaped
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
@@ -249,39 +251,66 @@ class ProbeDataModule(LightningDataModule):
                 found[tap][split] = Examples(acts.pop(tap), self._labels[split], levels)
         return found
 
+    def tap_features(
+        self, tap: str, read: Callable[[Shaped[Tensor, "B C *HW"]], Float[Tensor, "B U"]]
+    ) -> dict[Split, Examples]:
+        """What a function makes of a tap of the agent, as it is (not mean-pooled first), for every frame.
+
+        Args:
+            tap: of the agent.
+            read: from a batch of activations to features of each frame.
+        """
+        found: dict[Split, Examples] = {}
+        for split in self.frames:
+            parts, actions = [], []
+            for acts, chosen in self._passes("agent", split, (tap,)):
+                parts.append(read(acts[tap]).cpu())
+                actions.append(chosen)
+            self._labels[split]["action"] = torch.cat(actions).numpy()
+            levels = torch.cat([shard["levels"] for shard in self._shards[split]]).long()
+            found[split] = Examples(torch.cat(parts), self._labels[split], levels)  # type: ignore[index]
+        return found
+
     def _activations(self, network: str, split: str, taps: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
         """Reduced activations of every frame of a split; on the agent's first pass its actions become labels too."""
         count = self.frames[split]
         made = {tap: torch.empty(count, *shape, dtype=torch.bfloat16) for tap, shape in taps.items()}
+        actions = torch.empty(count, dtype=torch.int64)
+        start = 0
+        for acts, chosen in self._passes(network, split, tuple(taps)):
+            rows = slice(start, start + len(chosen))
+            start += len(chosen)
+            actions[rows] = chosen
+            for tap, shape in taps.items():
+                tensor = acts[tap] if acts[tap].ndim > 1 else acts[tap].unsqueeze(1)
+                made[tap][rows] = reduce_activations(tensor, shape).to(made[tap].device, torch.bfloat16)
+        if network == "agent":
+            self._labels[split]["action"] = actions.numpy()
+        return made
+
+    def _passes(
+        self, network: str, split: str, taps: tuple[str, ...]
+    ) -> Iterator[tuple[dict[str, Tensor], Int[Tensor, " B"]]]:
+        """Activations of the taps for all frames of a split in order, and the likeliest actions (-1 of pixels)."""
         agent = (
             None if network == PIXELS else (self.agent if network == "agent" else self.random_agent).to(self._device)
         )
-        actions = torch.empty(count, dtype=torch.int64)
-        start = 0
         for shard in self._shards[split]:
             for first in range(0, len(shard["frames"]), _AT_ONCE):
                 frames = shard["frames"][first : first + _AT_ONCE]
-                rows = slice(start, start + len(frames))
-                start += len(frames)
                 if agent is None:
-                    acts = {PIXELS: frames.permute(0, 3, 1, 2)}
+                    yield {PIXELS: frames.permute(0, 3, 1, 2)}, torch.full((len(frames),), -1)
                 elif self._remembers and self.states is None:
                     acts = _recorded(shard, "activations" if network == "agent" else "beside", first)
-                    actions[rows] = acts["logits"].argmax(1)
+                    yield acts, acts["logits"].argmax(1)
                 else:
                     every = np.arange(len(frames))
-                    player = agent.player(len(frames), record=tuple(taps))
+                    player = agent.player(len(frames), record=taps)
                     player.begin(every)
                     with torch.no_grad(), autocast(self.precision, self._device):
                         output = player(frames.to(self._device), every)
                     assert output.logits is not None
-                    acts, actions[rows] = output.activations, output.logits.argmax(1).cpu()
-                for tap, shape in taps.items():
-                    tensor = acts[tap] if acts[tap].ndim > 1 else acts[tap].unsqueeze(1)
-                    made[tap][rows] = reduce_activations(tensor, shape).to(made[tap].device, torch.bfloat16)
-        if network == "agent":
-            self._labels[split]["action"] = actions.numpy()
-        return made
+                    yield output.activations, output.logits.argmax(1).cpu()
 
 
 def _recorded(shard: Rows, group: str, first: int) -> dict[str, Tensor]:

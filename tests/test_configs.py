@@ -98,6 +98,15 @@ SHRUNK: dict[str, dict[str, Any]] = {
     },
     "studies.FeatureImages": {"num_frames": 64, "cache_dir": "cache", "settings": {"steps": 2, "starts": 2}},
     "studies.LabelCorrelations": {"num_frames": 64},
+    "studies.ProbeAtlas": {
+        "taps": ["fc1"],
+        "targets": ["target"],
+        "num_frames": 32,
+        "validation_frames": 16,
+        "test_frames": 16,
+        "play": {"environments": 4, "steps": 8},
+        "cache_dir": "cache",
+    },
     "studies.SAEBaselines": {
         "sae": "sae.safetensors",
         "num_frames": 512,

@@ -173,7 +173,7 @@ class ProbeAtlas(Study):
             if any(not (each >= 0).any() for each in labels.values()):
                 continue
             for kind, features in units.items():
-                splits = {split: (features[split], labels[split]) for split in found}
+                splits: dict[str, tuple[Tensor, Tensor]] = {split: (features[split], labels[split]) for split in found}
                 scores = sparse_scores(splits, found["test"].levels, len(target.classes), _SIZES)
                 for k, score in scores.items():
                     accuracy = score.compute()["accuracy"]

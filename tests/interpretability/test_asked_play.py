@@ -1,5 +1,7 @@
 """What is played at several returns, against the environment and counted by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from interpretability.asked_play import AskedPlay, confusion, delivered, play_as
 from interpretability.episodes import Episodes
 from interpretability.follower import Follower
 from interpretability.replay import ActionLog, replay
-from networks import CustomCNN, DecisionTransformer, TrajectoryWindow
+from networks import CustomCNN, DecisionTransformer, TrajectoryWindow, load_network
 
 SETTINGS = EnvironmentSettings(num_threads=0)
 
@@ -165,3 +167,9 @@ def test_a_network_without_memory_is_followed_as_it_is_run() -> None:
         torch.testing.assert_close(follower(step).activations["fc1"], alone.activations["fc1"])
 
     play_episodes(agent, [1, 2], settings=SETTINGS, max_steps=3, precision="fp32", observer=look)
+
+
+def test_the_shipped_one_solves_most_levels() -> None:
+    network = load_network(Path(__file__).parents[2] / "pretrained/heist_easy_decision_transformer.safetensors")
+    played = play_asked(network, [10.0], range(12), settings=SETTINGS, max_steps=120)
+    assert played.episodes[0].solved.mean() > 0.6

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks import SAESweepReport
+from callbacks import SAEExport, SAESweepReport, SpliceEvaluation
 from lightning_modules import ConvSAE, SAESweep, SweepMember
 from networks import SparseAutoencoder, TopKSAE, load_sae
 from tests.sae_training import PlantedData, small_trainer
@@ -48,3 +49,12 @@ def test_every_member_becomes_a_file_a_row_and_a_point(tmp_path: Path) -> None:
 def test_refuses_a_module_that_is_no_sweep() -> None:
     with pytest.raises(ValueError, match="SAESweepReport needs a sweep, and ConvSAE is none"):
         small_trainer(1, callbacks=[SAESweepReport()]).fit(ConvSAE("planted"), datamodule=PlantedData())
+
+
+@pytest.mark.parametrize("callback", [SAEExport(), SpliceEvaluation(num_levels=1)])
+def test_a_sweep_is_refused_by_what_needs_one_autoencoder(callback: Callback) -> None:
+    module = SAESweep([SweepMember("one", SparseAutoencoder)], tap="planted", compile=False)
+    with pytest.raises(
+        ValueError, match=f"{type(callback).__name__} needs a module with one autoencoder, and SAESweep"
+    ):
+        small_trainer(1, callbacks=[callback]).fit(module, datamodule=PlantedData())

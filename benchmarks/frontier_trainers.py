@@ -6,6 +6,7 @@ their own windows are longer than these runs.
 """
 
 import functools
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,6 +112,15 @@ def train(point: Point, samples: Samples) -> Coder:
             f"{point.library} cannot be imported ({error}): pip install -c constraints.txt -e '.[peers]'"
         ) from error
     return Coder(lambda acts: encode(samples.normalise(acts)), lambda latents: samples.raw(decode(latents)))
+
+
+@functools.cache
+def our_code() -> str:
+    """A hash of the files that say how ours train: after a change of one, ours are trained anew."""
+    root = Path(__file__).parents[1]
+    files = [*root.glob("networks/*sae*.py"), root / "networks/sparse_autoencoder.py"]
+    files += root.glob("lightning_modules/*sae_*.py")
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]
 
 
 def our_settings(point: Point) -> dict[str, Any]:

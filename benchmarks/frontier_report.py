@@ -147,8 +147,8 @@ def describe(
         "held-out levels (32 random positions of each). Explained variance is about the mean; a latent is dead if it "
         "is never above 0 there. The learning rate is, for each kind of each library and each tap, the one of "
         f"{', '.join(f'{rate:g}' for rate in rates)} that did best in a fifth of the steps; its schedule is the same "
-        "for all. Ours run otherwise as their configuration in `configs/` says (the log penalty as `sae_conv4.yaml` or "
-        "`sae_conv3a.yaml`, but with directions of length 1; plain L1 the same without knee and rare frequency). "
+        "for all. Ours run otherwise as their configuration in `configs/` says (the log penalty as `sae_conv4.yaml`, "
+        "but with directions of length 1; plain L1 the same without knee and rare frequency). "
         "Peers are trained by their own trainers, on inputs of mean 0 and variance 1; dead latents count over a "
         "million inputs as in ours, so that a peer's revival acts in runs of this length.",
         "",

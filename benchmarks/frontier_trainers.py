@@ -126,7 +126,7 @@ def our_code() -> str:
 def our_settings(point: Point) -> dict[str, Any]:
     """ConvSAE's arguments from the shipped configuration of the kind, at the point's sparsity, rate and length."""
     config = _OURS[point.kind]
-    name = f"sae_{point.tap.replace('conv4a', 'conv4')}" if config == "relu" else f"sae_conv4_{config}"
+    name = "sae_conv4" if config == "relu" else f"sae_conv4_{config}"
     path = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
     arguments = yaml.safe_load(path.read_text())["model"]["init_args"]
     own = arguments["sae"]["init_args"]

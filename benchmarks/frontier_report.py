@@ -146,7 +146,7 @@ def describe(
         f"same order, in float32, and evaluated by the same code on {first['frames']:,} frames of {first['levels']:,} "
         "held-out levels (32 random positions of each). Explained variance is about the mean; a latent is dead if it "
         "is never above 0 there. The learning rate is, for each kind of each library and each tap, the one of "
-        f"{', '.join(f'{rate:g}' for rate in rates)} that did best in a fifth of the steps; its schedule is the same "
+        f"{', '.join(f'{rate:g}' for rate in rates)} that did best at the middle setting; its schedule is the same "
         "for all. Ours run otherwise as their configuration in `configs/` says (the log penalty as `sae_conv4.yaml`, "
         "but with directions of length 1; plain L1 the same without knee and rare frequency). "
         "Peers are trained by their own trainers, on inputs of mean 0 and variance 1; dead latents count over a "

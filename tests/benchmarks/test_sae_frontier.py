@@ -89,7 +89,7 @@ def test_finished_points_are_not_trained_again(tmp_path: Path, monkeypatch: pyte
 
     def train(point: Point, samples: Samples) -> Coder:
         trained.append(point)
-        if len(trained) == 20:
+        if len(trained) == 15:
             raise KeyboardInterrupt
         return Coder(lambda acts: acts.relu(), lambda latents: latents)
 
@@ -113,16 +113,16 @@ def test_finished_points_are_not_trained_again(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(sae_frontier, "train", train)
     with pytest.raises(KeyboardInterrupt):
         points("a")
-    assert len(path.read_text().splitlines()) == 19
+    assert len(path.read_text().splitlines()) == 14
     path.write_text(path.read_text() + '{"key": "cut sh')
     path.write_text(path.read_text() + "\n")
     finished = points("a")
-    assert len(trained) == 24, "the one that was cut short, and the rest"
+    assert len(trained) == 18, "the one that was cut short, and the rest"
     assert len(finished) == 11
     assert {row["steps"] for row in finished} == {100}
     assert len({json.dumps(row["key"]) for row in finished}) == 11
     points("b")
-    assert len(trained) == 47, "another agent"
+    assert len(trained) == 35, "another agent"
 
 
 def test_ours_are_trained_anew_for_other_settings_or_other_code(monkeypatch: pytest.MonkeyPatch) -> None:

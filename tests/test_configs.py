@@ -124,6 +124,7 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "finish_steps": 8,
         "search": {"mazes": 3, "steps": 2, "unit_counts": [2, 4]},
     },
+    "studies.VectorFields": {"levels": [0], "mazes": 2, "drawn": 1, "max_steps": 4, "keys_and_locks": [[3, 1]]},
     "studies.Watch": {"max_steps": 2},
     "callbacks.SpliceEvaluation": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
 }

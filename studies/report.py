@@ -5,6 +5,7 @@ import json
 import math
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class Report:
 
     summary: dict[str, float]
     tables: dict[str, Table] = field(default_factory=dict)
-    figures: dict[str, Figure | UInt8[Tensor, "H W 3"]] = field(default_factory=dict)
+    figures: Mapping[str, Figure | UInt8[Tensor, "H W 3"]] = field(default_factory=dict)
     films: dict[str, Film] = field(default_factory=dict)
     pages: dict[str, str] = field(default_factory=dict)
     sites: dict[str, dict[str, bytes]] = field(default_factory=dict)

@@ -29,7 +29,9 @@ _COLUMNS = [
 ]  # fmt: skip
 
 
-def write_report(records: list[Record], raw_l0: dict[str, float], folder: Path, agent: str) -> list[Record]:
+def write_report(
+    records: list[Record], raw_l0: dict[str, float], folder: Path, agent: str, rates: list[float]
+) -> list[Record]:
     """Write `sae_frontier.csv`, `.png` and `.md` into a folder.
 
     Args:
@@ -37,6 +39,7 @@ def write_report(records: list[Record], raw_l0: dict[str, float], folder: Path, 
         raw_l0: channels above 0 per position, by tap.
         folder: made if it is missing.
         agent: path of whose activations these are.
+        rates: learning rates that were tried.
 
     Returns:
         The peers' records, each with `ours` and `ours_dead`: explained variance and dead fraction of ours of the same
@@ -51,7 +54,7 @@ def write_report(records: list[Record], raw_l0: dict[str, float], folder: Path, 
     figure = draw(records, raw_l0)
     figure.savefig(folder / "sae_frontier.png", dpi=110)
     pyplot.close(figure)
-    (folder / "sae_frontier.md").write_text(describe(records, compared, raw_l0, agent))
+    (folder / "sae_frontier.md").write_text(describe(records, compared, raw_l0, agent, rates))
     return compared
 
 
@@ -123,7 +126,9 @@ def _draw_kind(variance: Axes, dead: Axes, records: list[Record], raw_l0: float)
                       color="grey", fontsize=8)  # fmt: skip
 
 
-def describe(records: list[Record], compared: list[Record], raw_l0: dict[str, float], agent: str) -> str:
+def describe(
+    records: list[Record], compared: list[Record], raw_l0: dict[str, float], agent: str, rates: list[float]
+) -> str:
     """The page: how it was measured, where ours are ahead and where behind, and all numbers."""
     first = records[0]
     steps = max(record["steps"] for record in records)
@@ -140,12 +145,12 @@ def describe(records: list[Record], compared: list[Record], raw_l0: dict[str, fl
         f"All are 32 -> 128, trained for {steps:,} steps of 4 096 positions of `{agent}`, on the same batches in the "
         f"same order, in float32, and evaluated by the same code on {first['frames']:,} frames of {first['levels']:,} "
         "held-out levels (32 random positions of each). Explained variance is about the mean; a latent is dead if it "
-        "is never above 0 there. The learning rate is, for each kind of each library and each tap, the one of 0.003, "
-        "0.01 and 0.03 that did best in a fifth of the steps; its schedule is the same for all. Ours run otherwise as "
-        "their configuration in `configs/` says (the log penalty as `sae_conv4.yaml` or `sae_conv3a.yaml`, but with "
-        "directions of length 1; plain L1 the same without knee and rare frequency). Peers are trained by their own "
-        "trainers, on inputs of mean 0 and variance 1; dead latents count over a million inputs as in ours, so that a "
-        "peer's revival acts in runs of this length.",
+        "is never above 0 there. The learning rate is, for each kind of each library and each tap, the one of "
+        f"{', '.join(f'{rate:g}' for rate in rates)} that did best at the middle setting; its schedule is the same "
+        "for all. Ours run otherwise as their configuration in `configs/` says (the log penalty as `sae_conv4.yaml`, "
+        "but with directions of length 1; plain L1 the same without knee and rare frequency). "
+        "Peers are trained by their own trainers, on inputs of mean 0 and variance 1; dead latents count over a "
+        "million inputs as in ours, so that a peer's revival acts in runs of this length.",
         "",
         "![Unexplained variance and dead latents over L0](sae_frontier.png)",
         "",

@@ -6,6 +6,7 @@ their own windows are longer than these runs.
 """
 
 import functools
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,10 +114,19 @@ def train(point: Point, samples: Samples) -> Coder:
     return Coder(lambda acts: encode(samples.normalise(acts)), lambda latents: samples.raw(decode(latents)))
 
 
+@functools.cache
+def our_code() -> str:
+    """A hash of the files that say how ours train: after a change of one, ours are trained anew."""
+    root = Path(__file__).parents[1]
+    files = [*root.glob("networks/*sae*.py"), root / "networks/sparse_autoencoder.py"]
+    files += root.glob("lightning_modules/*sae_*.py")
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]
+
+
 def our_settings(point: Point) -> dict[str, Any]:
     """ConvSAE's arguments from the shipped configuration of the kind, at the point's sparsity, rate and length."""
     config = _OURS[point.kind]
-    name = f"sae_{point.tap.replace('conv4a', 'conv4')}" if config == "relu" else f"sae_conv4_{config}"
+    name = "sae_conv4" if config == "relu" else f"sae_conv4_{config}"
     path = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
     arguments = yaml.safe_load(path.read_text())["model"]["init_args"]
     own = arguments["sae"]["init_args"]

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 CHANNELS, LATENTS = 32, 128
+CLIP = 1.0  # norm of ours' gradients, as both peers have it: the first ones, far larger, would slow Adam down for long
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class Ours(Contestant):
         loss.backward()
         if self.sae.unit_norm_decoder:
             self.sae.project_decoder_gradient()
+        nn.utils.clip_grad_norm_(self.sae.parameters(), CLIP)
         self.optimiser.step()
         if self.sae.unit_norm_decoder:
             self.sae.normalise_decoder()
@@ -172,7 +174,7 @@ class Trained(Ours):
             Trainer(
                 default_root_dir=folder, accelerator=device.type, devices=1, max_steps=case.steps,
                 limit_val_batches=0, log_every_n_steps=100, enable_model_summary=False, enable_checkpointing=False,
-                callbacks=[Throughput(), DeadNeurons(every_n_steps=500), Clock()],
+                gradient_clip_val=CLIP, callbacks=[Throughput(), DeadNeurons(every_n_steps=500), Clock()],
             ).fit(module, datamodule=Data())  # fmt: skip
         self.sae = module.sae
 

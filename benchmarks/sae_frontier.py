@@ -4,8 +4,8 @@
 
 One cache of activations for each tap; everybody trains 32 -> 128 on the same batches in the same order, for as many
 steps; one evaluator, ours, looks at all of them on held-out levels. Each finished autoencoder is a line in
-`runs/sae_frontier/points.jsonl`: the same command goes on where it was stopped, and begins anew for another agent or
-another of our configurations. Writes `docs/sae_frontier.csv`, `.png` and `.md`.
+`runs/sae_frontier/points.jsonl`: the same command goes on where it was stopped, and begins anew for another agent, and
+ours for another of our configurations or other code. Writes `docs/sae_frontier.csv`, `.png` and `.md`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.frontier_report import write_report
-from benchmarks.frontier_trainers import Coder, Point, Samples, our_settings, train
+from benchmarks.frontier_trainers import Coder, Point, Samples, our_code, our_settings, train
 from benchmarks.measure import machine, report, say
 from commands import quieten
 from datamodules import ActivationDataModule
@@ -31,8 +31,7 @@ from lightning_modules.sae_metrics import ExplainedVariance, Sparsity
 PENALTIES = {"ours": [0.25, 0.8, 2.0, 6.0], "peer": [0.5, 1.5, 4.5]}  # ours span more, to be compared everywhere
 PLACES = [1, 2, 3, 5]  # k
 LIBRARIES = ["ours", "dictionary_learning", "sae_lens"]
-RATES = [3e-3, 1e-2, 3e-2]  # learning rates that each kind of each library is tried with
-_TRIAL = {"log": 1.5, "l1": 1.5, "topk": 3, "batch_topk": 3}  # what they are tried at
+RATES = [1e-2, 3e-2, 1e-1]  # learning rates that each kind of each library is tried with
 _POSITIONS = 32  # of each validation frame: what everybody is evaluated on
 _CHUNK = 16_384
 
@@ -46,6 +45,11 @@ def sparsities(library: str, kind: str) -> list[float]:
     """The settings of a kind, the middle one first, so that a stopped run shows something of everything."""
     settings = PLACES if "topk" in kind else PENALTIES["ours" if library == "ours" else "peer"]
     return sorted(settings, key=lambda value: abs(settings.index(value) - len(settings) // 2))
+
+
+def trial(library: str, kind: str) -> float:
+    """The setting that learning rates are tried at."""
+    return sparsities(library, kind)[0]
 
 
 def held_out(data: ActivationDataModule, tap: str) -> tuple[Shaped[Tensor, "R C"], dict[str, int]]:
@@ -97,7 +101,7 @@ class Results:
 
     def key(self, point: Point) -> str:
         """What decides a point's outcome."""
-        settings = our_settings(point) if point.library == "ours" else {}
+        settings = our_settings(point) | {"code": our_code()} if point.library == "ours" else {}
         return json.dumps([self._data, point._asdict(), settings], sort_keys=True)
 
     def add(self, point: Point, values: dict[str, Any]) -> None:
@@ -140,19 +144,17 @@ class Frontier:
         return self._results.records[key]
 
     def best_rate(self, library: str, kind: str) -> float:
-        """The learning rate, of three, with which a fifth of the steps ends best: with the highest explained variance
-        for TopK, else with the lowest loss (squared error + L1 penalty).
+        """The learning rate, of those tried, with which the middle setting ends best: with the highest explained
+        variance for TopK, else with the lowest loss (squared error + L1 penalty).
         """
+        setting = trial(library, kind)
 
-        def loss(record: dict[str, Any]) -> float:
-            error = (1 - record["explained_variance"]) * self._rows.shape[1]
-            return error + (0.0 if "topk" in kind else _TRIAL[kind] * record["l1"])
+        def loss(rate: float) -> float:
+            record = self.measure(Point(self._tap, library, kind, setting, rate, self._steps))
+            error: float = (1 - record["explained_variance"]) * self._rows.shape[1]
+            return error + (0.0 if "topk" in kind else setting * record["l1"])
 
-        steps = max(1, self._steps // 5)
-        trials = {
-            rate: loss(self.measure(Point(self._tap, library, kind, _TRIAL[kind], rate, steps))) for rate in RATES
-        }
-        return min(trials, key=lambda rate: trials[rate])
+        return min(RATES, key=loss)
 
     def points(self, libraries: list[str]) -> list[dict[str, Any]]:
         """All points of some libraries."""
@@ -163,7 +165,7 @@ class Frontier:
             for (library, kind), rate in rates.items()
             if place < len(settings := sparsities(library, kind))
         ]
-        return [self.measure(point) for point in order]
+        return [self.measure(point) for point in order]  # the first of each is known
 
 
 def main() -> None:
@@ -197,7 +199,7 @@ def main() -> None:
             frontier = Frontier(results, data, tap, arguments.steps, bar)
             records += frontier.points(arguments.libraries)
             raw_l0[tap] = frontier.raw_l0
-    compared = write_report(records, raw_l0, arguments.output, arguments.agent)
+    compared = write_report(records, raw_l0, arguments.output, arguments.agent, RATES)
     say(f"written {arguments.output / 'sae_frontier.md'}, .csv and .png")
     margins = [row["ours"] - row["explained_variance"] for row in compared if row["ours"] is not None]
     report(

@@ -1,6 +1,7 @@
 """What watches something being optimised."""
 
 from callbacks.agent_export import AgentExport as AgentExport
+from callbacks.asked_returns import AskedReturns as AskedReturns
 from callbacks.dead_neurons import DeadNeurons as DeadNeurons
 from callbacks.feature_visualisation import FeatureVisualisation as FeatureVisualisation
 from callbacks.held_out_play import HeldOutPlay as HeldOutPlay

@@ -27,7 +27,7 @@ from interpretability import (
 )
 from interpretability.episodes import evaluating
 from interpretability.pictures import save_png
-from networks import Precision, SAEBase, TappedAgent, autocast
+from networks import Precision, SAEBase, TappedAgent, TappedNetwork, autocast
 
 Batch = tuple[UInt8[Tensor, "B 64 64 3"], Tensor, Int[Tensor, " B"]]  # frames, activations of the tap, levels
 
@@ -44,7 +44,8 @@ class FeatureVisualisation(Callback):
 
     A module with an autoencoder (`sae` and `tap`; its agent is the data module's) shows latents, over validation
     frames; most active are those that contribute most to the reconstruction: mean activation x length of the latent's
-    direction. A module with an agent alone (`agent`) shows a tap's channels, by mean activation, over its own play of
+    direction. What drives a network that sees more than one frame is no image: frames alone are shown then. A module
+    with an agent alone (`agent`) shows a tap's channels, by mean activation, over its own play of
     validation levels. Random generators, gradients, counters and train or eval mode are left as they are. On several
     processes rank 0 draws, from its own share of the frames.
 
@@ -129,7 +130,8 @@ class FeatureVisualisation(Callback):
         save_png(folder / f"features_{subject.tap}.png", self.sheet.picture)
 
     def _sheet(self, subject: "_Subject", step: str) -> FeatureSheet:
-        examples, colours = DatasetExamples(self.num_examples), ColourMoments()
+        examples = DatasetExamples(self.num_examples)
+        colours = ColourMoments(self.optimisation.parametrisation == "phase")
         with torch.inference_mode(False), torch.no_grad():
             for frames, acts, levels in subject.batches(self.num_frames):
                 colours.update(frames[::_COLOUR_STRIDE])
@@ -158,13 +160,13 @@ class _Subject:
         self._device = module.device
         self.sae: SAEBase | None = getattr(module, "sae", None)
         agent = getattr(module if self.sae is None else self._data, "agent", None)
-        if not isinstance(agent, TappedAgent):
+        if not isinstance(agent, TappedNetwork if self.sae is not None else TappedAgent):
             raise ValueError(
                 f"FeatureVisualisation needs an autoencoder or an agent, and {type(module).__name__} has neither: "
                 "take it out of trainer.callbacks"
             )
         # a shallow copy shares everything but the compiled call: no recompilation for other batch sizes and taps
-        self.agent: TappedAgent = copy.copy(agent.to(self._device))
+        self.agent: TappedNetwork = copy.copy(agent.to(self._device))
         if self.sae is not None:
             if tap not in (None, module.tap):
                 raise ValueError(

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from environments import held_out_levels
 from interpretability.episodes import GAME_TIME_OUT, Episodes, play_episodes
-from networks import TappedAgent
+from networks import TappedNetwork
 
 
 class HeldOutPlay(Callback):
@@ -66,7 +66,7 @@ class HeldOutPlay(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot be played before any work."""
-        if not isinstance(getattr(pl_module, "agent", None), TappedAgent):
+        if not isinstance(getattr(pl_module, "agent", None), TappedNetwork):
             raise ValueError(
                 f"HeldOutPlay plays the agent being trained, and {type(pl_module).__name__} trains none: "
                 "take it out of trainer.callbacks"

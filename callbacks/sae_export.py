@@ -16,10 +16,21 @@ class SAEExport(Callback):
 
     The metadata say what `module.sae_metadata()` does, the command, and the metrics known by then (`sae/...`,
     `splice/...`); so list it last. The file is replaced whole.
+
+    Raises:
+        ValueError: before training, a module without an autoencoder of its own.
     """
 
     def __init__(self) -> None:
         self._metrics: dict[str, float] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look whether there is something to save."""
+        if not hasattr(pl_module, "sae"):
+            raise ValueError(
+                f"SAEExport needs a module with one autoencoder, and {type(pl_module).__name__} is none: take it out "
+                "of trainer.callbacks, or use SAESweepReport for a sweep"
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last weights."""

@@ -13,15 +13,21 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from interpretability.frontier import FrontierPoint, draw_frontier
 from interpretability.pictures import save_png
+from interpretability.seed_stability import mean_best_cosine
 from networks import save_weights
 
 _FILE = "sweep.csv"
+_OFTEN = 1e-3  # share of inputs
 
 
 class SAESweepReport(Callback):
     """Saves every member of a `SAESweep` as `saes/MEMBER.safetensors` in the run's folder, ready for `load_sae`, when
     training ends and again after each validation, then with its metrics. A validation also writes `sweep.csv`, one row
     a member, and the frontier of L0 and explained variance: `frontier` in TensorBoard and `figures/frontier.png`.
+
+    Members that differ in their seed alone have a column `seed_cosine`: the mean over latents, of those that fired on
+    at least 1 in 1 000 of the last training inputs, of the highest cosine with a latent of another seed
+    (`mean_best_cosine`), averaged over the other seeds.
 
     Raises:
         ValueError: before training, a module that is no sweep.
@@ -46,7 +52,11 @@ class SAESweepReport(Callback):
         folder = self._save(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        rows = [{"member": name, **_settings(pl_module, name), **_metrics(trainer, name)} for name in _names(pl_module)]
+        stable = _seed_cosines(pl_module)
+        rows = [
+            {"member": name, **_settings(pl_module, name), **_metrics(trainer, name), **stable[name]}
+            for name in _names(pl_module)
+        ]
         _write_table(folder / _FILE, rows)
         points = [
             FrontierPoint(row["member"], row["kind"], *(row.get(key, math.nan) for key in FrontierPoint._fields[2:]))
@@ -78,6 +88,20 @@ def _names(module: Any) -> list[str]:
 def _settings(module: Any, name: str) -> dict[str, Any]:
     metadata = module.sae_metadata(name)
     return {"kind": metadata["kind"], **module.saes[name].config(), **metadata["training"]}
+
+
+def _seed_cosines(module: Any) -> dict[str, dict[str, float]]:
+    """`seed_cosine` of each member that has others of its settings."""
+    directions = {name: sae.directions().detach().flatten(1) for name, sae in module.saes.items()}
+    often = module.firing.frequency().split([len(found) for found in directions.values()])
+    fires = {name: frequency >= _OFTEN for name, frequency in zip(directions, often, strict=True)}
+    settings = {name: {**_settings(module, name), "seed": None} for name in directions}
+    cosines: dict[str, dict[str, float]] = {}
+    for name, own in directions.items():
+        others = [other for other in directions if other != name and settings[other] == settings[name]]
+        found = [float(mean_best_cosine(own, directions[other], fires[name])) for other in others]
+        cosines[name] = {"seed_cosine": sum(found) / len(found)} if found else {}
+    return cosines
 
 
 def _metrics(trainer: Trainer, name: str) -> dict[str, float]:

@@ -33,7 +33,8 @@ class SpliceEvaluation(Callback):
         result: of the last evaluation.
 
     Raises:
-        ValueError: an argument below 1, or more levels than there are.
+        ValueError: an argument below 1, more levels than there are, or, before training, a module without an
+            autoencoder of its own.
     """
 
     result: SpliceResult | None = None
@@ -59,6 +60,14 @@ class SpliceEvaluation(Callback):
         self.greedy, self.seed, self.num_environments = greedy, seed, num_environments
         self.max_steps, self.compare_every = max_steps, compare_every
         self._validations = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look whether there is something to splice in."""
+        if not hasattr(pl_module, "sae"):
+            raise ValueError(
+                f"SpliceEvaluation needs a module with one autoencoder, and {type(pl_module).__name__} is none: "
+                "take it out of trainer.callbacks"
+            )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate after every so many validations of a fit."""

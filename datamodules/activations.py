@@ -12,7 +12,7 @@ from datamodules.activation_loaders import CacheLoader, Position, StreamLoader, 
 from datamodules.cache import ActivationCache, Statistics, refuse_if_too_large, statistics
 from datamodules.recorder import MAX_POSITIONS, PlaySettings, Recorder, Rows
 from environments import TRAINING_START, VALIDATION_LEVELS, EnvironmentSettings
-from networks import Precision, TappedAgent, load_agent
+from networks import Precision, TappedNetwork, load_network
 
 _ENVIRONMENT = EnvironmentSettings()
 _PLAY = PlaySettings()
@@ -27,7 +27,7 @@ class ActivationDataModule(LightningDataModule):
     with other seeds are validated on the same frames.
 
     Args:
-        agent: path of the agent's weights.
+        agent: path of the weights of an agent, or of a decision transformer, which plays for its `asked_return`.
         taps: recorded places of the agent.
         source: cache or stream.
         environment: what is played; its levels are those of training.
@@ -96,10 +96,10 @@ class ActivationDataModule(LightningDataModule):
         self._position = Position()
 
     @cached_property
-    def agent(self) -> TappedAgent:
-        """The frozen agent, loaded when first asked for."""
+    def agent(self) -> TappedNetwork:
+        """The frozen agent or decision transformer, loaded when first asked for."""
         try:
-            return load_agent(self.agent_path).requires_grad_(False)
+            return load_network(self.agent_path).requires_grad_(False)
         except ValueError as error:
             raise ValueError(f"data.init_args.agent: {error}") from error
 

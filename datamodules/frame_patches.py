@@ -91,14 +91,14 @@ class PackedFrames:
         """Write the frames of an episode from step `start` on into `out`, as many as fit there; they must exist."""
         count = len(out)
         blob = self._first[self._first_end[episode] : self._first_end[episode + 1]]
-        out[:] = np.frombuffer(zlib.decompress(blob), np.uint8).reshape(FRAME_SHAPE)
+        out[:] = np.frombuffer(zlib.decompress(blob.data), np.uint8).reshape(FRAME_SHAPE)
         pixels = out.reshape(-1).view(_PIXEL)
         row, chunk = int(self._row[episode]), int(self._chunk[episode])
         for index in range(start // CHUNK, (start + count - 1) // CHUNK + 1):
             begin = index * CHUNK
             changed = self._changed[row + begin : min(row + begin + CHUNK, int(self._row[episode + 1]))]
             lie, end = self._patches_end[chunk + index : chunk + index + 2]
-            patch = zlib.decompress(self._patches[lie:end])
+            patch = zlib.decompress(self._patches[lie:end].data)
             size = len(patch) // _PIXEL_BYTES
             places = np.frombuffer(patch, np.uint16, size)
             colours = np.frombuffer(patch, _PIXEL, size, offset=2 * size)

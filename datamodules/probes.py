@@ -2,11 +2,13 @@
 
 import dataclasses
 import os
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Shaped
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
@@ -15,25 +17,29 @@ from datamodules.probe_batch import PIXELS, Examples, ProbeBatch, Split, Subject
 from datamodules.recorder import PlaySettings, Recorder, Rows
 from datamodules.state_recorder import StateEdit, StateRecorder
 from environments import FRAME_SHAPE, TEST_LEVELS, TRAINING_START, VALIDATION_LEVELS, EnvironmentSettings
-from networks import Precision, TappedAgent, autocast, load_agent
+from networks import Precision, TappedAgent, TappedNetwork, autocast, load_network
 from networks.linear_readout import reduce_activations, reduced_shape
 
 Control = Literal["pixels", "random_agent"]
 _ENVIRONMENT = EnvironmentSettings()
-_PLAY = PlaySettings(environments=64, steps=64)
+_PLAY = PlaySettings(environments=64, steps=64, every=8)  # many levels: what is learnt of few does not generalise
 _AT_ONCE = 512  # frames of one pass
 
 
 class ProbeDataModule(LightningDataModule):
     """Frames with labels from a cache on disk, and what the agent's taps, a control agent and the pixels show of them.
 
+    A network that remembers (a decision transformer) is recorded while it plays, and its control beside it on the same
+    play; an edited state is to both the first frame of an episode.
+
     Frames are recorded once, by play of the agent or from edited states, and found again by later runs. Activations
     are computed once in a run, all taps in one pass over the frames, mean-pooled to at most `max_features`, and held in
     memory as bfloat16. Validation levels are for choices, test levels for the figures to report. One process only.
 
     Args:
-        agent: path of the agent's weights.
-        taps: what is probed; null for all taps behind a nonlinearity or a pool, and `logits`.
+        agent: path of the weights of an agent, or of a decision transformer, which plays for its `asked_return`.
+        taps: what is probed; null for all taps behind a nonlinearity or a pool, and `logits`. Attention patterns and
+            the taps of a decision transformer's encoder only if they are named.
         states: null for natural play; or what makes a state to look at from the first state of each level, by path:
             for example `environments.heist.scatter_player`. It names the data `deconfounded` in metrics.
         environment: heist in a mode whose frame shows the whole world (easy, hard); its levels are those of training.
@@ -91,10 +97,10 @@ class ProbeDataModule(LightningDataModule):
         return "natural" if self.states is None else "deconfounded"
 
     @cached_property
-    def agent(self) -> TappedAgent:
-        """The frozen agent, loaded when first asked for."""
+    def agent(self) -> TappedNetwork:
+        """The frozen agent or decision transformer, loaded when first asked for."""
         try:
-            return load_agent(self.agent_path).requires_grad_(False)
+            return load_network(self.agent_path).requires_grad_(False)
         except ValueError as error:
             raise ValueError(f"data.init_args.agent: {error}") from error
 
@@ -105,7 +111,11 @@ class ProbeDataModule(LightningDataModule):
         Raises:
             ValueError: a tap that the agent does not have, or that is too wide.
         """
-        taps = self._taps or [name for name in self.agent.taps if not name.endswith(".pre") and name != "value"]
+        taps = self._taps or [
+            name
+            for name in self.agent.taps
+            if not name.endswith(".pre") and name != "value" and not name.startswith(("encoder.", "attention"))
+        ]
         self.agent.check_taps(taps)
         shapes = {tap: self.agent.taps[tap] or (1,) for tap in taps}
         found = [("agent", tap, shape) for tap, shape in shapes.items()]
@@ -168,7 +178,7 @@ class ProbeDataModule(LightningDataModule):
         self.done = state_dict["done"]
 
     @cached_property
-    def random_agent(self) -> TappedAgent:
+    def random_agent(self) -> TappedNetwork:
         """The agent's architecture with fresh weights, drawn from the seed, but not as a training with it would."""
         with torch.random.fork_rng():
             torch.manual_seed(2**31 + self.seed)
@@ -193,10 +203,19 @@ class ProbeDataModule(LightningDataModule):
         if self.states is not None:
             frames = self.play.environments * self.play.steps
             return StateRecorder(settings, self.states, frames_per_block=frames, seed=seed)
+        taps: list[str] = []
+        beside = None
+        if self._remembers:  # what it shows of a frame is known only while it plays
+            taps = list(dict.fromkeys([*(s.tap for s in self.subjects if s.network == "agent"), "logits"]))
+            beside = self.random_agent if "random_agent" in self.controls else None
         return Recorder(
-            self.agent, settings, (), frames=True, labels=True, precision=self.precision, play=self.play, seed=seed,
-            device=self._device,
+            self.agent, settings, taps, frames=True, labels=True, beside=beside, precision=self.precision,
+            play=self.play, seed=seed, device=self._device,
         )  # fmt: skip
+
+    @property
+    def _remembers(self) -> bool:
+        return not isinstance(self.agent, TappedAgent)
 
     @property
     def _device(self) -> torch.device:
@@ -232,29 +251,71 @@ class ProbeDataModule(LightningDataModule):
                 found[tap][split] = Examples(acts.pop(tap), self._labels[split], levels)
         return found
 
+    def tap_features(
+        self, tap: str, read: Callable[[Shaped[Tensor, "B C *HW"]], Float[Tensor, "B U"]]
+    ) -> dict[Split, Examples]:
+        """What a function makes of a tap of the agent, as it is (not mean-pooled first), for every frame.
+
+        Args:
+            tap: of the agent.
+            read: from a batch of activations to features of each frame.
+        """
+        found: dict[Split, Examples] = {}
+        for split in self.frames:
+            parts, actions = [], []
+            for acts, chosen in self._passes("agent", split, (tap,)):
+                parts.append(read(acts[tap]).cpu())
+                actions.append(chosen)
+            self._labels[split]["action"] = torch.cat(actions).numpy()
+            levels = torch.cat([shard["levels"] for shard in self._shards[split]]).long()
+            found[split] = Examples(torch.cat(parts), self._labels[split], levels)  # type: ignore[index]
+        return found
+
     def _activations(self, network: str, split: str, taps: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
         """Reduced activations of every frame of a split; on the agent's first pass its actions become labels too."""
         count = self.frames[split]
         made = {tap: torch.empty(count, *shape, dtype=torch.bfloat16) for tap, shape in taps.items()}
-        agent = (
-            None if network == PIXELS else (self.agent if network == "agent" else self.random_agent).to(self._device)
-        )
         actions = torch.empty(count, dtype=torch.int64)
         start = 0
-        for shard in self._shards[split]:
-            for frames in shard["frames"].split(_AT_ONCE):
-                rows = slice(start, start + len(frames))
-                start += len(frames)
-                if agent is None:
-                    acts = {PIXELS: frames.permute(0, 3, 1, 2)}
-                else:
-                    with torch.no_grad(), autocast(self.precision, self._device):
-                        output = agent(frames.to(self._device), record=tuple(taps))
-                    assert output.logits is not None
-                    acts, actions[rows] = output.activations, output.logits.argmax(1).cpu()
-                for tap, shape in taps.items():
-                    tensor = acts[tap] if acts[tap].ndim > 1 else acts[tap].unsqueeze(1)
-                    made[tap][rows] = reduce_activations(tensor, shape).to(made[tap].device, torch.bfloat16)
+        for acts, chosen in self._passes(network, split, tuple(taps)):
+            rows = slice(start, start + len(chosen))
+            start += len(chosen)
+            actions[rows] = chosen
+            for tap, shape in taps.items():
+                tensor = acts[tap] if acts[tap].ndim > 1 else acts[tap].unsqueeze(1)
+                made[tap][rows] = reduce_activations(tensor, shape).to(made[tap].device, torch.bfloat16)
         if network == "agent":
             self._labels[split]["action"] = actions.numpy()
         return made
+
+    def _passes(
+        self, network: str, split: str, taps: tuple[str, ...]
+    ) -> Iterator[tuple[dict[str, Tensor], Int[Tensor, " B"]]]:
+        """Activations of the taps for all frames of a split in order, and the likeliest actions (-1 of pixels)."""
+        agent = (
+            None if network == PIXELS else (self.agent if network == "agent" else self.random_agent).to(self._device)
+        )
+        for shard in self._shards[split]:
+            for first in range(0, len(shard["frames"]), _AT_ONCE):
+                frames = shard["frames"][first : first + _AT_ONCE]
+                if agent is None:
+                    yield {PIXELS: frames.permute(0, 3, 1, 2)}, torch.full((len(frames),), -1)
+                elif self._remembers and self.states is None:
+                    acts = _recorded(shard, "activations" if network == "agent" else "beside", first)
+                    yield acts, acts["logits"].argmax(1)
+                else:
+                    every = np.arange(len(frames))
+                    player = agent.player(len(frames), record=taps)
+                    player.begin(every)
+                    with torch.no_grad(), autocast(self.precision, self._device):
+                        output = player(frames.to(self._device), every)
+                    assert output.logits is not None
+                    yield output.activations, output.logits.argmax(1).cpu()
+
+
+def _recorded(shard: Rows, group: str, first: int) -> dict[str, Tensor]:
+    """What was recorded of some frames, by tap, with channels first."""
+    rows = slice(first, first + _AT_ONCE)
+    names = [name for name in shard if name.startswith(f"{group}/")]
+    found = {name.removeprefix(f"{group}/"): shard[name][rows] for name in names}
+    return {tap: acts.permute(0, 3, 1, 2) if acts.ndim == 4 else acts for tap, acts in found.items()}

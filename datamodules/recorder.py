@@ -6,23 +6,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from datamodules.outcomes import outcomes
-from environments import FRAME_SHAPE, EnvironmentSettings, State, VectorEnvironment
-from environments.heist import Labels, inside_maze, label_states
-from networks import Precision, TappedAgent, autocast, hash_tensors, sample_actions
+from datamodules.recorded_game import RecordedGame, Watcher
+from environments import EnvironmentSettings, VectorEnvironment
+from environments.heist import Labels, label_states
+from networks import AgentOutput, Precision, TappedNetwork, hash_tensors, sample_actions
 
 Rows = dict[str, Tensor]
-"""Columns of equal length by name: `activations/TAP`, `inside/TAP`, `labels/NAME`, `frames`, `levels`."""
+"""Columns of equal length by name: `activations/TAP`, `beside/TAP`, `inside/TAP`, `labels/NAME`, `frames`, `levels`."""
 
 LABELS = [*(field.name for field in dataclasses.fields(Labels)), "pursued", "steps_to_pickup"]
 """Names of label columns: the fields of `environments.heist.Labels`, and what `datamodules.outcomes` adds."""
 
 MAX_POSITIONS = 64
-_HOLD = 4  # steps for which a random opening action is held: single ones hardly leave the start
-_STAY = 4  # procgen's action for standing still
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,7 @@ class PlaySettings:
         environments: levels played side by side; each block begins every one of them on a new level.
         steps: recorded steps of each in a block. It should exceed the length of usual episodes, so that late phases
             are met; it also ends the play of stuck ones, which would otherwise fill the data with one picture.
+        every: of the steps played, every so manyth is recorded: frames of more levels and places in as many rows.
         temperature: divides the logits; 0 plays greedily.
         epsilon: share of actions drawn uniformly.
         random_start: each environment first takes between 0 and this many random, unrecorded steps, so that
@@ -41,15 +41,16 @@ class PlaySettings:
 
     environments: int = 64
     steps: int = 128
+    every: int = 1
     temperature: float = 1.0
     epsilon: float = 0.0
     random_start: int = 32
 
     def __post_init__(self) -> None:
-        if self.environments < 1 or self.steps < 1 or self.random_start < 0:
+        if min(self.environments, self.steps, self.every) < 1 or self.random_start < 0:
             raise ValueError(
-                f"play.environments {self.environments} and play.steps {self.steps} must be at least 1, "
-                f"play.random_start {self.random_start} at least 0"
+                f"play.environments {self.environments}, play.steps {self.steps} and play.every {self.every} must be "
+                f"at least 1, play.random_start {self.random_start} at least 0"
             )
         if self.temperature < 0 or not 0 <= self.epsilon <= 1:
             raise ValueError(
@@ -65,13 +66,16 @@ class Recorder:
     that many different random positions of each frame, fewer where the smallest tap has fewer, drawn for each tap.
 
     Args:
-        agent: plays and is recorded; moved to `device`.
+        agent: plays and is recorded; moved to `device`. One that remembers sees each block's episodes from their
+            beginnings, random steps included.
         settings: what is played; levels are drawn from its range.
         taps: what is recorded; none records frames and labels only.
         positions_per_frame: None keeps whole maps.
         frames: keep the frames (whole maps only).
         labels: keep `environments.heist.label_states` of every frame, and its `outcomes`.
         inside: keep which positions of each map show the maze (heist in easy and hard mode only).
+        beside: another network of the agent's kind that sees the same play; what the same taps of it yield are columns
+            `beside/TAP` (whole maps only).
         seed: fixes levels, action noise and the order of rows.
 
     Raises:
@@ -80,7 +84,7 @@ class Recorder:
 
     def __init__(
         self,
-        agent: TappedAgent,
+        agent: TappedNetwork,
         settings: EnvironmentSettings,
         taps: Sequence[str],
         *,
@@ -88,6 +92,7 @@ class Recorder:
         frames: bool = False,
         labels: bool = False,
         inside: bool = False,
+        beside: TappedNetwork | None = None,
         precision: Precision = "bf16",
         play: PlaySettings,
         seed: int = 0,
@@ -101,6 +106,9 @@ class Recorder:
                 "frames go with whole maps: set positions_per_frame to null, or frames to false "
                 "(validation batches carry frames in any case)"
             )
+        if beside is not None and positions_per_frame is not None:
+            raise ValueError("beside goes with whole maps: set positions_per_frame to null")
+        self.beside = None if beside is None else beside.to(device)
         self.agent, self.settings, self.taps, self.play = agent.to(device), settings, tuple(taps), play
         self.frames, self.labels, self.precision = frames, labels, precision
         self.inside = inside and shows_whole_maze(settings)
@@ -112,7 +120,8 @@ class Recorder:
 
     def description(self) -> dict[str, Any]:
         """Everything that decides the rows, as primitives: two recorders that agree here record the same."""
-        return {
+        beside = {} if self.beside is None else {"beside": hash_tensors(self.beside.state_dict())}
+        return beside | {
             "format": 1,
             "agent": hash_tensors(self.agent.state_dict()),
             "architecture": {"name": self.agent.architecture, **self.agent.config()},
@@ -146,12 +155,21 @@ class Recorder:
         game = self._game(rng)
         game.begin(play.random_start)
         rows: Rows = {}
-        ended: list[tuple[np.ndarray, np.ndarray]] = []
-        for step in range(steps):
-            ended.append((game.began, game.solved))
-            with torch.no_grad(), autocast(self.precision, self.device):
-                output = self.agent(torch.from_numpy(game.frames).to(self.device), record=self.taps)
-            columns = self._columns(output.activations, game, noise)
+        course: list[tuple[np.ndarray, ...]] = []
+        last = (steps - 1) * play.every
+        for moment in range(last + 1):
+            labels = label_states(game.states()) if self.labels else None
+            if labels is not None:
+                course.append((labels.held, labels.cells, game.began, game.solved))
+            output = game.look()
+            step, between = divmod(moment, play.every)
+            if between:
+                self._go_on(game, output, noise)
+                continue
+            columns = self._columns(output.activations, game, labels, noise)
+            if self.beside is not None:
+                seen = game.look_beside().activations
+                columns |= {f"beside/{tap}": _channels_last(seen[tap].cpu()) for tap in self.taps}
             if not rows:
                 rows = {
                     name: torch.empty((steps * len(column), *column.shape[1:]), dtype=column.dtype)
@@ -159,30 +177,34 @@ class Recorder:
                 }
             for name, column in columns.items():
                 rows[name][order[step]] = column
-            if step + 1 < steps:
-                assert output.logits is not None
-                game.act(self._choose(output.logits.cpu(), noise))
+            if moment < last:
+                self._go_on(game, output, noise)
             if progress is not None:
                 progress(min(count, wanted - step * count))
         if self.labels:
-            rows |= self._outcomes(rows, torch.stack(order), *map(np.stack, zip(*ended, strict=True)))
+            rows |= self._outcomes(torch.stack(order), *map(np.stack, zip(*course, strict=True)))
         return {name: column[: wanted * self.rows_per_frame] for name, column in rows.items()}
 
-    def _outcomes(self, rows: Rows, order: Int[Tensor, "T R"], *ended: Bool[np.ndarray, "T N"]) -> Rows:
+    def _go_on(self, game: RecordedGame, output: AgentOutput, noise: torch.Generator) -> None:
+        assert output.logits is not None
+        game.act(self._choose(output.logits.cpu(), noise))
+
+    def _outcomes(self, order: Int[Tensor, "T R"], *course: Shaped[np.ndarray, "steps N ..."]) -> Rows:
         """Labels of every row that only the rest of the block knows."""
-        frames = order[:, :: self.rows_per_frame]  # rows of one frame follow each other
-        found = outcomes(rows["labels/held"][frames].numpy(), rows["labels/cells"][frames].numpy(), *ended)
         columns = {}
-        for name, values in zip(("pursued", "steps_to_pickup"), found, strict=True):
+        for name, values in zip(("pursued", "steps_to_pickup"), outcomes(*course), strict=True):
             column = columns[f"labels/{name}"] = torch.empty(order.numel(), dtype=torch.int64)
-            column[order] = torch.from_numpy(values).repeat_interleave(self.rows_per_frame, 1)
+            recorded = torch.from_numpy(values[:: self.play.every])
+            column[order] = recorded.repeat_interleave(self.rows_per_frame, 1)
         return columns
 
-    def _game(self, rng: np.random.Generator) -> "_Game":
+    def _game(self, rng: np.random.Generator) -> RecordedGame:
         if self._environment is None:
             self._environment = VectorEnvironment(self.settings, self.play.environments)
         shapes = {self.agent.taps[tap][1:] for tap in self.taps if len(self.agent.taps[tap]) == 3}
-        return _Game(self._environment, rng, shapes if self.inside else set())
+        networks = [self.agent] if self.beside is None else [self.agent, self.beside]
+        watchers = [Watcher(each, self.play.environments, self.taps, self.precision, self.device) for each in networks]
+        return RecordedGame(self._environment, rng, shapes if self.inside else set(), watchers)
 
     def _choose(self, logits: Float[Tensor, "N A"], noise: torch.Generator) -> Int[np.ndarray, " N"]:
         uniforms = torch.rand(logits.shape, generator=noise)
@@ -195,7 +217,9 @@ class Recorder:
             actions = torch.where(torch.rand(actions.shape, generator=noise) < self.play.epsilon, random, actions)
         return actions.numpy()
 
-    def _columns(self, activations: dict[str, Tensor], game: "_Game", noise: torch.Generator) -> Rows:
+    def _columns(
+        self, activations: dict[str, Tensor], game: RecordedGame, labels: Labels | None, noise: torch.Generator
+    ) -> Rows:
         """One step's rows: those of frame n before those of frame n + 1."""
         columns: Rows = {}
         for tap in self.taps:
@@ -212,8 +236,8 @@ class Recorder:
         per_frame: Rows = {"levels": torch.from_numpy(game.levels.copy())}
         if self.frames:
             per_frame["frames"] = torch.from_numpy(game.frames)
-        if self.labels:
-            per_frame |= label_columns(label_states(game.states()))
+        if labels is not None:
+            per_frame |= label_columns(labels)
         return columns | {name: c.repeat_interleave(self.rows_per_frame, 0) for name, c in per_frame.items()}
 
     def _positions(self, frames: int, positions: int, noise: torch.Generator) -> Int[Tensor, "N P"] | None:
@@ -226,9 +250,10 @@ class Recorder:
         noise = torch.Generator().manual_seed(0)
         game = self._game(np.random.default_rng(0))
         game.begin(0)
-        with torch.no_grad(), autocast(self.precision, self.device):
-            output = self.agent(torch.from_numpy(game.frames).to(self.device), record=self.taps, outputs=False)
-        columns = self._columns(output.activations, game, noise)
+        labels = label_states(game.states()) if self.labels else None
+        columns = self._columns(game.look().activations, game, labels, noise)
+        if self.beside is not None:
+            columns |= {f"beside/{tap}": columns[f"activations/{tap}"] for tap in self.taps}
         outcome_bytes = 2 * 8 * self.rows_per_frame if self.labels else 0
         return sum(column.nbytes for column in columns.values()) // self.play.environments + outcome_bytes
 
@@ -260,55 +285,3 @@ def _pick(maps: Shaped[Tensor, "N HW ..."], chosen: Int[Tensor, "N P"] | None) -
     if chosen is None:
         return maps.flatten(0, 1)
     return maps[torch.arange(len(maps)).unsqueeze(1), chosen].flatten(0, 1)
-
-
-class _Game:
-    """N environments on levels of our choosing, so that play depends on nothing but the block's own seeds.
-
-    `levels` [N], `frames` [N 64 64 3] and `inside` (by map size, [N H W]) are those of the frames to act on; `began`
-    [N] says whether such a frame is its episode's first, `solved` [N] whether the action before it was rewarded.
-    """
-
-    def __init__(self, environment: VectorEnvironment, rng: np.random.Generator, shapes: set[tuple[int, ...]]) -> None:
-        self._environment, self._rng = environment, rng
-        count = environment.num_environments
-        self.levels: Int[np.ndarray, " N"] = np.zeros(count, dtype=np.int32)
-        self.frames: UInt8[np.ndarray, "N 64 64 3"] = np.zeros((count, *FRAME_SHAPE), dtype=np.uint8)
-        self.began: Bool[np.ndarray, " N"] = np.zeros(count, dtype=bool)
-        self.solved: Bool[np.ndarray, " N"] = np.zeros(count, dtype=bool)
-        self.inside: dict[tuple[int, ...], Bool[np.ndarray, "N H W"]] = {
-            shape: np.zeros((count, *shape), dtype=bool) for shape in shapes
-        }
-
-    def begin(self, random_start: int) -> None:
-        """Put every environment on a new level and let it take its random number of random steps."""
-        count = len(self.levels)
-        self._place(np.arange(count))
-        moving = self._rng.integers(random_start + 1, size=count)
-        actions = np.full(count, _STAY)
-        for step in range(random_start):
-            if step % _HOLD == 0:
-                actions = self._rng.integers(self._environment.num_actions, size=count)
-            self.act(np.where(step < moving, actions, _STAY))
-
-    def act(self, actions: Int[np.ndarray, " N"]) -> None:
-        """Step; an environment whose episode ended goes on with a new level."""
-        self._environment.act(actions)
-        reward, self.frames, self.began = self._environment.observe()
-        self.solved = reward > 0
-        if self.began.any():
-            self._place(np.flatnonzero(self.began))
-
-    def _place(self, slots: Int[np.ndarray, " n"]) -> None:
-        settings = self._environment.settings
-        self.levels[slots] = settings.start_level + self._rng.integers(settings.num_levels, size=len(slots))
-        self._environment.play_levels(self.levels[slots], slots.tolist())
-        _, self.frames, _ = self._environment.observe()
-        if self.inside:
-            states = [State.from_bytes(state) for state in self._environment.get_states(slots.tolist())]
-            for (height, width), mask in self.inside.items():
-                mask[slots] = inside_maze(states, height, width)
-
-    def states(self) -> list[bytes]:
-        """The saved states behind the frames."""
-        return self._environment.get_states()

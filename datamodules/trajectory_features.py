@@ -57,7 +57,7 @@ class FeatureRecorder:
         device: torch.device | str = "cpu",
     ) -> None:
         agent.check_taps([tap])
-        self.taps = (tap,)
+        self.taps: tuple[str, ...] = (tap,)
         self._trajectories, self._agent = trajectories, agent.to(device)
         self._precision, self._device = precision, torch.device(device)
         self._opened: list[Rows] | None = None

@@ -22,11 +22,14 @@ from interpretability.feature_sheet import FeatureSheet as FeatureSheet
 from interpretability.feature_sheet import draw_feature_sheet as draw_feature_sheet
 from interpretability.films import Film as Film
 from interpretability.films import film_of_replays as film_of_replays
+from interpretability.image_objectives import LayerDirection as LayerDirection
+from interpretability.image_objectives import Unit as Unit
+from interpretability.image_objectives import difference as difference
 from interpretability.observed_episode import ObservedEpisode as ObservedEpisode
 from interpretability.observed_episode import observe_episode as observe_episode
+from interpretability.optimised_images import Inside as Inside
 from interpretability.optimised_images import OptimisationSettings as OptimisationSettings
 from interpretability.optimised_images import OptimisedImages as OptimisedImages
-from interpretability.optimised_images import Unit as Unit
 from interpretability.optimised_images import optimise_images as optimise_images
 from interpretability.oracle_play import play_oracle as play_oracle
 from interpretability.outcomes import optimality as optimality

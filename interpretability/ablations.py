@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from environments import EnvironmentSettings
 from interpretability.episodes import PlayedStep, play_episodes
-from networks.precision import Precision, autocast
-from networks.taps import TappedAgent
+from interpretability.follower import Follower
+from networks.precision import Precision
+from networks.taps import TappedNetwork
 
 
 class ZeroAblation(nn.Module):
@@ -64,7 +65,7 @@ class TapMean(nn.Module):
 
 
 def mean_ablation(
-    agent: TappedAgent,
+    agent: TappedNetwork,
     tap: str,
     levels: Sequence[int],
     *,
@@ -85,11 +86,11 @@ def mean_ablation(
     Raises:
         ValueError: no such tap, or levels that cannot be played.
     """
-    mean, device = TapMean(), next(agent.parameters()).device
+    mean = TapMean()
+    follower = Follower(agent, precision, edits=[(tap, mean)])
 
     def look(step: PlayedStep) -> None:
-        with autocast(precision, device):
-            agent(torch.from_numpy(step.frames).to(device), record=[tap], edits=[(tap, mean)], outputs=False)
+        follower(step)
 
     play_episodes(
         agent,

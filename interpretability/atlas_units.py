@@ -11,7 +11,8 @@ from torch import Tensor
 
 from interpretability.colour import ColourMoments, ColourStatistics
 from interpretability.dataset_examples import DatasetExamples
-from interpretability.optimised_images import OptimisationSettings, OptimisedImages, Unit, optimise_images
+from interpretability.image_objectives import Unit
+from interpretability.optimised_images import OptimisationSettings, OptimisedImages, optimise_images
 from interpretability.unit_effects import unit_effects
 from interpretability.unit_numbers import UnitNumbers
 from networks import Precision, SAEBase, TappedAgent
@@ -125,7 +126,7 @@ def gather_units(
         AtlasUnits(kind, of, directions, DatasetExamples(settings.best), UnitNumbers(len(directions)))
         for kind, of, directions in kinds
     ]
-    colours = ColourMoments()
+    colours = ColourMoments(settings.optimisation.parametrisation == "phase")
     with torch.no_grad():
         for batch in batches():
             acts = batch.activations[tap].to(device)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from environments import EnvironmentSettings, VectorEnvironment
-from interpretability.frame_outputs import FrameOutputs
+from interpretability.frame_outputs import PlayedOutputs, played_outputs
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
 from networks.policy import sample_actions
 from networks.precision import Precision
-from networks.taps import Edit, TappedAgent
+from networks.taps import Edit, TappedNetwork
 
 GAME_TIME_OUT = 1_000
 STAY = 4  # the action that idle slots take
@@ -64,14 +64,16 @@ class PlayedStep(NamedTuple):
     """What an observer is shown at each step: the n slots that still play, before their actions are taken.
 
     Attributes:
+        slots: which they are, in ascending order.
         levels: level seed of each slot.
         steps: how many actions its episode has taken so far.
         frames: what the agent sees.
         logits: what it makes of it, with the edits, on the CPU.
-        values: likewise what its value head says.
+        values: likewise what its value head says; NaN where it has none.
         actions: what it chose.
     """
 
+    slots: Int[np.ndarray, " n"]
     levels: Int[np.ndarray, " n"]
     steps: Int[np.ndarray, " n"]
     frames: UInt8[np.ndarray, "n 64 64 3"]
@@ -84,7 +86,7 @@ Observer = Callable[[PlayedStep], None]
 
 
 def play_episodes(
-    agent: TappedAgent,
+    agent: TappedNetwork,
     levels: Sequence[int] | Int[np.ndarray, " L"],
     *,
     settings: EnvironmentSettings,
@@ -138,7 +140,7 @@ def play_episodes(
     try:
         with evaluating(agent, *(edit for _, edit in edits)), torch.inference_mode():
             game = _Game(environment, seeds, seed=seed, max_steps=max_steps, bar=bar)
-            outputs_of = FrameOutputs(agent, edits, environment.num_environments, precision)
+            outputs_of = played_outputs(agent, edits, environment.num_environments, precision)
             return game.play(outputs_of, greedy, observer)
     finally:
         bar.close()
@@ -182,19 +184,20 @@ class _Game:
             cut=np.zeros(levels, dtype=bool),
         )
 
-    def play(self, outputs_of: FrameOutputs, greedy: bool, observer: Observer | None) -> Episodes:
+    def play(self, outputs_of: PlayedOutputs, greedy: bool, observer: Observer | None) -> Episodes:
         environment = self.environment
-        frames = self._deal(np.arange(environment.num_environments))
+        frames = self._deal(np.arange(environment.num_environments), outputs_of)
         while len(slots := np.flatnonzero(self.playing >= 0)):
             logits, values = outputs_of(frames, slots)
             uniforms = None if greedy else torch.from_numpy(self.noise(slots, self.steps[slots]))
             chosen = sample_actions(logits, uniforms).numpy()
             if observer is not None:
                 levels = self.seeds[self.playing[slots]]
-                observer(PlayedStep(levels, self.steps[slots], frames[slots], logits, values, chosen))
+                observer(PlayedStep(slots, levels, self.steps[slots], frames[slots], logits, values, chosen))
             actions = np.full(environment.num_environments, STAY)
             actions[slots] = chosen
             environment.act(actions)
+            outputs_of.took(slots, chosen)
             # The terminal step's reward comes beside the first frame of what is played next.
             reward, frames, first = environment.observe()
             self.steps[slots] += 1
@@ -202,7 +205,7 @@ class _Game:
             ended = slots[first[slots] | (self.steps[slots] >= self.max_steps)]
             if len(ended):
                 self._book(ended, reward, first)
-                frames = self._deal(ended)
+                frames = self._deal(ended, outputs_of)
         return self.episodes
 
     def _book(self, ended: np.ndarray, reward: np.ndarray, first: np.ndarray) -> None:
@@ -213,7 +216,7 @@ class _Game:
         self.episodes.cut[rows] = ~first[ended]
         self.bar.update(len(ended))
 
-    def _deal(self, slots: np.ndarray) -> np.ndarray:
+    def _deal(self, slots: np.ndarray, outputs_of: PlayedOutputs) -> np.ndarray:
         """Give free slots the next levels, leave them idle when there are none; returns the frames to act on."""
         self.playing[slots] = -1
         chosen = slots[: len(self.seeds) - self.dealt]
@@ -223,6 +226,7 @@ class _Game:
         self.totals[slots] = 0
         seeds = self.seeds[self.playing[chosen]]
         self.noise.start(chosen, seeds)
+        outputs_of.begin(chosen)
         self.environment.play_levels(seeds, chosen.tolist())
         return self.environment.observe()[1]
 

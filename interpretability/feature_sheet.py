@@ -8,10 +8,11 @@ from torch import Tensor
 
 from interpretability.colour import ColourStatistics
 from interpretability.dataset_examples import DatasetExamples, Example
-from interpretability.optimised_images import OptimisationSettings, OptimisedImages, Unit, optimise_images
+from interpretability.image_objectives import LayerDirection, Objective, Unit
+from interpretability.optimised_images import OptimisationSettings, OptimisedImages, optimise_images
 from interpretability.pictures import TILE, Row, Tile, enlarge, outlined, sheet, spotlight
 from interpretability.receptive_fields import ReceptiveField, receptive_field
-from networks import Precision, SAEBase, TappedAgent
+from networks import Precision, SAEBase, TappedAgent, TappedNetwork
 
 _LARGEST_PATCH = 32  # pixels; a larger receptive field shows so much that the whole frame is plainer
 
@@ -22,19 +23,19 @@ class FeatureSheet:
 
     Attributes:
         units: the units shown, top to bottom.
-        whole: an image a unit for its mean over the map.
-        single: an image a unit for the position of its best example; None for flat taps, where it is the same.
+        whole: an image a unit for its mean over the map; None where a network sees more than one frame.
+        single: an image a unit for the position of its best example; None for flat taps too, where it is the same.
         picture: the sheet.
     """
 
     units: list[int]
-    whole: OptimisedImages
+    whole: OptimisedImages | None
     single: OptimisedImages | None
     picture: UInt8[Tensor, "H W 3"]
 
 
 def draw_feature_sheet(
-    agent: TappedAgent,
+    agent: TappedNetwork,
     tap: str,
     units: Sequence[int],
     examples: DatasetExamples,
@@ -44,8 +45,12 @@ def draw_feature_sheet(
     settings: OptimisationSettings | None = None,
     precision: Precision = "bf16",
     title: str,
+    directions: Float[Tensor, "G U"] | None = None,
+    names: Sequence[str] | None = None,
 ) -> FeatureSheet:
     """Optimise images for units and lay them out beside their dataset examples.
+
+    What drives a unit of a network that sees more than one frame is no image: there are examples alone.
 
     Args:
         agent, tap, sae, settings, precision: as for `optimise_images`.
@@ -53,32 +58,47 @@ def draw_feature_sheet(
         examples: gathered on frames of the game, for all units of the tap.
         colours: of those frames.
         title: of the sheet.
+        directions: over the units, to be shown in their place: `units` and `examples` are then those of the rows.
+        names: a heading for each of all units (or directions); their kinds and numbers without it.
     """
     found = [examples.of_unit(unit) for unit in units]
     flat = found[0][0].heat.numel() == 1
-    wanted = [Unit(unit) for unit in units]
-    if not flat:
-        wanted += [Unit(unit, best[0].peak) for unit, best in zip(units, found, strict=True)]
-    images = optimise_images(agent, tap, wanted, colours, sae=sae, settings=settings, precision=precision)
-    whole = OptimisedImages(*(part[: len(units)] for part in images))
-    single = None if flat else OptimisedImages(*(part[len(units) :] for part in images))
-    patch = _patch(agent, tap, sae)
+    whole = single = patch = None
+    if isinstance(agent, TappedAgent):
+        wanted = [_objective(unit, None, directions) for unit in units]
+        if not flat:
+            wanted += [_objective(unit, best[0].peak, directions) for unit, best in zip(units, found, strict=True)]
+        images = optimise_images(agent, tap, wanted, colours, sae=sae, settings=settings, precision=precision)
+        whole = OptimisedImages(*(part[: len(units)] for part in images))
+        single = None if flat else OptimisedImages(*(part[len(units) :] for part in images))
+        patch = _patch(agent, tap, sae)
     rows = []
     for index, unit in enumerate(units):
         maximum = float(examples.maximum[unit])
-        tiles: list[Tile | None] = [_image_tile(whole, whole.peak, index, maximum)]
+        tiles: list[Tile | None] = []
+        if whole is not None:
+            tiles.append(_image_tile(whole, whole.peak, index, maximum))
         if single is not None:
             tiles.append(_image_tile(single, single.achieved, index, maximum))
         tiles += [_example_tile(example, maximum, patch) for example in found[index]]
         tiles += [None] * (examples.per_unit - len(found[index]))
         share = f"active at {float(examples.frequency[unit]):.1%}"
         lines = [share, "of frames" if flat else "of positions", f"highest {maximum:.3g}"]
-        rows.append(Row(f"{'latent' if sae else 'channel'} {unit}", lines, tiles))
+        name = f"{'latent' if sae else 'channel'} {unit}" if names is None else names[unit]
+        rows.append(Row(name, lines, tiles))
     columns = [("optimised", 1)] if flat else [("whole map", 1), ("one position", 1)]
+    if whole is None:
+        columns = []
     seen = "frames" if patch is None else f"patches of {patch.size[0]} x {patch.size[1]} pixels"
     columns += [(f"its best {seen} in the game", examples.per_unit)]
     text = _explanation(examples, flat, patch is not None)
+    if whole is None:
+        text = [text[1].removeprefix("Right: ").capitalize()]
     return FeatureSheet(list(units), whole, single, sheet(title, text, columns, rows))
+
+
+def _objective(unit: int, position: tuple[int, int] | None, directions: Float[Tensor, "G U"] | None) -> Objective:
+    return Unit(unit, position) if directions is None else LayerDirection(directions[unit], position)
 
 
 def _patch(agent: TappedAgent, tap: str, sae: SAEBase | None) -> ReceptiveField | None:

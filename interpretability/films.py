@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
+from tensorboard.compat.proto.summary_pb2 import Summary
 
 from interpretability.pictures import enlarge, font
 from interpretability.replay import Replay
@@ -44,6 +45,12 @@ class Film:
         duration = 10 * round(100 / self.frames_per_second)
         pictures[0].save(file, "gif", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
         return file.getvalue()
+
+    def summary(self, tag: str) -> Summary:
+        """What `SummaryWriter.add_video` writes, a GIF in the place of an image, without the encoder it asks for."""
+        height, width, colours = self.frames.shape[1:]
+        image = Summary.Image(height=height, width=width, colorspace=colours, encoded_image_string=self.gif())
+        return Summary(value=[Summary.Value(tag=tag, image=image)])
 
     def save(self, path: Path) -> None:
         """Write the GIF; its folder is made."""

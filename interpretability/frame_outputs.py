@@ -1,6 +1,7 @@
-"""Running an agent on the frames of many slots no more often than it takes."""
+"""Running a network on the frames of many slots no more often than it takes."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -8,9 +9,62 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from networks.precision import Precision, autocast
-from networks.taps import AgentOutput, Edit, TappedAgent
+from networks.taps import AgentOutput, Edit, TappedAgent, TappedNetwork
 
 _SMALLEST_BATCH = 8
+
+
+class PlayedOutputs(Protocol):
+    """Logits and values of the slots that play, step by step."""
+
+    def begin(self, slots: Int[np.ndarray, " n"]) -> None:
+        """An episode begins in each of these slots."""
+
+    def __call__(
+        self, frames: UInt8[np.ndarray, "N 64 64 3"], slots: Int[np.ndarray, " n"]
+    ) -> tuple[Float[Tensor, "n A"], Float[Tensor, " n"]]:
+        """Float32 logits and values, on the CPU, of the slots asked for; values are NaN where the network has none."""
+
+    def took(self, slots: Int[np.ndarray, " n"], actions: Int[np.ndarray, " n"]) -> None:
+        """These actions were taken there."""
+
+
+def played_outputs(network: TappedNetwork, edits: Sequence[Edit], slots: int, precision: Precision) -> PlayedOutputs:
+    """What plays a network in so many slots: cheaper where it remembers nothing."""
+    if isinstance(network, TappedAgent):
+        return FrameOutputs(network, edits, slots, precision)
+    return RememberingOutputs(network, edits, slots, precision)
+
+
+class RememberingOutputs:
+    """Logits and values of a network that remembers each slot's episode.
+
+    Args:
+        network, edits, precision: what is run, on the network's device.
+        slots: N.
+    """
+
+    def __init__(self, network: TappedNetwork, edits: Sequence[Edit], slots: int, precision: Precision) -> None:
+        self._player = network.player(slots, edits=edits)
+        self._precision: Precision = precision
+        self._device = next(network.parameters()).device
+
+    def begin(self, slots: Int[np.ndarray, " n"]) -> None:
+        """An episode begins in each of these slots."""
+        self._player.begin(slots)
+
+    def __call__(
+        self, frames: UInt8[np.ndarray, "N 64 64 3"], slots: Int[np.ndarray, " n"]
+    ) -> tuple[Float[Tensor, "n A"], Float[Tensor, " n"]]:
+        """Float32 logits and values, on the CPU, of the slots asked for."""
+        with autocast(self._precision, self._device):
+            output = self._player(torch.from_numpy(frames[slots]).to(self._device), slots)
+        found = _outputs(output).float().cpu()
+        return found[:, :-1], found[:, -1]
+
+    def took(self, slots: Int[np.ndarray, " n"], actions: Int[np.ndarray, " n"]) -> None:
+        """These actions were taken there."""
+        self._player.took(slots, actions)
 
 
 class FrameOutputs:
@@ -33,6 +87,12 @@ class FrameOutputs:
         self._frames = np.zeros((slots, 64, 64, 3), dtype=np.uint8)  # the frame that each row of outputs belongs to
         self._outputs: Tensor | None = None  # [N A + 1], the value last
         self._sees_frames = True
+
+    def begin(self, slots: Int[np.ndarray, " n"]) -> None:
+        """Nothing is remembered."""
+
+    def took(self, slots: Int[np.ndarray, " n"], actions: Int[np.ndarray, " n"]) -> None:
+        """Nothing is remembered."""
 
     def __call__(
         self, frames: UInt8[np.ndarray, "N 64 64 3"], slots: Int[np.ndarray, " n"]
@@ -76,8 +136,8 @@ class FrameOutputs:
 
 def _outputs(output: AgentOutput) -> Float[Tensor, "B outputs"]:
     assert output.logits is not None
-    assert output.value is not None
-    return torch.cat([output.logits, output.value[:, None]], dim=1)
+    value = output.logits.new_full((len(output.logits),), torch.nan) if output.value is None else output.value
+    return torch.cat([output.logits, value[:, None]], dim=1)
 
 
 def _words(frames: np.ndarray) -> np.ndarray:

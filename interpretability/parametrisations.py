@@ -1,7 +1,8 @@
 """What optimised images are made of: spectra and colours of the game, and how unlike the game an image is."""
 
 import copy
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, Final, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -12,41 +13,43 @@ from interpretability.colour import ColourStatistics
 SIZE = 64
 
 
-class FourierImages(nn.Module):
-    """Images as spectra whose amplitude falls with frequency and whose colours vary together as the game's do.
+Parametrisation = Literal["fourier", "pixel", "phase"]
 
-    They start as noise of the game's mean, contrast and colours: a uniform grey would silence most of an agent's
-    ReLUs, and what is silent stays grey. Pixels are cut off at black and white rather than squashed by lucid's sigmoid,
-    for at this contrast much noise would start where a sigmoid is flat, and stay there.
+
+class GameImages(nn.Module, ABC):
+    """Images that start as noise and whose colours vary together as the game's do.
+
+    They start with the game's mean, contrast and colours: a uniform grey would silence most of an agent's ReLUs, and
+    what is silent stays grey. Pixels are cut off at black and white rather than squashed by lucid's sigmoid, for at
+    this contrast much noise would start where a sigmoid is flat, and stay there.
 
     Args:
         count: U.
         colours: of the game.
-        decay: power of the frequency by which the amplitude falls.
+        decay: power of the frequency by which the amplitude falls, where the parametrisation leaves it open.
         generator: of the starting noise, on the CPU.
+
+    Attributes:
+        entries: what is optimised [U ...].
     """
 
-    amplitude: Tensor
     colour_root: Tensor
     mean: Tensor
+    entries: nn.Parameter
 
     def __init__(self, count: int, colours: ColourStatistics, decay: float, generator: torch.Generator) -> None:
         super().__init__()
-        frequencies = torch.fft.fftfreq(SIZE)
-        amplitude = torch.hypot(frequencies[:, None], frequencies[None]).clamp(min=1 / SIZE) ** -decay
-        # an orthonormal transform of entries with variance 2 (real and imaginary part) keeps their mean square
-        amplitude /= (2 * amplitude.square().mean()).sqrt()
-        self.register_buffer("amplitude", amplitude[:, : SIZE // 2 + 1])
         # lucid divides the root by its largest column norm; undivided, unit planes have the game's own contrast
         self.register_buffer("colour_root", colours.square_root.float())
         self.register_buffer("mean", colours.mean.float())
-        self.spectrum = nn.Parameter(torch.randn(count, 3, SIZE, SIZE // 2 + 1, 2, generator=generator))
+
+    @abstractmethod
+    def planes(self) -> Float[Tensor, "U 3 64 64"]:
+        """Three independent planes of unit variance, which the game's colours are mixed from."""
 
     def forward(self) -> Float[Tensor, "U 64 64 3"]:
         """Images in 0 to 1."""
-        spectrum = torch.view_as_complex(self.spectrum) * self.amplitude
-        planes = torch.fft.irfft2(spectrum, s=(SIZE, SIZE), norm="ortho")
-        images: Tensor = _CutOff.apply(planes.permute(0, 2, 3, 1) @ self.colour_root.T + self.mean)
+        images: Tensor = _CutOff.apply(self.planes().permute(0, 2, 3, 1) @ self.colour_root.T + self.mean)
         return images
 
     def as_shown(self) -> Float[Tensor, "U 64 64 3"]:
@@ -54,11 +57,85 @@ class FourierImages(nn.Module):
         with torch.no_grad():
             return (self() * 255).round() / 255
 
-    def select(self, rows: Int64[Tensor, " U"]) -> "FourierImages":
-        """The images of the given rows, each with a spectrum of its own."""
+    def select(self, rows: Int64[Tensor, " U"]) -> "GameImages":
+        """The images of the given rows, each with entries of its own."""
         chosen = copy.deepcopy(self)
-        chosen.spectrum = nn.Parameter(self.spectrum.detach()[rows].clone())
+        chosen.entries = nn.Parameter(self.entries.detach()[rows].clone())
         return chosen
+
+
+class FourierImages(GameImages):
+    """Images as spectra whose amplitude falls with frequency."""
+
+    amplitude: Tensor
+
+    def __init__(self, count: int, colours: ColourStatistics, decay: float, generator: torch.Generator) -> None:
+        super().__init__(count, colours, decay, generator)
+        self.register_buffer("amplitude", _falling(decay))
+        self.entries = nn.Parameter(torch.randn(count, 3, SIZE, SIZE // 2 + 1, 2, generator=generator))
+
+    def planes(self) -> Float[Tensor, "U 3 64 64"]:
+        """Of the spectra."""
+        spectrum = torch.view_as_complex(self.entries) * self.amplitude
+        return torch.fft.irfft2(spectrum, s=(SIZE, SIZE), norm="ortho")
+
+
+class PixelImages(GameImages):
+    """Images as colours of pixels, which begin as `FourierImages` do."""
+
+    def __init__(self, count: int, colours: ColourStatistics, decay: float, generator: torch.Generator) -> None:
+        super().__init__(count, colours, decay, generator)
+        with torch.no_grad():
+            self.entries = nn.Parameter(FourierImages(count, colours, decay, generator).planes())
+
+    def planes(self) -> Float[Tensor, "U 3 64 64"]:
+        """The entries themselves."""
+        return self.entries
+
+
+class PhaseImages(GameImages):
+    """Images as phases of spectra whose magnitudes are the game's own (MACO, Fel et al. 2023, arXiv 2306.06805).
+
+    However long the ascent, an image has as much of every frequency as the game's frames have on average: no noise,
+    and no other contrast. The magnitude is the root of the mean power over frames of decorrelated colours; `decay` is
+    not used.
+
+    Raises:
+        ValueError: the statistics know no magnitudes.
+    """
+
+    magnitude: Tensor
+
+    def __init__(self, count: int, colours: ColourStatistics, decay: float, generator: torch.Generator) -> None:
+        super().__init__(count, colours, decay, generator)
+        if colours.magnitude is None:
+            raise ValueError("phase images need the magnitudes of real frames: fit colours by ColourMoments")
+        self.register_buffer("magnitude", colours.magnitude.float())
+        shape = (count, 3, SIZE, SIZE // 2 + 1)
+        self.entries = nn.Parameter((torch.rand(shape, generator=generator) * 2 - 1) * torch.pi)
+
+    def planes(self) -> Float[Tensor, "U 3 64 64"]:
+        """Of the spectra."""
+        # the columns 0 and 32 of a real image's spectrum are mirrored in themselves, of which irfft2 takes the real
+        # part: half the power of random phases is lost there, as it is for the amplitudes of `FourierImages`
+        spectrum = torch.polar(self.magnitude.expand_as(self.entries), self.entries)
+        return torch.fft.irfft2(spectrum, s=(SIZE, SIZE), norm="ortho")
+
+
+PARAMETRISATIONS: Final[dict[Parametrisation, type[GameImages]]] = {
+    "fourier": FourierImages,
+    "pixel": PixelImages,
+    "phase": PhaseImages,
+}
+
+
+def _falling(decay: float) -> Float[Tensor, "64 33"]:
+    """Amplitudes with which independent entries of variance 2 (real and imaginary part) make planes of variance 1."""
+    frequencies = torch.fft.fftfreq(SIZE)
+    amplitude = torch.hypot(frequencies[:, None], frequencies[None]).clamp(min=1 / SIZE) ** -decay
+    # an orthonormal transform keeps the mean square
+    amplitude /= (2 * amplitude.square().mean()).sqrt()
+    return amplitude[:, : SIZE // 2 + 1]
 
 
 class _CutOff(torch.autograd.Function):

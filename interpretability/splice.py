@@ -19,7 +19,7 @@ from interpretability.statistics import (
     ratio_of_means,
 )
 from networks.precision import Precision
-from networks.taps import Edit, TappedAgent
+from networks.taps import Edit, TappedNetwork
 
 _MEAN_LEVELS, _MEAN_STEPS = 64, 200  # of the play whose mean the ablation puts in
 _PREFIX = {"clean": "clean_", "spliced": "", "mean_ablated": "mean_ablation_", "zero_ablated": "zero_ablation_"}
@@ -51,7 +51,8 @@ class SpliceResult:
         - `action_agreement`: fraction of frames of clean play with the same most likely action
         - `kl`: mean over frames of clean play of KL(clean || spliced), in nats
         - `value_error`: mean over frames of clean play of |spliced value - clean value|, in the value head's unit; a
-          head that was never trained has one too, and it means no more than the head does
+          head that was never trained has one too, and it means no more than the head does; without a value head
+          there is none
         - `mean_ablation_...` and `zero_ablation_...` of the last three
         - `kl_recovered`: 1 - kl / mean-ablated kl
         - `levels`: how many levels were played (without bounds)
@@ -79,7 +80,7 @@ def _kept(spliced: np.ndarray, ablated: np.ndarray, axis: int = -1) -> np.ndarra
 
 
 def evaluate_splice(
-    agent: TappedAgent,
+    agent: TappedNetwork,
     tap: str,
     sae: nn.Module,
     levels: Sequence[int],

@@ -67,7 +67,8 @@ def resample_latents(
     losses = errors.movedim(1, -1).flatten(0, -2).square().sum(1)
     inputs = (acts.movedim(1, -1).flatten(0, -2).float() - sae.mean) / sae.scale - sae.decoder_bias
     noise = torch.Generator(acts.device).manual_seed(seed)
-    chances = losses.square().clamp_min(1e-12)
+    # a batch that is not finite is for the loss to report
+    chances = losses.square().nan_to_num(0, posinf=0).clamp_min(1e-12)
     drawn = inputs[torch.multinomial(chances, sae.num_latents, replacement=True, generator=noise)]
     if dist.is_available() and dist.is_initialized():
         dist.broadcast(drawn, 0)

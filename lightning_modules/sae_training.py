@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from networks import SAEBase, TappedAgent
+from networks import SAEBase, TappedNetwork
 from networks.geometric_median import geometric_median
 
 
@@ -116,7 +116,7 @@ class LossTally:
             )
 
 
-def refuse_other_agent(checkpoint: Mapping[str, Any], agent: TappedAgent) -> None:
+def refuse_other_agent(checkpoint: Mapping[str, Any], agent: TappedNetwork) -> None:
     """Raise ValueError for a checkpoint that was trained on another agent's activations."""
     if checkpoint["agent_hash"] != agent.weights_hash:
         raise ValueError(
@@ -125,7 +125,7 @@ def refuse_other_agent(checkpoint: Mapping[str, Any], agent: TappedAgent) -> Non
         )
 
 
-def origin_metadata(sae: SAEBase, agent: TappedAgent) -> dict[str, Any]:
+def origin_metadata(sae: SAEBase, agent: TappedNetwork) -> dict[str, Any]:
     """What a saved autoencoder's file says of itself and of whose activations it is for."""
     return {
         "kind": type(sae).__name__,

@@ -112,8 +112,10 @@ class SweepObjective(nn.Module):
 
 
 def _fractions(member: SAEObjective) -> dict[str, float]:
-    """The kind's fractional settings, which may differ between members that are computed together."""
-    config = member.sae.config()
+    """The kind's fractional settings, which may differ between members that are computed together; but k decides how
+    many are kept.
+    """
+    config = {name: value for name, value in member.sae.config().items() if name != "k"}
     return {name: value for name, value in config.items() if type(value) is float and hasattr(member.sae, name)}
 
 

@@ -4,6 +4,8 @@ from networks.batch_topk_sae import BatchTopKSAE
 from networks.bilinear_impala import BilinearConv2d, BilinearImpala, BilinearLinear
 from networks.channel_edit import ChannelEdit, load_edit
 from networks.custom_cnn import CustomCNN
+from networks.decision_player import DecisionPlayer
+from networks.decision_transformer import DecisionTransformer
 from networks.firing_counter import FiringCounter
 from networks.gated_sae import GatedSAE
 from networks.jumprelu_sae import JumpReLUSAE
@@ -15,12 +17,14 @@ from networks.residual_impala import ResidualImpala
 from networks.sae_base import Progress, RowTerms, SAEBase
 from networks.sae_lens_format import load_sae_lens, save_sae_lens
 from networks.sparse_autoencoder import SparseAutoencoder
-from networks.taps import AgentOutput, Edit, TappedAgent
+from networks.taps import AgentOutput, Edit, Player, TappedAgent, TappedNetwork
 from networks.topk_sae import TopKSAE
-from networks.trajectory_window import TrajectoryWindow
-from networks.weights import hash_tensors, load_agent, load_readout, load_sae, read_weights, save_weights
+from networks.trajectory_window import GAMMA, MAX_RETURN, TrajectoryWindow, next_return
+from networks.weights import hash_tensors, load_agent, load_network, load_readout, load_sae, read_weights, save_weights
 
 __all__ = [
+    "GAMMA",
+    "MAX_RETURN",
     "AgentOutput",
     "BatchTopKSAE",
     "BilinearConv2d",
@@ -28,6 +32,8 @@ __all__ = [
     "BilinearLinear",
     "ChannelEdit",
     "CustomCNN",
+    "DecisionPlayer",
+    "DecisionTransformer",
     "Direction",
     "Edit",
     "FiringCounter",
@@ -35,6 +41,7 @@ __all__ = [
     "JumpReLUSAE",
     "LinearReadout",
     "MatryoshkaSAE",
+    "Player",
     "Policy",
     "Precision",
     "Progress",
@@ -43,16 +50,19 @@ __all__ = [
     "SAEBase",
     "SparseAutoencoder",
     "TappedAgent",
+    "TappedNetwork",
     "TopKSAE",
     "TrajectoryWindow",
     "autocast",
     "hash_tensors",
     "load_agent",
     "load_edit",
+    "load_network",
     "load_readout",
     "load_sae",
     "load_sae_lens",
     "log_probabilities",
+    "next_return",
     "read_weights",
     "sample_actions",
     "save_sae_lens",

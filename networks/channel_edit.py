@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from networks.taps import TappedAgent
+from networks.taps import TappedNetwork
 from networks.weights import load_into, read_weights
 
 
@@ -104,7 +104,7 @@ def on_random_units(edit: ChannelEdit, seed: int = 0) -> ChannelEdit:
     return moved
 
 
-def load_edit(path: str | Path, agent: TappedAgent) -> tuple[str, str, ChannelEdit]:
+def load_edit(path: str | Path, agent: TappedNetwork) -> tuple[str, str, ChannelEdit]:
     """(entity, tap, edit) of a file, for this agent or another of its architecture (whether it works is the question).
 
     Raises:

@@ -32,7 +32,7 @@ class MatryoshkaSAE(BatchTopKSAE):
         in_channels: int,
         expansion: int = 4,
         kernel_size: int = 1,
-        k: int = 8,
+        k: float = 8,
         prefixes: Sequence[float] = (0.0625, 0.125, 0.25, 0.5),
         unit_norm_decoder: bool = True,
     ) -> None:

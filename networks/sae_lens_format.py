@@ -24,7 +24,7 @@ from networks.gated_sae import GatedSAE
 from networks.jumprelu_sae import JumpReLUSAE
 from networks.sae_base import SAEBase
 from networks.sparse_autoencoder import SparseAutoencoder
-from networks.taps import TappedAgent
+from networks.taps import TappedNetwork
 from networks.topk_sae import TopKSAE
 from networks.weights import (
     Tensors,
@@ -107,7 +107,7 @@ def save_sae_lens(sae: SAEBase, folder: str | Path) -> None:
     write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text))
 
 
-def load_sae_lens(folder: str | Path, agent: TappedAgent | None = None, allow_other_agent: bool = False) -> SAEBase:
+def load_sae_lens(folder: str | Path, agent: TappedNetwork | None = None, allow_other_agent: bool = False) -> SAEBase:
     """Load an autoencoder from SAELens's folder, in evaluation mode, as `load_sae` loads ours.
 
     It reconstructs the same as in SAELens; `jumprelu` becomes JumpReLUSAE also where it was trained as BatchTopK. To

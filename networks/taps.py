@@ -9,10 +9,11 @@ tensors in the module, so that edits of one class share one compilation.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
 Edit = tuple[str, nn.Module]
@@ -23,24 +24,60 @@ class AgentOutput(NamedTuple):
     """What one pass yields.
 
     Attributes:
-        logits: action logits [B A] in float32, None if the pass ended at a tap.
-        value: value estimates [B] in float32, likewise.
-        activations: tap name to its recorded activation [B ...], after the edits at that tap.
+        logits: action logits [B A] in float32, None if the pass ended at a tap; [B T A] of a window of T steps.
+        value: value estimates [B] in float32, likewise; None from a network without a value head.
+        activations: tap name to its recorded activation [B ...] ([B T ...]), after the edits at that tap.
     """
 
-    logits: Float[Tensor, "B A"] | None
+    logits: Float[Tensor, "B *T A"] | None
     value: Float[Tensor, " B"] | None
     activations: dict[str, Tensor]
 
 
-class TappedAgent(nn.Module, ABC):
-    """A policy and value network on frames, with taps and edits.
+class TapPass:
+    """Recording and editing in one pass through a network.
 
-    A subclass names its trunk's steps in order (`trunk`) and its two heads (`logits_head`, `value_head`), and calls
-    `_find_taps` at the end of its constructor.
+    Args:
+        record: taps whose activation is kept, after any edit there.
+        edits: (tap, module) pairs, applied in order wherever their tap is computed.
 
     Attributes:
-        taps: tap names in order of computation, with the shape each yields for one input.
+        activations: what was kept so far.
+    """
+
+    def __init__(self, record: Sequence[str], edits: Sequence[Edit]) -> None:
+        self._record, self._edits = record, edits
+        self.activations: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, acts: Tensor) -> Tensor:
+        """Pass a tap: its activation, edited."""
+        for tap, edit in self._edits:
+            if tap == name:
+                acts = edit(acts)
+        if name in self._record:
+            self.activations[name] = acts
+        return acts
+
+    def edits_at(self, name: str) -> bool:
+        """Whether a tap is edited."""
+        return any(tap == name for tap, _ in self._edits)
+
+    def touches(self, name: str) -> bool:
+        """Whether a tap is recorded or edited."""
+        return name in self._record or self.edits_at(name)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that is to be recorded has been."""
+        return len(self.activations) == len(set(self._record))
+
+
+class TappedNetwork(nn.Module, ABC):
+    """A policy that can be looked into: it names its taps, records them and takes edits there.
+
+    Attributes:
+        taps: tap names in order of computation, with the shape each yields for one input: one frame, or one step of a
+            window.
         rectifies: whether `NAME` is always the ReLU of `NAME.pre`, unit by unit.
         weights_hash: hash of the file the weights were loaded from; empty for a fresh network.
         metadata: what that file says of them.
@@ -52,6 +89,63 @@ class TappedAgent(nn.Module, ABC):
     metadata: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, to build the same network again."""
+
+    @abstractmethod
+    def player(self, slots: int, record: Sequence[str] = (), edits: Sequence[Edit] = ()) -> "Player":
+        """What plays this network in so many environments; it remembers whatever the network needs of each."""
+
+    @property
+    def architecture(self) -> str:
+        """The class name, as saved beside weights."""
+        return type(self).__name__
+
+    def check_taps(self, names: Sequence[str]) -> None:
+        """Raise ValueError for a name that is no tap of this network."""
+        for name in names:
+            if name not in self.taps:
+                raise ValueError(f"{self.architecture} has no tap {name!r}: choose one of {', '.join(self.taps)}")
+
+
+class Player(Protocol):
+    """Plays a network, step by step, in the slots of a vectorised environment."""
+
+    def begin(self, slots: Int[np.ndarray, " n"]) -> None:
+        """An episode begins in each of these slots."""
+
+    def __call__(self, frames: UInt8[Tensor, "n 64 64 3"], slots: Int[np.ndarray, " n"]) -> AgentOutput:
+        """What the network makes of the next frame of each of these slots: rows in their order, no axis of time."""
+
+    def took(self, slots: Int[np.ndarray, " n"], actions: Int[np.ndarray, " n"]) -> None:
+        """These actions were taken on those frames."""
+
+
+class MemorylessPlayer:
+    """Plays a network that sees one frame and remembers nothing."""
+
+    def __init__(self, agent: "TappedAgent", record: Sequence[str], edits: Sequence[Edit]) -> None:
+        self._agent, self._record, self._edits = agent, tuple(record), tuple(edits)
+
+    def begin(self, slots: Int[np.ndarray, " n"]) -> None:
+        """Nothing is remembered."""
+
+    def __call__(self, frames: UInt8[Tensor, "n 64 64 3"], slots: Int[np.ndarray, " n"]) -> AgentOutput:
+        """The network's output for these frames."""
+        return self._agent(frames, record=self._record, edits=self._edits)
+
+    def took(self, slots: Int[np.ndarray, " n"], actions: Int[np.ndarray, " n"]) -> None:
+        """Nothing is remembered."""
+
+
+class TappedAgent(TappedNetwork):
+    """A policy and value network on single frames, with taps and edits.
+
+    A subclass names its trunk's steps in order (`trunk`) and its two heads (`logits_head`, `value_head`), and calls
+    `_find_taps` at the end of its constructor.
+    """
+
+    @abstractmethod
     def trunk(self) -> Iterator[tuple[str, Step]]:
         """(tap name, step) from the input to the layer that both heads read; `NAME.pre` precedes `NAME`."""
 
@@ -59,26 +153,16 @@ class TappedAgent(nn.Module, ABC):
     def heads(self) -> tuple[Step, Step]:
         """The steps that yield logits [B A] and values [B 1] from the trunk's last tap."""
 
-    @abstractmethod
-    def config(self) -> dict[str, int | float | bool | str]:
-        """The constructor's arguments, to build the same network again."""
-
-    @property
-    def architecture(self) -> str:
-        """The class name, as saved beside weights."""
-        return type(self).__name__
+    def player(self, slots: int, record: Sequence[str] = (), edits: Sequence[Edit] = ()) -> Player:
+        """A player without memory."""
+        self.check_taps([*record, *(tap for tap, _ in edits)])
+        return MemorylessPlayer(self, record, edits)
 
     def _find_taps(self) -> None:
         names = [name for name, _ in self.trunk()]
         with torch.no_grad():
             output = self(torch.zeros(1, 64, 64, 3), record=(*names, "logits", "value"))
         self.taps = {name: tuple(acts.shape[1:]) for name, acts in output.activations.items()}
-
-    def check_taps(self, names: Sequence[str]) -> None:
-        """Raise ValueError for a name that is no tap of this network."""
-        for name in names:
-            if name not in self.taps:
-                raise ValueError(f"{self.architecture} has no tap {name!r}: choose one of {', '.join(self.taps)}")
 
     def forward(
         self,
@@ -100,25 +184,16 @@ class TappedAgent(nn.Module, ABC):
         """
         if hasattr(self, "taps"):
             self.check_taps([*record, *(tap for tap, _ in edits)])
-        activations: dict[str, Tensor] = {}
-
-        def pass_tap(name: str, acts: Tensor) -> Tensor:
-            for tap, edit in edits:
-                if tap == name:
-                    acts = edit(acts)
-            if name in record:
-                activations[name] = acts
-            return acts
-
+        pass_tap = TapPass(record, edits)
         acts = frames.float() / 255 if frames.dtype == torch.uint8 else frames
         acts = acts.permute(0, 3, 1, 2)  # NHWC memory seen as NCHW: channels_last without a copy
         for name, step in self.trunk():
-            if not outputs and len(activations) == len(set(record)):
-                return AgentOutput(None, None, activations)
+            if not outputs and pass_tap.complete:
+                return AgentOutput(None, None, pass_tap.activations)
             acts = pass_tap(name, step(acts))
-        if not outputs and len(activations) == len(set(record)):
-            return AgentOutput(None, None, activations)
+        if not outputs and pass_tap.complete:
+            return AgentOutput(None, None, pass_tap.activations)
         logits_head, value_head = self.heads()
         logits = pass_tap("logits", logits_head(acts).float())
         value = pass_tap("value", value_head(acts).float().squeeze(-1))
-        return AgentOutput(logits, value, activations)
+        return AgentOutput(logits, value, pass_tap.activations)

@@ -1,9 +1,19 @@
-"""What a decision transformer eats: windows of trajectories."""
+"""What a decision transformer eats: windows of trajectories, with the return that is still to come at each step."""
 
 from typing import NamedTuple
 
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
+
+GAMMA = 0.98
+"""Discount of returns-to-go: heist pays once, so an undiscounted one would say nothing but whether it does."""
+MAX_RETURN = 10.0
+"""What heist pays for the gem."""
+
+
+def next_return(returns: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """What is asked for at the next step: what was asked for is still to come, a step nearer, and at most a gem."""
+    return (returns / GAMMA).clamp_max(MAX_RETURN)
 
 
 class TrajectoryWindow(NamedTuple):

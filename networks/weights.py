@@ -17,7 +17,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 import networks
 from networks.linear_readout import LinearReadout
 from networks.sae_base import SAEBase
-from networks.taps import TappedAgent
+from networks.taps import TappedAgent, TappedNetwork
 
 Tensors = dict[str, Tensor]
 
@@ -153,25 +153,40 @@ def load_agent(path: str | Path, architecture: str | None = None) -> TappedAgent
         architecture: class name in `networks`; by default the file's own, CustomCNN where it names none.
 
     Raises:
+        ValueError: the file is missing, cut short or altered, its architecture is unknown or no agent's, or a tensor
+            does not fit.
+    """
+    agent = load_network(path, architecture)
+    if not isinstance(agent, TappedAgent):
+        raise ValueError(
+            f"{path} holds a {agent.architecture}, which needs to know what went before a frame: pass an agent"
+        )
+    return agent
+
+
+def load_network(path: str | Path, architecture: str | None = None) -> TappedNetwork:
+    """Load an agent or a decision transformer, as `load_agent` does.
+
+    Raises:
         ValueError: the file is missing, cut short or altered, its architecture is unknown, or a tensor does not fit.
     """
     tensors, metadata = read_weights(path)
     name = architecture or metadata.get("architecture", "CustomCNN")
     kind = getattr(networks, str(name), None)
-    if not (isinstance(kind, type) and issubclass(kind, TappedAgent)):
+    if not (isinstance(kind, type) and issubclass(kind, TappedNetwork)):
         raise ValueError(f"{path} names the architecture {name!r}, which networks/ does not have: pass another one")
     config = metadata.get("config", {})
     if "config" not in metadata and "fc3.bias" in tensors:
         config = {"num_actions": len(tensors["fc3.bias"])}
-    agent = kind(**config)
-    load_into(agent, tensors, path)
-    agent.weights_hash = hash_tensors(tensors)
-    agent.metadata = metadata
-    convert_conv2d_weight_memory_format(agent, torch.channels_last)
-    return agent.eval()
+    network = kind(**config)
+    load_into(network, tensors, path)
+    network.weights_hash = hash_tensors(tensors)
+    network.metadata = metadata
+    convert_conv2d_weight_memory_format(network, torch.channels_last)
+    return network.eval()
 
 
-def load_sae(path: str | Path, agent: TappedAgent | None = None, allow_other_agent: bool = False) -> SAEBase:
+def load_sae(path: str | Path, agent: TappedNetwork | None = None, allow_other_agent: bool = False) -> SAEBase:
     """Load a sparse autoencoder, in evaluation mode, with its `tap`, `weights_hash` and `metadata` as attributes.
 
     Args:
@@ -201,7 +216,7 @@ def load_sae(path: str | Path, agent: TappedAgent | None = None, allow_other_age
     return sae.eval()
 
 
-def check_origin(sae: SAEBase, agent: TappedAgent, source: str | Path, allow_other_agent: bool = False) -> None:
+def check_origin(sae: SAEBase, agent: TappedNetwork, source: str | Path, allow_other_agent: bool = False) -> None:
     """Refuse an autoencoder for an agent that it was not trained on, or whose tap it does not fit.
 
     Raises:
@@ -222,7 +237,7 @@ def check_origin(sae: SAEBase, agent: TappedAgent, source: str | Path, allow_oth
         )
 
 
-def load_readout(path: str | Path, agent: TappedAgent | None = None) -> LinearReadout:
+def load_readout(path: str | Path, agent: TappedNetwork | None = None) -> LinearReadout:
     """Load what a probe has learnt of one tap, in evaluation mode, with the file's metadata as attribute.
 
     Args:

@@ -1,12 +1,17 @@
 """One file per question asked of an agent: scenario in, numbers and pictures out."""
 
+from studies.asked_returns import AskedReturns as AskedReturns
 from studies.atlas import Atlas as Atlas
 from studies.evaluate_agent import EvaluateAgent as EvaluateAgent
+from studies.feature_groups import FeatureGroups as FeatureGroups
+from studies.feature_images import FeatureImages as FeatureImages
 from studies.label_correlations import LabelCorrelations as LabelCorrelations
+from studies.probe_atlas import ProbeAtlas as ProbeAtlas
 from studies.report import Report as Report
 from studies.report import Study as Study
 from studies.report import Table as Table
 from studies.retargeting import Retargeting as Retargeting
 from studies.sae_baselines import SAEBaselines as SAEBaselines
 from studies.scenarios import Scenarios as Scenarios
+from studies.vector_fields import VectorFields as VectorFields
 from studies.watch import Watch as Watch

@@ -9,6 +9,8 @@ from tqdm import tqdm
 
 from datamodules import ActivationDataModule
 from interpretability.component_codes import ComponentCode
+from interpretability.concept_score import ConceptScore
+from interpretability.statistics import join_metrics
 from lightning_modules.sae_metrics import ExplainedVariance, Sparsity
 from networks import SAEBase
 from studies.report import Cell, Table
@@ -29,9 +31,34 @@ _COLUMNS = {
     "explained_variance": "explained variance",
     "explained_variance_least_channel": "of the least channel",
     "dead_fraction": "dead",
+    "concept_auc": "AUC of units",
+    "entity_auc": "AUC of entities",
     "return_ratio": "return ratio",
     "kl": "KL",
 }
+
+
+@torch.inference_mode()
+def measure_concepts(codes: Mapping[str, Code], data: ActivationDataModule, tap: str) -> Measured:
+    """Best-concept AUCs of every code's units over labelled validation frames of heist, see `ConceptScore`.
+
+    `concept_auc` is the mean over units, its interval over units; `entity_auc` the mean over entities of the AUC of
+    each one's own unit.
+    """
+    device = next(iter(codes.values())).mean.device
+    scores: dict[str, ConceptScore] = {}
+    for batch in tqdm(data.val_dataloader(), desc="what units stand for", unit="batch", leave=False):
+        acts, labels = batch.activations[tap].to(device), batch.labels
+        assert labels is not None
+        for name, code in codes.items():
+            found = code.encode(acts)
+            score = scores.setdefault(name, ConceptScore(found.shape[1]))
+            score.update(found, labels["cells"], labels["world_dim"], batch.levels)
+    measured: Measured = {}
+    for name, score in scores.items():
+        concepts = score.compute()
+        measured[name] = join_metrics({"concept_auc": concepts.per_unit}) | {"entity_auc": concepts.per_entity}
+    return measured
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ from torch import nn
 
 from environments import EnvironmentSettings
 from interpretability.ablations import ZeroAblation, mean_ablation
-from networks import Edit, Precision, SAEBase, TappedAgent, load_sae
+from networks import Edit, Precision, SAEBase, TappedNetwork, load_sae
 
 MEAN_LEVELS = 64
 MEAN_STEPS = 200
@@ -46,7 +46,7 @@ class EditChoice:
                 f"tap {self.tap!r} is given without an ablation or an edit to put in there (an sae has its own)"
             )
 
-    def load(self, agent: TappedAgent, device: torch.device | str) -> list[Edit]:
+    def load(self, agent: TappedNetwork, device: torch.device | str) -> list[Edit]:
         """What can be put in at once: nothing as yet for a mean, which has to be played for (`resolve`).
 
         Raises:
@@ -65,7 +65,7 @@ class EditChoice:
     def resolve(
         self,
         loaded: list[Edit],
-        agent: TappedAgent,
+        agent: TappedNetwork,
         levels: range,
         settings: EnvironmentSettings,
         precision: Precision,

@@ -15,7 +15,7 @@ from interpretability.oracle_play import play_oracle
 from interpretability.outcomes import outcome_intervals
 from interpretability.replay import ActionLog, replay
 from interpretability.statistics import Interval, join_metrics
-from networks import Edit, Precision, TappedAgent, load_agent
+from networks import Edit, Precision, TappedNetwork, load_network
 from studies.edit_choice import EditChoice
 from studies.evaluation_tables import Choice, agent_table, draw_outcomes, episode_table, group_table
 from studies.report import Report, Study
@@ -36,7 +36,8 @@ class EvaluateAgent(Study):
     agents, and the table `by_agent` has each on its own.
 
     Args:
-        agent: path of the agent's weights, or several.
+        agent: path of the weights of an agent, or of a decision transformer (which asks for its own `asked_return`;
+            `studies.AskedReturns` plays several), or several.
         split: held-out levels to play; keep `test` for what is reported.
         num_levels: the first so many of them.
         game: any procgen game; the number of keys is counted, and the oracle plays, in heist.
@@ -96,7 +97,7 @@ class EvaluateAgent(Study):
         self.settings = EnvironmentSettings(game, distribution_mode)
         VectorEnvironment(self.settings, 1).close()  # refuses an unknown game
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.agents = [load_agent(path).to(where) for path in self.names]
+        self.agents = [load_network(path).to(where) for path in self.names]
         for each in self.agents:
             self.edits = self.edit_choice.load(each, where)  # the same for all: an autoencoder has one agent
         self.choices: list[Choice] = ["sampled", "greedy"] if choose == "both" else [choose]
@@ -148,11 +149,11 @@ class EvaluateAgent(Study):
             },
         )
 
-    def edits_for(self, agent: TappedAgent) -> list[Edit]:
+    def edits_for(self, agent: TappedNetwork) -> list[Edit]:
         """What is put in at its taps; a mean is over the agent's own play."""
         return self.edit_choice.resolve(self.edits, agent, self.levels, self.settings, self.precision, self.seed)
 
-    def _play(self, agent: TappedAgent, choice: Choice, edits: list[Edit], log: ActionLog) -> Episodes:
+    def _play(self, agent: TappedNetwork, choice: Choice, edits: list[Edit], log: ActionLog) -> Episodes:
         return play_episodes(
             agent,
             self.levels,

@@ -5,15 +5,18 @@ import json
 import math
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as RichTable
-from torch import nn
+from torch import Tensor, nn
 
 from interpretability.films import Film
+from interpretability.pictures import save_png
 from networks import save_weights
 
 Cell = str | int | float
@@ -44,7 +47,7 @@ class Report:
     Attributes:
         summary: metric name -> number; 95 % bounds as `NAME_low` and `NAME_high`.
         tables: by name.
-        figures: by name.
+        figures: by name: drawn by matplotlib, or pictures as they are.
         films: by name.
         pages: HTML that stands alone, by name.
         sites: folders of files by name, each a content by path, to be opened at `index.html`.
@@ -53,7 +56,7 @@ class Report:
 
     summary: dict[str, float]
     tables: dict[str, Table] = field(default_factory=dict)
-    figures: dict[str, Figure] = field(default_factory=dict)
+    figures: Mapping[str, Figure | UInt8[Tensor, "H W 3"]] = field(default_factory=dict)
     films: dict[str, Film] = field(default_factory=dict)
     pages: dict[str, str] = field(default_factory=dict)
     sites: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -67,6 +70,9 @@ class Report:
         """
         for name, figure in self.figures.items():
             path = folder / "figures" / f"{name}.png"
+            if isinstance(figure, Tensor):
+                save_png(path, figure)
+                continue
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=120)
         for name, film in self.films.items():

@@ -1,16 +1,19 @@
 """Is a sparse autoencoder better than what is to be had without one? It, and plainer codes, at the same sparsity."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from lightning.pytorch import Trainer
+from scipy import stats
 from torch import Tensor
 
 from datamodules import ActivationDataModule
+from datamodules.recorder import shows_whole_maze
 from environments import EnvironmentSettings, held_out_levels
 from environments.procgen import DistributionMode
 from interpretability.ablations import mean_ablation
@@ -26,7 +29,7 @@ from interpretability.policy_comparison import PolicyComparisons
 from interpretability.statistics import join_metrics, paired_bootstrap, ratio_of_means
 from lightning_modules import ConvSAE
 from networks import Precision, SAEBase, load_agent, load_sae, save_weights
-from studies.code_comparison import FULL, Code, Measured, code_table, draw_codes, measure
+from studies.code_comparison import FULL, Code, Measured, code_table, draw_codes, measure, measure_concepts
 from studies.edit_choice import MEAN_LEVELS, MEAN_STEPS
 from studies.report import Report, Study
 
@@ -48,11 +51,16 @@ class SAEBaselines(Study):
     Summary, with underscores for spaces: `baselines/CODE/explained_variance` and
     `.../explained_variance_least_channel`, `.../l0`, `.../l0_inside`, `.../components`, `.../dead_fraction`. With
     `splice_levels` each code of the agent replaces its tap in play: `.../return_ratio` to untouched play and `.../kl`
-    in nats, with 95 % bounds over levels, and likewise for `mean ablation`.
+    in nats, with 95 % bounds over levels, and likewise for `mean ablation`. On taps with maps of heist's whole world,
+    `.../concept_auc` says how well a unit tells by its activation at a position whether the entity that it stands for
+    is there (mean over units, with bounds over them), and `.../entity_auc` how well each entity's own unit does (mean
+    over entities); both choose on other levels than they measure on. With `more`, `baselines/sae_seeds/KEY` is the mean
+    over all autoencoders with bounds by Student's t.
 
     Args:
         agent: path of the agent's weights.
         sae: path of the autoencoder.
+        more: paths of others of the same tap, of other seeds say.
         game: what is played.
         distribution_mode: its difficulty.
         num_frames: training frames in the cache, of the agent and of the one with random weights.
@@ -76,6 +84,7 @@ class SAEBaselines(Study):
         self,
         agent: str,
         sae: str,
+        more: tuple[str, ...] = (),
         game: str = "heist",
         distribution_mode: DistributionMode = "easy",
         num_frames: int = 61_440,
@@ -96,8 +105,13 @@ class SAEBaselines(Study):
                 f"fit_rows {fit_rows} and steps {steps} must be at least 1, splice_levels {splice_levels} at least 0"
             )
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.agent_path = agent
         self.agent = load_agent(agent).to(self.device).requires_grad_(False)
         self.sae: SAEBase = load_sae(sae, self.agent).to(self.device).requires_grad_(False)
+        self.more = [load_sae(path, self.agent).to(self.device).requires_grad_(False) for path in more]
+        for path, other in zip(more, self.more, strict=True):
+            if other.tap != self.sae.tap:
+                raise ValueError(f"{path} is of {other.tap}, not of {self.sae.tap}: more takes others of the same tap")
         self.steps = steps if steps is not None else int(self.sae.metadata.get("steps", 5_000))
         self.fit_rows, self.seed, self.cache_dir = fit_rows, seed, cache_dir
         self.levels = held_out_levels("validation", splice_levels) if splice_levels else range(0)
@@ -117,24 +131,35 @@ class SAEBaselines(Study):
             cache_dir=cache_dir,
         )
         self.data = self._data(agent)
+        self.has_concepts = shows_whole_maze(self.settings) and len(self.agent.taps[self.sae.tap]) == 3
 
     def run(self) -> Report:
         """Train, fit, measure and play."""
         tap = self.sae.tap
-        codes: dict[str, Code] = {"sae": self.sae, "random decoder": self._train(self.data, random_decoder=True)}
+        seeds: dict[str, Code] = {f"sae {number}": sae for number, sae in enumerate(self.more, start=2)}
+        codes: dict[str, Code] = {
+            "sae": self.sae,
+            **seeds,
+            "random decoder": self._train(self.data, random_decoder=True),
+        }
         l0 = measure({"sae": self.sae}, self.data, tap)["sae"]["l0"]
         rows = self._rows()
         for name, code in self._components(rows).items():
             codes |= {name: code.limited(rows, l0).to(self.device), name + FULL: code.to(self.device)}
         measured = measure(codes, self.data, tap)
         self.data.teardown("fit")
+        sparse = {name: code for name, code in codes.items() if not name.endswith(FULL)}
+        self._add_concepts(measured, sparse, self.agent_path)
         if len(self.levels):
-            sparse = {name: code for name, code in codes.items() if not name.endswith(FULL)}
             for name, numbers in self._play(sparse).items():
                 measured[name] = measured.get(name, {}) | numbers
         untrained = self._data(self._random_agent())
-        measured |= measure({"random agent": self._train(untrained)}, untrained, tap)
+        drawn: dict[str, Code] = {"random agent": self._train(untrained)}
+        measured |= measure(drawn, untrained, tap)
         untrained.teardown("fit")
+        self._add_concepts(measured, drawn, self._random_agent())
+        if self.more:
+            measured["sae seeds"] = _over_seeds([measured["sae"], *(measured[name] for name in seeds)])
         summary = {
             f"baselines/{name.replace(' ', '_')}/{key}": value
             for name, numbers in measured.items()
@@ -142,6 +167,15 @@ class SAEBaselines(Study):
         }
         title = f"{tap}: what codes explain on validation frames"
         return Report(summary, {"codes": code_table(measured)}, {"codes": draw_codes(measured, title)})
+
+    def _add_concepts(self, measured: Measured, codes: Mapping[str, Code], agent: str) -> None:
+        """What the units of codes stand for, where that can be known."""
+        if not self.has_concepts:
+            return
+        labelled = self._data(agent, labels=True)
+        for name, numbers in measure_concepts(codes, labelled, self.sae.tap).items():
+            measured[name] |= numbers
+        labelled.teardown("validate")
 
     def _train(self, data: ActivationDataModule, random_decoder: bool = False) -> SAEBase:
         """An autoencoder made and trained as the given one was, as far as its file says."""
@@ -231,6 +265,19 @@ class SAEBaselines(Study):
             ratio = paired_bootstrap(ratio_of_means, [spliced.returns, clean.returns])
             found[name] = join_metrics({"return_ratio": ratio, "kl": comparisons.of[name].intervals()["kl"]})
         return found
+
+
+def _over_seeds(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over autoencoders with 95 % bounds by Student's t."""
+    found: dict[str, float] = {}
+    for key in measured[0]:
+        if key.endswith(("_low", "_high")):
+            continue
+        values = np.array([numbers[key] for numbers in measured])
+        half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+        mean = float(values.mean())
+        found |= {key: mean, f"{key}_low": mean - half, f"{key}_high": mean + half}
+    return found
 
 
 def _drawn(

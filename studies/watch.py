@@ -11,6 +11,7 @@ from environments.procgen import DistributionMode
 from interpretability.episode_film import episode_film
 from interpretability.episode_page import episode_page
 from interpretability.episodes import play_episodes
+from interpretability.film_strip import draw_film_strip
 from interpretability.observed_episode import ObservedEpisode, check_shown, observe_episode
 from interpretability.replay import ActionLog, Replay, replay
 from networks import Edit, Precision, SAEBase, load_agent
@@ -24,8 +25,9 @@ ACTION_LETTERS = {"L": 1, "R": 7, "U": 5, "D": 3, ".": 4, "1": 0, "7": 2, "3": 6
 class Watch(Study):
     """Plays one level and shows, step by step, the frame, maps of units, the policy and the value.
 
-    Writes `pages/level_SEED.html`, which needs nothing but a browser, and `films/level_SEED.gif`. With an autoencoder,
-    an ablation or another edit, the edited agent is run on the very same frames and stands beside the untouched one.
+    Writes `pages/level_SEED.html`, which needs nothing but a browser, `films/level_SEED.gif` and a strip of frames over
+    the courses of the units' activations, `figures/level_SEED.png`. With an autoencoder, an ablation or another edit,
+    the edited agent is run on the very same frames and stands beside the untouched one.
 
     Summary: `watch/steps`, `watch/solved`, and with an edit `watch/kl`, KL(untouched || edited) in nats, and
     `watch/action_agreement`, the fraction of steps with the same most likely action, both means over the steps.
@@ -116,6 +118,7 @@ class Watch(Study):
         return Report(
             _summary(episode),
             {"steps": _table(episode)},
+            figures={name: draw_film_strip(episode, title)},
             films={name: episode_film(episode, title)},
             pages={name: episode_page(episode, title, self._describe())},
         )

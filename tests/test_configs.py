@@ -19,7 +19,7 @@ import yaml
 
 import analyse
 import train
-from networks import BatchTopKSAE, CustomCNN, SparseAutoencoder, load_agent, load_sae, save_weights
+from networks import BatchTopKSAE, CustomCNN, DecisionTransformer, SparseAutoencoder, load_agent, load_sae, save_weights
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -53,6 +53,13 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "play": {"environments": 4, "steps": 8, "random_start": 0},
         "cache_dir": "cache",
     },
+    "datamodules.TrajectoryDataModule": {
+        "num_frames": 400,
+        "validation_frames": 100,
+        "batch_size": 4,
+        "max_steps": 40,
+        "cache_dir": "cache",
+    },
     "datamodules.RolloutDataModule": {
         "num_environments": 4,
         "num_steps": 4,
@@ -65,6 +72,7 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "num_frames": 8,
         "optimisation": {"steps": 2},
     },
+    "callbacks.AskedReturns": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
     "callbacks.HeldOutPlay": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
     "studies.Atlas": {
         "sae": "sae.safetensors",
@@ -72,8 +80,33 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "settings": {"best": 2, "per_band": 1, "effect_sample": 16, "optimisation": {"steps": 1, "starts": 2}},
         "cache_dir": "cache",
     },
+    "studies.AskedReturns": {
+        "agent": "transformer.safetensors",
+        "reference": "cloning.safetensors",
+        "num_levels": 2,
+        "num_environments": 2,
+        "max_steps": 4,
+        "film_levels": 1,
+    },
     "studies.EvaluateAgent": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
+    "studies.FeatureGroups": {
+        "num_frames": 64,
+        "groups": 2,
+        "examples": 2,
+        "optimisation": {"steps": 2, "starts": 2},
+        "cache_dir": "cache",
+    },
+    "studies.FeatureImages": {"num_frames": 64, "cache_dir": "cache", "settings": {"steps": 2, "starts": 2}},
     "studies.LabelCorrelations": {"num_frames": 64},
+    "studies.ProbeAtlas": {
+        "taps": ["fc1"],
+        "targets": ["target"],
+        "num_frames": 32,
+        "validation_frames": 16,
+        "test_frames": 16,
+        "play": {"environments": 4, "steps": 8},
+        "cache_dir": "cache",
+    },
     "studies.SAEBaselines": {
         "sae": "sae.safetensors",
         "num_frames": 512,
@@ -91,6 +124,7 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "finish_steps": 8,
         "search": {"mazes": 3, "steps": 2, "unit_counts": [2, 4]},
     },
+    "studies.VectorFields": {"levels": [0], "mazes": 2, "drawn": 1, "max_steps": 4, "keys_and_locks": [[3, 1]]},
     "studies.Watch": {"max_steps": 2},
     "callbacks.SpliceEvaluation": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
 }
@@ -103,6 +137,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "argv", ["train.py"])
     torch.manual_seed(0)
     save_weights("agent.safetensors", CustomCNN(), {})
+    save_weights("transformer.safetensors", DecisionTransformer(), {})
+    save_weights("cloning.safetensors", DecisionTransformer(context=1, tokens=["observation"]), {})
     return tmp_path
 
 
@@ -118,7 +154,16 @@ def shrink(config: Path) -> list[str]:
     }
     values["trainer"] = trainer
     for part in [values["model"], values["data"], *trainer["callbacks"]]:
-        part["init_args"] = part.get("init_args", {}) | SHRUNK.get(part["class_path"], {})
+        given = part.get("init_args", {})
+        part["init_args"] = given | SHRUNK.get(part["class_path"], {})
+        if "decision_transformer" in str(given.get("agent", "")) and part is values["data"]:
+            part["init_args"] |= {"agent": "transformer.safetensors", "taps": given["taps"]}
+        if part["init_args"].get("features"):
+            part["init_args"]["features"]["agent"] = "agent.safetensors"
+        for source in part["init_args"].get("sources", []):
+            source["player"] = "agent.safetensors" if "/" in source["player"] else source["player"]
+        if part["init_args"].get("encoder_weights"):
+            part["init_args"]["encoder_weights"] = "agent.safetensors"
         rhythm = {"every_n_epochs", "every_n_train_steps"} & part["init_args"].keys()
         part["init_args"] |= dict.fromkeys(rhythm, 1)
     arguments = values["model"]["init_args"]
@@ -146,7 +191,7 @@ def test_every_study_runs_on_the_shipped_agent(workplace: Path, config: Path) ->
     values = yaml.safe_load(config.read_text())
     study = values["study"]
     study["init_args"] |= SHRUNK.get(study["class_path"], {})
-    if "agent" in study["init_args"]:
+    if str(study["init_args"].get("agent", "")).startswith("pretrained/"):
         study["init_args"]["agent"] = str(ROOT / study["init_args"]["agent"])
     if study["init_args"].get("sae"):
         agent = study["init_args"]["agent"]

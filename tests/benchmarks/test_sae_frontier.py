@@ -39,7 +39,7 @@ def test_each_peer_meets_its_own_kind_and_our_best() -> None:
 
 def test_report_is_written_whole(tmp_path: Path) -> None:
     records = [record("ours", "l1", 2, 0.8), record("ours", "l1", 4, 1.0), record("sae_lens", "l1", 3, 0.84, 0.5)]
-    write_report(records, {"conv4a": 2.5}, tmp_path, "agent.safetensors")
+    write_report(records, {"conv4a": 2.5}, tmp_path, "agent.safetensors", [0.01, 0.1])
     text = (tmp_path / "sae_frontier.md").read_text()
     assert "explain at least as much in 1," in text
     assert "| conv4a | sae_lens | L1 | 2 | 0.01 | 3.00 | 0.8400 | 0.9000 | +0.0600 | 0.9000 | 0.500 | 0.000 |" in text
@@ -89,7 +89,7 @@ def test_finished_points_are_not_trained_again(tmp_path: Path, monkeypatch: pyte
 
     def train(point: Point, samples: Samples) -> Coder:
         trained.append(point)
-        if len(trained) == 20:
+        if len(trained) == 15:
             raise KeyboardInterrupt
         return Coder(lambda acts: acts.relu(), lambda latents: latents)
 
@@ -113,16 +113,27 @@ def test_finished_points_are_not_trained_again(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(sae_frontier, "train", train)
     with pytest.raises(KeyboardInterrupt):
         points("a")
-    assert len(path.read_text().splitlines()) == 19
+    assert len(path.read_text().splitlines()) == 14
     path.write_text(path.read_text() + '{"key": "cut sh')
     path.write_text(path.read_text() + "\n")
     finished = points("a")
-    assert len(trained) == 21, "the one that was cut short, and the last"
+    assert len(trained) == 18, "the one that was cut short, and the rest"
     assert len(finished) == 11
     assert {row["steps"] for row in finished} == {100}
     assert len({json.dumps(row["key"]) for row in finished}) == 11
     points("b")
-    assert len(trained) == 41, "another agent"
+    assert len(trained) == 35, "another agent"
+
+
+def test_ours_are_trained_anew_for_other_settings_or_other_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    results, keys = Results(Path("nowhere"), {}), set()
+    peer, own = (Point("conv4a", library, "l1", 2.0, 1e-2, 60) for library in ("sae_lens", "ours"))
+    for code, change in (("a", {}), ("b", {}), ("a", {"dead_window": 1})):
+        settings = our_settings(own) | change
+        monkeypatch.setattr(sae_frontier, "our_code", lambda code=code: code)
+        monkeypatch.setattr(sae_frontier, "our_settings", lambda point, settings=settings: settings)
+        keys |= {results.key(peer), results.key(own)}
+    assert len(keys) == 1 + 3
 
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks import SAESweepReport
+from callbacks import SAEExport, SAESweepReport, SpliceEvaluation
 from lightning_modules import ConvSAE, SAESweep, SweepMember
 from networks import SparseAutoencoder, TopKSAE, load_sae
 from tests.sae_training import PlantedData, small_trainer
@@ -45,6 +47,36 @@ def test_every_member_becomes_a_file_a_row_and_a_point(tmp_path: Path) -> None:
         assert picture.size == (image.width, image.height)
 
 
+def test_seeds_of_the_same_settings_are_compared(tmp_path: Path) -> None:
+    members = [
+        SweepMember("relu_{seed}", SparseAutoencoder, 2, grid={"seed": [0, 1, 1_000_000]}),
+        SweepMember("other", TopKSAE, 2, resample_every=None),
+    ]
+    module, data = SAESweep(members, tap="planted", compile=False), PlantedData(size=2)
+    trainer = small_trainer(
+        5, logger=TensorBoardLogger(tmp_path, "run", 0), callbacks=[SAESweepReport()], limit_val_batches=1.0
+    )
+    trainer.fit(module, datamodule=data)
+    trainer.validate(module, datamodule=data, verbose=False)
+    rows = list(csv.DictReader((tmp_path / "run/version_0/sweep.csv").open()))
+    fires = module.firing.frequency().split(16)
+    directions = [F.normalize(sae.directions().flatten(1), dim=1) for sae in module.saes.values()]
+    for index, row in enumerate(rows[:3]):
+        own = directions[index][fires[index] >= 1e-3]
+        best = [(own @ directions[other].T).amax(1).mean().item() for other in range(3) if other != index]
+        assert float(row["seed_cosine"]) == pytest.approx(sum(best) / 2, abs=1e-5)
+    assert rows[3]["seed_cosine"] == ""
+
+
 def test_refuses_a_module_that_is_no_sweep() -> None:
     with pytest.raises(ValueError, match="SAESweepReport needs a sweep, and ConvSAE is none"):
         small_trainer(1, callbacks=[SAESweepReport()]).fit(ConvSAE("planted"), datamodule=PlantedData())
+
+
+@pytest.mark.parametrize("callback", [SAEExport(), SpliceEvaluation(num_levels=1)])
+def test_a_sweep_is_refused_by_what_needs_one_autoencoder(callback: Callback) -> None:
+    module = SAESweep([SweepMember("one", SparseAutoencoder)], tap="planted", compile=False)
+    with pytest.raises(
+        ValueError, match=f"{type(callback).__name__} needs a module with one autoencoder, and SAESweep"
+    ):
+        small_trainer(1, callbacks=[callback]).fit(module, datamodule=PlantedData())

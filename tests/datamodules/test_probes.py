@@ -8,7 +8,7 @@ from torch.nn import functional
 from datamodules import PlaySettings, ProbeDataModule
 from environments import TEST_LEVELS, TRAINING_START, VALIDATION_LEVELS, EnvironmentSettings
 from environments.heist import deconfound
-from networks import CustomCNN, autocast, save_weights
+from networks import CustomCNN, DecisionTransformer, TrajectoryWindow, autocast, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,35 @@ def test_edited_states_feed_the_same_batches(folder: Path) -> None:
     assert len(set(examples.levels.tolist())) > 35
     assert (examples.labels["path_length"] >= 5).all()
     assert len(set(examples.labels["target"].tolist())) == 4
+
+
+@pytest.mark.parametrize("states", [None, deconfound])
+def test_a_decision_transformer_is_recorded_while_it_plays(tmp_path: Path, states: Any) -> None:
+    """With its control on the same play; an edited state is an episode's first frame."""
+    torch.manual_seed(0)
+    network = DecisionTransformer(width=16, depth=1, heads=2, context=4)
+    save_weights(tmp_path / "agent.safetensors", network, {})
+    taps = ["resid0.observation", "resid1.observation"]
+    data = make(tmp_path, taps=taps, states=states, precision="fp32")
+    data.prepare_data()
+    shown = {(b.subject.network, b.subject.tap): b.examples["training"] for b in data.train_dataloader()}
+    assert set(shown) == {*(("agent", t) for t in taps), ("pixels", "pixels"), *(("random_agent", t) for t in taps)}
+    frames = torch.cat([shard["frames"] for shard in data._shards["training"]])
+    window = TrajectoryWindow(
+        frames[:, None], torch.zeros(40, 1, dtype=torch.int64), torch.full((40, 1), 10.0),
+        torch.zeros(40, 1, dtype=torch.int64), torch.ones(40, 1, dtype=torch.bool),
+    )  # fmt: skip
+    for name, one in (("agent", data.agent), ("random_agent", data.random_agent)):
+        with torch.no_grad():
+            alone = one(window, record=taps)
+        for tap in taps:
+            acts = shown[name, tap].activations.float()
+            assert acts.shape == (40, 16)
+            same = torch.isclose(acts, alone.activations[tap][:, 0], rtol=0.02, atol=0.02).all(1)
+            assert same.all() if states else 4 <= same.sum() < 20, "of 8 steps of play the first"
+        if name == "agent" and states:
+            labels = shown["pixels", "pixels"].labels["action"]
+            assert (labels == alone.logits[:, 0].argmax(1).numpy()).all()
 
 
 def test_taps_by_default(folder: Path) -> None:

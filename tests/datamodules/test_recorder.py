@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from datamodules.recorder import PlaySettings, Recorder
 from environments import TRAINING_START, EnvironmentSettings, State, VectorEnvironment
 from environments.heist import inside_maze
-from networks import AgentOutput, CustomCNN
+from networks import AgentOutput, CustomCNN, DecisionTransformer, Player, TrajectoryWindow, load_agent
 
 PLAY = PlaySettings(environments=4, steps=6, random_start=5)
 
@@ -87,6 +88,30 @@ def test_a_short_block_has_as_many_rows_as_asked(agent: CustomCNN) -> None:
     made.close()
     assert len(rows["levels"]) == 80
     assert sum(counts) == 10
+
+
+def test_every_third_step_is_that_of_a_block_that_keeps_all() -> None:
+    """The play is the same, and what comes of it is known from all steps, not from those kept alone."""
+    agent = load_agent("pretrained/heist_easy_customcnn_seed0.safetensors")
+    play = dataclasses.replace(PLAY, environments=16, steps=40, temperature=0.0)
+    whole = recorder(agent, (), labels=True, frames=True, play=play)
+    thinned = recorder(agent, (), labels=True, frames=True, play=dataclasses.replace(play, steps=14, every=3))
+    everything, some = whole.block(0), thinned.block(0)
+    whole.close()
+    thinned.close()
+    counted = dict.fromkeys(keys(everything["frames"]), 0)
+    assert len(some["levels"]) == 14 * 16
+    assert set(keys(some["frames"])) <= set(counted)
+
+    def described(rows: dict[str, torch.Tensor]) -> dict[bytes, tuple[int, int]]:
+        frames = [frame.numpy().tobytes() for frame in rows["frames"]]
+        outcome = zip(rows["labels/pursued"].tolist(), rows["labels/steps_to_pickup"].tolist(), strict=True)
+        return dict(zip(frames, outcome, strict=True))
+
+    known = described(everything)
+    found = described(some)
+    assert len({steps for _, steps in found.values()}) > 3
+    assert all(known[frame] == outcome for frame, outcome in found.items())
 
 
 def test_levels_come_from_the_settings_and_match_labels(agent: CustomCNN) -> None:
@@ -194,3 +219,67 @@ def test_descriptions_differ_with_whatever_decides_the_rows(agent: CustomCNN) ->
         torch.manual_seed(1)
         described_changes.append(repr(recorder(CustomCNN()).description()))
     assert len({same, *described_changes}) == len(changes) + 2
+
+
+class Spy:
+    """A player that notes what it is shown and told."""
+
+    def __init__(self, player: Player) -> None:
+        self.player, self.frames, self.actions, self.begun = player, [], [], []
+
+    def begin(self, slots: np.ndarray) -> None:
+        self.begun.append(slots.tolist())
+        self.player.begin(slots)
+
+    def __call__(self, frames: torch.Tensor, slots: np.ndarray) -> AgentOutput:
+        self.frames.append(frames.clone())
+        return self.player(frames, slots)
+
+    def took(self, slots: np.ndarray, actions: np.ndarray) -> None:
+        self.actions.append(torch.from_numpy(actions.copy()))
+        self.player.took(slots, actions)
+
+
+def test_a_network_that_remembers_is_shown_whole_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are those of one pass over each episode from its first frame, the random opening steps included; so are
+    those of a network beside it, which is told the same actions.
+    """
+    torch.manual_seed(0)
+    networks = [DecisionTransformer(width=16, depth=2, heads=2, context=4).eval() for _ in range(2)]
+    spies: list[Spy] = []
+    made_player = DecisionTransformer.player
+
+    def player(self: DecisionTransformer, *arguments: object, **named: object) -> Spy:
+        spies.append(Spy(made_player(self, *arguments, **named)))
+        return spies[-1]
+
+    monkeypatch.setattr(DecisionTransformer, "player", player)
+    taps = ("resid1.observation", "mlp2.return", "encoder.conv4a")
+    made = recorder(networks[0], taps, beside=networks[1], precision="fp32", frames=True)
+    rows = made.block(0)
+    made.close()
+    assert [spy.begun for spy in spies] == [[[0, 1, 2, 3], *[[]] * 10]] * 2, "no episode ended: each began once"
+    for group, network, spy in zip(("activations", "beside"), networks, spies, strict=True):
+        frames, actions = torch.stack(spy.frames, 1), torch.stack(spy.actions, 1)
+        steps = PLAY.random_start + PLAY.steps
+        assert (frames.shape[1], actions.shape[1]) == (steps, steps - 1)
+        window = TrajectoryWindow(
+            frames,
+            torch.cat([actions, torch.zeros(4, 1, dtype=torch.int64)], 1),
+            torch.full((4, steps), 10.0),
+            torch.arange(steps).expand(4, steps),
+            torch.ones(4, steps, dtype=torch.bool),
+        )
+        with torch.no_grad():
+            whole = network(window, record=taps).activations
+        for tap in taps:
+            expected = whole[tap][:, PLAY.random_start :].flatten(0, 1)
+            found = rows[f"{group}/{tap}"]
+            expected = expected.permute(0, 2, 3, 1) if found.ndim == 4 else expected
+            expected, found = expected.flatten(1), found.flatten(1)
+            nearest = torch.cdist(expected, found).min(1)
+            assert nearest.indices.unique().numel() > 4
+            torch.testing.assert_close(found[nearest.indices], expected, rtol=1e-3, atol=1e-4)
+    assert made.description() != recorder(networks[0], taps, precision="fp32", frames=True).description()
+    with pytest.raises(ValueError, match="beside goes with whole maps"):
+        recorder(networks[0], taps, beside=networks[1], positions_per_frame=4)

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -5,7 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from interpretability.colour import ColourMoments, ColourStatistics
-from interpretability.optimised_images import OpenedReLU, OptimisationSettings, Unit, optimise_images
+from interpretability.image_objectives import LayerDirection, Unit, difference
+from interpretability.opened_relu import OpenedReLU
+from interpretability.optimised_images import Inside, OptimisationSettings, optimise_images
+from interpretability.parametrisations import FourierImages
 from networks import BilinearImpala, CustomCNN, SparseAutoencoder, TappedAgent
 from networks.taps import Step
 
@@ -202,3 +206,67 @@ def test_faults_are_named() -> None:
         OptimisationSettings(steps=0)
     with pytest.raises(ValueError, match="must not be negative"):
         OptimisationSettings(jitter=-1)
+
+
+def test_pixels_find_a_planted_filter() -> None:
+    settings = dataclasses.replace(STEADY, parametrisation="pixel")
+    units = [Unit(0, (0, 0))]
+    found = optimise_images(Planted(filters()), "seen", units, game_colours(), settings=settings, precision="fp32")
+    assert correlation(found.images[0, :32, :32].permute(2, 0, 1), filters()[0]) >= 0.9
+
+
+def test_phases_find_a_planted_filter_with_the_magnitudes_of_the_game() -> None:
+    """Fixed magnitudes leave an image less than its filter's likeness, but far more than noise has."""
+    moments = ColourMoments(magnitudes=True)
+    noise = FourierImages(50, game_colours(), 1.5, torch.Generator().manual_seed(1))
+    moments.update((noise.as_shown() * 255).round().to(torch.uint8))
+    settings = dataclasses.replace(STEADY, parametrisation="phase")
+    units = [Unit(0, (0, 0))]
+    found = optimise_images(
+        Planted(filters()), "seen", units, moments.statistics(), settings=settings, precision="fp32"
+    )
+    assert correlation(found.images[0, :32, :32].permute(2, 0, 1), filters()[0]) >= 0.7
+
+
+def test_a_difference_shows_what_only_one_of_two_likes() -> None:
+    warm = torch.tensor([1.0, 1.0, -1.0])[:, None, None].expand(3, 32, 32)
+    bright = torch.tensor([1.0, 1.0, 0.0])[:, None, None].expand(3, 32, 32)
+    agent = Planted(torch.stack([warm, bright]) / 100)
+    found = optimise_images(agent, "seen", [difference(0, 1, 2)], game_colours(), settings=STEADY, precision="fp32")
+    assert found.images[0, ..., 2].float().quantile(0.95) < 60  # no blue; of the rest both have as much
+
+
+def test_only_the_part_of_a_frame_that_is_asked_for_changes() -> None:
+    frame = torch.full((64, 64, 3), 90, dtype=torch.uint8)
+    mask = torch.zeros(64, 64)
+    mask[:32, :32] = 1
+    found = optimise_images(
+        Planted(filters()),
+        "seen",
+        [Unit(0, (0, 0))],
+        game_colours(),
+        inside=Inside(frame, mask),
+        settings=STEADY,
+        precision="fp32",
+    )
+    assert (found.images[0][mask == 0] == 90).all()
+    assert correlation(found.images[0, :32, :32].permute(2, 0, 1), filters()[0]) >= 0.9
+    with pytest.raises(ValueError, match="0 to 1, somewhere above 0"):
+        optimise_images(Planted(filters()), "seen", [Unit(0)], game_colours(), inside=Inside(frame, mask * 0))
+
+
+def test_diverse_images_of_one_objective_differ_in_what_they_show() -> None:
+    """The objective likes either of two things: without diversity all images show the same one."""
+    patches = filters()[:2]
+    agent = Planted(patches)
+    both = LayerDirection(torch.tensor([1.0, 0.9]), (0, 0))
+
+    def spread(diversity: float) -> float:
+        settings = OptimisationSettings(steps=96, starts=8, diversity=diversity)
+        found = optimise_images(agent, "seen", [both] * 4, game_colours(), settings=settings, precision="fp32")
+        with torch.no_grad():
+            acts = agent(found.images, record=("seen",)).activations["seen"][:, :, 0, 0]
+        share = acts[:, 0] / acts.sum(1)
+        return float(share.max() - share.min())
+
+    assert spread(3.0) > spread(0.0) + 0.1

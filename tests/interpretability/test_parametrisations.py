@@ -1,7 +1,10 @@
+import numpy as np
+import pytest
 import torch
+from torch import Tensor
 
-from interpretability.colour import ColourStatistics
-from interpretability.parametrisations import FourierImages, Unlikeness
+from interpretability.colour import ColourMoments, ColourStatistics
+from interpretability.parametrisations import FourierImages, PhaseImages, PixelImages, Unlikeness
 
 
 def statistics(scale: float = 1.0) -> ColourStatistics:
@@ -32,7 +35,7 @@ def test_gradients_lead_back_from_black_and_white() -> None:
     assert white.any()
     for pixels, brighter in ((black, True), (white, False), (black, False), (white, True)):
         loss = (shown * pixels).sum() * (-1 if brighter else 1)
-        (gradient,) = torch.autograd.grad(loss, images.spectrum, retain_graph=True)
+        (gradient,) = torch.autograd.grad(loss, images.entries, retain_graph=True)
         assert bool(gradient.any()) == (brighter == (pixels is black))
 
 
@@ -40,7 +43,7 @@ def test_selected_images_are_the_same_and_apart() -> None:
     noise = FourierImages(3, statistics(), 1.5, torch.Generator().manual_seed(0))
     chosen = noise.select(torch.tensor([2, 2, 0]))
     assert chosen.as_shown().equal(noise.as_shown()[[2, 2, 0]])
-    chosen.spectrum.data[0] += 1
+    chosen.entries.data[0] += 1
     assert chosen.as_shown()[1].equal(noise.as_shown()[2])
 
 
@@ -55,3 +58,36 @@ def test_unlikeness_counts_edges_and_strange_colours() -> None:
     board = plain.clone()
     board[:, ::2] += 0.1
     assert 0.09 < unlikeness(board) < 0.11
+
+
+def frames() -> Tensor:
+    """Smooth frames whose colours vary together."""
+    noise = FourierImages(40, statistics(), 1.5, torch.Generator().manual_seed(1))
+    return (noise.as_shown() * 255).round().to(torch.uint8)
+
+
+def test_phase_images_have_the_magnitudes_of_real_frames() -> None:
+    moments = ColourMoments(magnitudes=True)
+    for part in frames().split(7):
+        moments.update(part)
+    colours = moments.statistics()
+    assert colours.magnitude is not None
+    whitened = colours.whiten(frames() / 255).permute(0, 3, 1, 2)
+    spectra = torch.fft.rfft2(whitened, norm="ortho").numpy()
+    torch.testing.assert_close(colours.magnitude, torch.from_numpy(np.sqrt((np.abs(spectra) ** 2).mean(0))))
+    images = PhaseImages(3, colours, 1.0, torch.Generator().manual_seed(0))
+    found = torch.fft.rfft2(images.planes().detach().double(), norm="ortho").abs()
+    inner = slice(1, 32)  # the first and last column are their own mirror images
+    torch.testing.assert_close(
+        found[..., inner], colours.magnitude[..., inner].expand_as(found[..., inner]), rtol=1e-4, atol=1e-4
+    )
+    with pytest.raises(ValueError, match="magnitudes of real frames"):
+        PhaseImages(1, statistics(), 1.0, torch.Generator())
+
+
+def test_pixel_images_begin_as_fourier_images_do() -> None:
+    pixel, fourier = (
+        kind(2, statistics(), 1.5, torch.Generator().manual_seed(3)) for kind in (PixelImages, FourierImages)
+    )
+    torch.testing.assert_close(pixel(), fourier())
+    assert pixel.entries.shape == (2, 3, 64, 64)

@@ -138,12 +138,12 @@ def test_the_compiled_step_trains_as_torch_does(arguments: dict[str, Any]) -> No
     assert torch.equal(trained[0].firing.seen, trained[1].firing.seen)
 
 
-@pytest.mark.parametrize("step", [0, 6, 19])
+@pytest.mark.parametrize("step", [0, 6, 12, 19])  # latents are resampled at 12
 def test_not_a_number_stops_naming_the_step(step: int, tmp_path: Path) -> None:
     checkpoints = ModelCheckpoint(tmp_path, every_n_train_steps=5)
     with pytest.raises(ValueError, match=rf"not finite since step {step}:"):
         small_trainer(20, callbacks=[checkpoints], enable_checkpointing=True, log_every_n_steps=7).fit(
-            small_module(), datamodule=PlantedData(bad_step=step)
+            small_module(resample_every=12), datamodule=PlantedData(bad_step=step)
         )
     for path in tmp_path.glob("*.ckpt"):
         weights = torch.load(path, weights_only=True)["state_dict"]

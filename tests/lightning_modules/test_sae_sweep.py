@@ -18,7 +18,7 @@ ENTRIES = [
     SweepMember("relu_{sparsity_coefficient}", RELU, 2, resample_every=6, grid={"sparsity_coefficient": [0.3, 3.0]}),
     SweepMember("wide", RELU, 3, seed=7, resample_every=4),
     SweepMember("topk_{k}_{seed}", partial(TopKSAE), 2, grid={"k": [2, 3], "seed": [0, 1]}, **AUXK),
-    SweepMember("batch_{seed}", partial(BatchTopKSAE, k=2), 2, grid={"seed": [0, 1]}, **AUXK),
+    SweepMember("batch_{k}_{seed}", BatchTopKSAE, 2, grid={"k": [1.5, 2], "seed": [0, 1]}, **AUXK),
     SweepMember("jump", partial(JumpReLUSAE, sparsity_warmup_steps=10), 2, resample_every=5),
     SweepMember("gated", partial(GatedSAE, sparsity_warmup_steps=10), 2, resample_every=None),
     SweepMember("matryoshka", partial(MatryoshkaSAE, k=2), 2, resample_every=None),

@@ -19,6 +19,14 @@ def test_a_batch_keeps_k_an_input(space: tuple[int, ...]) -> None:
     assert len((latents > 0).movedim(1, -1).reshape(-1, 12).sum(1).unique()) > 1, "inputs share the budget"
 
 
+def test_k_need_not_be_whole() -> None:
+    sae = BatchTopKSAE(6, 2, 1, k=1.3)
+    assert (sae.activate(torch.rand(100, 12)) > 0).sum() == 130
+    assert BatchTopKSAE(**sae.config()).k == 1.3
+    with pytest.raises(ValueError, match="k is 0: choose above 0 and at most 12"):
+        BatchTopKSAE(6, 2, 1, k=0)
+
+
 def test_the_threshold_is_the_mean_of_the_smallest_kept() -> None:
     torch.manual_seed(0)
     sae = BatchTopKSAE(6, 2, 1, k=2)

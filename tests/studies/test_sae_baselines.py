@@ -33,8 +33,15 @@ def files(tmp_path_factory) -> tuple[str, str, str]:
 
 def test_codes_are_compared_at_the_autoencoders_sparsity(files):
     agent, sae, cache_dir = files
-    report = SAEBaselines(agent, sae, cache_dir=cache_dir, splice_levels=2, **SMALL).run()
+    report = SAEBaselines(agent, sae, (sae,), cache_dir=cache_dir, splice_levels=2, **SMALL).run()
     summary = report.summary
+    for name in ("sae", "channels", "pca", "nmf", "random_decoder", "random_agent"):
+        low, middle, high = (summary[f"baselines/{name}/concept_auc{end}"] for end in ("_low", "", "_high"))
+        assert 0 <= low <= middle <= high <= 1, name
+        assert 0 <= summary[f"baselines/{name}/entity_auc"] <= 1
+    assert summary["baselines/sae_2/explained_variance"] == summary["baselines/sae/explained_variance"]
+    seeds = [summary[f"baselines/sae_seeds/explained_variance{end}"] for end in ("_low", "", "_high")]
+    assert seeds == [summary["baselines/sae/explained_variance"]] * 3  # one and the same file twice
     l0 = summary["baselines/sae/l0"]
     assert 0 < l0 <= 3
     for name in ("channels", "pca", "ica", "nmf"):
@@ -52,8 +59,8 @@ def test_codes_are_compared_at_the_autoencoders_sparsity(files):
     assert summary["baselines/mean_ablation/kl"] > 0
     codes = [row[0] for row in report.tables["codes"].rows]
     assert codes[0] == "sae"
-    assert len(codes) == len(set(codes)) == 12
-    assert len(report.figures["codes"].axes[0].lines) == 11
+    assert len(codes) == len(set(codes)) == 14
+    assert len(report.figures["codes"].axes[0].lines) == 13
 
 
 def test_the_random_agent_and_the_random_decoder_are_what_they_are_called(files):

@@ -1,0 +1,115 @@
+"""Units that go together: clusters of those active at the same positions, and non-negative factors of all of them."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from interpretability.component_codes import non_negative_parts
+
+
+class Group(NamedTuple):
+    """Units that go together.
+
+    Attributes:
+        weights: of every unit, none below 0, of length 1: a direction over units.
+        members: those that carry the group, strongest first.
+        strength: what the group is ordered by: mean correlation within a cluster, or the share of a factor.
+    """
+
+    weights: Float[Tensor, " U"]
+    members: list[int]
+    strength: float
+
+
+def co_active_groups(phi: Float[np.ndarray, "U U"], groups: int) -> list[Group]:
+    """Clusters of units that are active at the same positions, tightest first.
+
+    Average linkage (Sokal and Michener 1958) on 1 - phi, cut into as few clusters as leave `groups` of several units;
+    units alone are no group, nor are those that are never, or always, active.
+
+    Args:
+        phi: correlation between being active, from `UnitNumbers.co_activity`.
+        groups: how many at most.
+
+    Raises:
+        ValueError: fewer than two units that are sometimes active, or `groups` below 1.
+    """
+    from scipy.cluster.hierarchy import cut_tree, linkage
+    from scipy.spatial.distance import squareform
+
+    alive = np.flatnonzero(np.isfinite(np.diagonal(phi)))
+    if len(alive) < 2 or groups < 1:
+        raise ValueError(
+            f"{len(alive)} units are sometimes active, for {groups} groups: at least two and one are needed"
+        )
+    known = np.nan_to_num(phi[np.ix_(alive, alive)])
+    distance = np.clip(1 - (known + known.T) / 2, 0, None)
+    np.fill_diagonal(distance, 0)
+    tree = linkage(squareform(distance, checks=False), "average")
+    chosen: list[np.ndarray] = []
+    for count in range(len(alive) - 1, 0, -1):  # from all units apart to all together
+        label = cut_tree(tree, n_clusters=count)[:, 0]
+        several = [np.flatnonzero(label == each) for each in np.unique(label) if (label == each).sum() > 1]
+        if len(several) >= len(chosen):
+            chosen = several
+        if len(several) >= groups:
+            break
+    found = [_cluster(alive[own], phi) for own in chosen]
+    return sorted(found, key=lambda group: -group.strength)[:groups]
+
+
+def _cluster(members: np.ndarray, phi: np.ndarray) -> Group:
+    within = phi[np.ix_(members, members)]
+    others = (within.sum(1) - np.diagonal(within)) / (len(members) - 1)
+    order = np.argsort(-others, kind="stable")
+    weights = torch.zeros(len(phi))
+    weights[torch.from_numpy(members)] = len(members) ** -0.5
+    return Group(weights, members[order].tolist(), float(others.mean()))
+
+
+def factor_groups(rows: Float[Tensor, "R U"], groups: int, seed: int = 0) -> list[Group]:
+    """Non-negative factors of activations, as understanding RL vision groups channels (Hilton et al. 2020,
+    https://distill.pub/2020/understanding-rl-vision), by how much of all activation they carry.
+
+    A factor's members are the fewest units that make up .9 of its squared length; the rest of it is left out.
+
+    Args:
+        rows: activations at R positions, none below 0.
+        groups: number of factors.
+        seed: of the fit.
+
+    Raises:
+        ValueError: activations below 0.
+    """
+    code = non_negative_parts(rows, groups, seed)
+    sums = code.coefficients(rows).sum(0) * code.directions.sum(1)
+    shares = (sums / sums.sum().clamp_min(1e-12)).tolist()
+    found = []
+    for direction, share in zip(code.directions, shares, strict=True):
+        length = direction.norm()
+        if length > 0:
+            unit = direction / length
+            order = unit.argsort(descending=True)
+            members = order[: int((unit[order].square().cumsum(0) < 0.9).sum()) + 1]
+            weights = torch.zeros_like(unit).scatter_(0, members, unit[members])
+            found.append(Group(weights / weights.norm(), members.tolist(), float(share)))
+    return sorted(found, key=lambda group: -group.strength)
+
+
+def draw_co_activity(phi: Float[np.ndarray, "U U"], groups: list[Group], title: str) -> Figure:
+    """The correlations of all members of groups, groups together, as a heat map."""
+    members = list(dict.fromkeys(unit for group in groups for unit in group.members))
+    side = min(max(4.0, 0.16 * len(members) + 1.5), 12.0)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(phi[np.ix_(members, members)], vmin=-1, vmax=1, cmap="RdBu_r")
+    small = max(4.0, min(8.0, 400 / max(len(members), 1)))
+    axes.set_xticks(range(len(members)), [str(unit) for unit in members], rotation=90, fontsize=small)
+    axes.set_yticks(range(len(members)), [str(unit) for unit in members], fontsize=small)
+    axes.set_title(title)
+    figure.colorbar(image, ax=axes, label="correlation of being active (phi)", shrink=0.8)
+    return figure

@@ -1,0 +1,42 @@
+"""Gradients that find a way past ReLUs which block them: without it an image that drives nothing stays grey."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_TRACE = 1e-6  # above zero, but too little to matter; a pool's root of squares must still feel it
+
+
+class OpenedReLU(nn.Module):
+    """An edit before a ReLU that lets a gradient past it where the ReLU would block nearly all of an image's.
+
+    The value is raised to a trace above zero, so that the ReLU behind it passes whatever gradient this edit lets by:
+    that of active entries, and, in a sample where this is less than a tenth of what silent entries would be raised by,
+    that as well. lucid's `redirected_relu_grad` does so where nothing at all passes, which leaves units stuck behind
+    a few active entries that hardly matter to them. Redirecting always leads nowhere.
+    """
+
+    def forward(self, acts: Tensor) -> Tensor:
+        result: Tensor = _OpenedReLU.apply(acts)
+        return result
+
+
+class _OpenedReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(acts: Tensor) -> Tensor:
+        return acts.clamp(min=_TRACE)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0] > 0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (active,) = ctx.saved_tensors
+        passing = gradient * active
+        # the loss is minimised: a negative gradient asks for a higher activation
+        raising = gradient.clamp(max=0).masked_fill(active, 0)
+        norms = [part.flatten(1).norm(dim=1) for part in (passing, raising)]
+        blocked = (norms[0] < 0.1 * norms[1]).view(-1, *[1] * (gradient.ndim - 1))
+        return passing + blocked * raising

@@ -1,0 +1,192 @@
+"""Which units go together? Clusters of units active at the same positions, or non-negative factors, with pictures."""
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from datamodules import ActivationBatch, ActivationDataModule
+from environments import EnvironmentSettings
+from environments.procgen import DistributionMode
+from interpretability.colour import ColourMoments
+from interpretability.dataset_examples import DatasetExamples
+from interpretability.feature_groups import Group, co_active_groups, draw_co_activity, factor_groups
+from interpretability.feature_sheet import draw_feature_sheet
+from interpretability.optimised_images import OptimisationSettings
+from interpretability.unit_numbers import UnitNumbers
+from networks import Precision, SAEBase, load_agent, load_sae
+from studies.report import Report, Study, Table
+
+_SETTINGS = OptimisationSettings()
+_COLOUR_STRIDE = 16
+_FACTOR_ROWS = 50_000
+
+
+class FeatureGroups(Study):
+    """Groups the latents of an autoencoder, or the channels of a tap, and pictures each group as one direction.
+
+    `co_activity` clusters units by the correlation of being active at the same position; `factors` are non-negative
+    factors of the activations, as older work groups channels.
+
+    Writes `figures/groups.png` (a group a row: images optimised for its direction, and the frames that go furthest
+    along it), `figures/co_activity.png` (correlations of all members) and the table `groups`. Summary:
+    `groups/count`, `groups/members` (units in groups), `groups/within` and `groups/between`: mean correlation of
+    being active between units of one group, and of different ones.
+
+    Args:
+        agent: path of the agent's weights.
+        sae: path of an autoencoder whose latents are grouped; null for the tap's channels.
+        tap: null for the autoencoder's.
+        method: how.
+        groups: how many at most.
+        examples: frames shown of each, at most one a level.
+        game: what is played.
+        distribution_mode: its difficulty.
+        num_frames: validation frames looked through.
+        optimisation: how images are made.
+        seed: of factors.
+        precision: in which the agent runs.
+        cache_dir: folder of activation caches.
+        device: where; `auto` takes a GPU if there is one.
+
+    Raises:
+        ValueError: a file that is missing or does not fit, a tap that does not exist, a number below 1.
+    """
+
+    def __init__(
+        self,
+        agent: str,
+        sae: str | None = None,
+        tap: str | None = None,
+        method: Literal["co_activity", "factors"] = "co_activity",
+        groups: int = 8,
+        examples: int = 6,
+        game: str = "heist",
+        distribution_mode: DistributionMode = "easy",
+        num_frames: int = 20_000,
+        optimisation: OptimisationSettings = _SETTINGS,
+        seed: int = 0,
+        precision: Precision = "bf16",
+        cache_dir: str = ".cache/activations",
+        device: str = "auto",
+    ) -> None:
+        if groups < 1 or examples < 1 or num_frames < 1:
+            raise ValueError(f"groups {groups}, examples {examples} and num_frames {num_frames} must be at least 1")
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.agent = load_agent(agent).to(self.device).eval().requires_grad_(False)
+        self.sae: SAEBase | None = None
+        if sae is not None:
+            self.sae = load_sae(sae, self.agent).to(self.device).eval().requires_grad_(False)
+            if tap not in (None, self.sae.tap):
+                raise ValueError(f"tap is {tap!r}, the autoencoder's is {self.sae.tap!r}: leave tap null")
+            tap = self.sae.tap
+        elif tap is None:
+            raise ValueError("nothing says which units to group: give tap, or sae")
+        self.agent.check_taps([tap])
+        if len(self.agent.taps[tap]) not in (1, 3):
+            raise ValueError(f"{tap} has no channels: choose another tap")
+        self.tap, self.method, self.groups, self.examples = tap, method, groups, examples
+        self.num_frames, self.optimisation, self.seed = num_frames, optimisation, seed
+        self.precision: Precision = precision
+        self.data = ActivationDataModule(
+            agent,
+            [tap],
+            environment=EnvironmentSettings(game, distribution_mode),
+            validation_frames=num_frames,
+            precision=precision,
+            cache_dir=cache_dir,
+        )
+
+    @torch.no_grad()
+    def run(self) -> Report:
+        """Count, group, look again, draw."""
+        units = self.agent.taps[self.tap][0] if self.sae is None else self.sae.num_latents
+        numbers = UnitNumbers(units)
+        colours = ColourMoments(self.optimisation.parametrisation == "phase")
+        rows: list[Tensor] = []
+        share = _FACTOR_ROWS / self.num_frames
+        generator = torch.Generator().manual_seed(self.seed)
+        for batch, maps in self._batches("count what is active together"):
+            assert batch.frames is not None
+            numbers.update(maps)
+            colours.update(batch.frames[::_COLOUR_STRIDE])
+            flat = maps.movedim(1, -1).flatten(0, -2).cpu()
+            kept = torch.randperm(len(flat), generator=generator)[: max(int(share * len(maps)), 1)]
+            rows.append(flat[kept])
+        phi = numbers.co_activity()
+        if self.method == "co_activity":
+            found = co_active_groups(phi, self.groups)
+        else:
+            found = factor_groups(torch.cat(rows), self.groups, self.seed)
+        if not found:
+            raise ValueError(f"no two units of {self.tap} go together: there is nothing to show")
+        directions = torch.stack([group.weights for group in found]).to(self.device)
+        examples = DatasetExamples(self.examples)
+        for batch, maps in self._batches("look for examples"):
+            assert batch.frames is not None
+            examples.update(batch.frames, torch.einsum("gu,buhw->bghw", directions, maps), batch.levels)
+        self.data.teardown("validate")
+        kind = "channels" if self.sae is None else "latents"
+        how = "active together" if self.method == "co_activity" else "non-negative factors"
+        picture = draw_feature_sheet(
+            self.agent,
+            self.tap,
+            list(range(len(found))),
+            examples,
+            colours.statistics(),
+            sae=self.sae,
+            settings=self.optimisation,
+            precision=self.precision,
+            title=f"{self.tap}: {len(found)} groups of {kind}, {how}",
+            directions=directions,
+            names=[_heading(group) for group in found],
+        ).picture
+        within, between = _contrast(phi, found)
+        summary = {
+            "groups/count": float(len(found)),
+            "groups/members": float(len({unit for group in found for unit in group.members})),
+            "groups/within": within,
+            "groups/between": between,
+        }
+        table = Table(
+            ["group", "units", "strength", "members"],
+            [
+                [index, len(group.members), group.strength, " ".join(map(str, group.members))]
+                for index, group in enumerate(found)
+            ],
+        )
+        heat = draw_co_activity(phi, found, f"{self.tap}: {kind} active together")
+        return Report(summary, {"groups": table}, {"groups": picture, "co_activity": heat})
+
+    def _batches(self, what: str) -> Iterator[tuple[ActivationBatch, Float[Tensor, "B U H W"]]]:
+        """Validation batches, and the units' maps; a flat tap's as maps of 1 x 1."""
+        for batch in tqdm(self.data.val_dataloader(), desc=what, unit="batch", leave=False):
+            acts = batch.activations[self.tap].to(self.device)
+            maps = acts.float() if self.sae is None else self.sae.encode(acts)
+            yield batch, maps[:, :, None, None] if maps.ndim == 2 else maps
+
+
+def _heading(group: Group) -> str:
+    shown = ", ".join(map(str, group.members[:4]))
+    return shown if len(group.members) <= 4 else f"{shown} + {len(group.members) - 4}"
+
+
+def _contrast(phi: Float[np.ndarray, "U U"], groups: list[Group]) -> tuple[float, float]:
+    """Mean correlation between units of one group, and between those of different ones; NaN where there are none."""
+    within: list[float] = []
+    between: list[float] = []
+    for index, group in enumerate(groups):
+        within += [float(phi[a, b]) for a in group.members for b in group.members if a < b]
+        for other in groups[:index]:
+            between += [float(phi[a, b]) for a in group.members for b in other.members if a != b]
+    return _mean(within), _mean(between)
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

@@ -1,0 +1,56 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from interpretability.optimised_images import OptimisationSettings
+from networks import CustomCNN, SparseAutoencoder, load_agent, save_weights
+from studies import FeatureGroups
+
+SETTINGS = {
+    "num_frames": 64,
+    "groups": 3,
+    "examples": 2,
+    "optimisation": OptimisationSettings(steps=1, starts=2),
+    "precision": "fp32",
+}
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    torch.manual_seed(0)
+    folder: Path = tmp_path_factory.mktemp("groups")
+    paths = {name: str(folder / f"{name}.safetensors") for name in ("agent", "sae")}
+    save_weights(paths["agent"], CustomCNN(), {})
+    origin = {"tap": "conv4a", "agent_hash": load_agent(paths["agent"]).weights_hash}
+    save_weights(paths["sae"], SparseAutoencoder(32, 1), {"kind": "SparseAutoencoder", **origin})
+    return {**paths, "cache": str(folder / "cache")}
+
+
+def study(known: dict[str, str], **changes: Any) -> FeatureGroups:
+    return FeatureGroups(known["agent"], cache_dir=known["cache"], **{**SETTINGS, **changes})
+
+
+@pytest.mark.parametrize("method", ["co_activity", "factors"])
+@pytest.mark.parametrize("of", ["channels", "latents", "flat"])
+def test_groups_of_every_kind_of_unit(known: dict[str, str], of: str, method: str) -> None:
+    changes = {"channels": {"tap": "conv4a"}, "latents": {"sae": known["sae"]}, "flat": {"tap": "fc1"}}[of]
+    report = study(known, method=method, **changes).run()
+    assert 1 <= report.summary["groups/count"] <= 3
+    assert report.summary["groups/count"] == len(report.tables["groups"].rows)
+    if method == "co_activity" and report.summary["groups/count"] > 1:
+        assert report.summary["groups/within"] > report.summary["groups/between"]
+    assert isinstance(report.figures["groups"], Tensor)
+
+
+def test_what_cannot_be_meant_is_refused(known: dict[str, str]) -> None:
+    for changes, match in [
+        ({}, "give tap, or sae"),
+        ({"tap": "conv9"}, "no tap 'conv9'"),
+        ({"tap": "conv3a", "sae": known["sae"]}, "leave tap null"),
+        ({"tap": "conv4a", "groups": 0}, "at least 1"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            study(known, **changes)

@@ -1,0 +1,77 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from interpretability.optimised_images import OptimisationSettings
+from networks import CustomCNN, SparseAutoencoder, load_agent, save_weights
+from networks.linear_readout import LinearReadout
+from studies import FeatureImages
+from studies.feature_images import Patch, Wanted
+
+QUICK = OptimisationSettings(steps=2, starts=2)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    torch.manual_seed(0)
+    folder: Path = tmp_path_factory.mktemp("images")
+    paths = {name: str(folder / f"{name}.safetensors") for name in ("agent", "sae", "probe", "flat")}
+    save_weights(paths["agent"], CustomCNN(), {})
+    origin = {"tap": "conv4a", "agent_hash": load_agent(paths["agent"]).weights_hash}
+    save_weights(paths["sae"], SparseAutoencoder(32, 1), {"kind": "SparseAutoencoder", **origin})
+    for name, form in (("probe", "position"), ("flat", "flat")):
+        readout = LinearReadout("conv4a", form, (32, 8, 8), (32, 8, 8), {"gem": ("elsewhere", "here")})  # type: ignore[arg-type]
+        torch.nn.init.normal_(readout.weight)
+        readout.component_std.fill_(1)
+        readout.fitted.fill_(True)
+        save_weights(paths[name], readout, {"kind": "LinearReadout", **origin, "config": readout.config()})
+    return {**paths, "cache": str(folder / "cache")}
+
+
+def study(known: dict[str, str], **changes: Any) -> FeatureImages:
+    settings: dict[str, Any] = {"tap": "conv4a", "num_frames": 64, "settings": QUICK, "precision": "fp32", **changes}
+    return FeatureImages(known["agent"], cache_dir=known["cache"], **settings)
+
+
+def test_the_highest_in_the_game_is_that_of_its_frames(known: dict[str, str]) -> None:
+    wanted = [Wanted(3), Wanted(3, minus=7), Wanted(4, position=(2, 5))]
+    one = study(known, wanted=wanted)
+    report = one.run()
+    frames = torch.cat([batch.frames for batch in one.data.val_dataloader()])
+    with torch.no_grad():
+        acts = load_agent(known["agent"])(frames, record=("conv4a",)).activations["conv4a"]
+    highest = [row[2] for row in report.tables["images"].rows]
+    expected = [acts[:, 3].max(), (acts[:, 3] - acts[:, 7]).max(), acts[:, 4, 2, 5].max()]
+    torch.testing.assert_close(torch.tensor(highest), torch.stack(expected))
+    assert report.summary["images/count"] == 3
+    assert isinstance(report.figures["images"], Tensor)
+
+
+def test_all_latents_probe_directions_and_patches(known: dict[str, str]) -> None:
+    assert len(study(known, tap=None, sae=known["sae"]).run().tables["images"].rows) == 32
+    probe = Wanted(probe=known["probe"], target="gem", answer="here", cosine_power=1.0)
+    box = (8, 8, 40, 40)
+    report = study(known, wanted=[probe], inside=Patch(7, box)).run()
+    assert report.tables["images"].rows[0][0] == "gem: here"
+
+
+def test_what_cannot_be_meant_is_refused(known: dict[str, str]) -> None:
+    faults: list[tuple[dict[str, Any], str]] = [
+        ({"wanted": [Wanted(32)]}, "conv4a has 32 units"),
+        ({"images": 2}, "would come out alike"),
+        ({"tap": None}, "give tap, or sae"),
+        ({"tap": "conv3a", "sae": known["sae"]}, "leave tap null"),
+        ({"wanted": [Wanted(probe=known["flat"], target="gem", answer="here")]}, "reads a whole map"),
+        ({"tap": "conv3a", "wanted": [Wanted(probe=known["probe"], target="gem", answer="here")]}, "set tap to conv4a"),
+    ]
+    for changes, match in faults:
+        with pytest.raises(ValueError, match=match):
+            study(known, **changes)
+    for arguments, match in [({}, "give either unit"), ({"unit": 1, "probe": "p"}, "give either unit")]:
+        with pytest.raises(ValueError, match=match):
+            Wanted(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="within 0 to 64"):
+        Patch(0, (0, 0, 70, 3))

@@ -24,7 +24,7 @@ from networks import Precision, SAEBase, load_sae
 from networks.linear_readout import Form
 from studies.report import Cell, Report, Study, Table
 
-_PLAY = PlaySettings(environments=64, steps=64, every=8)
+_PLAY = PlaySettings(environments=64, steps=16, every=8)
 _SIZES = (1, 4, 16)
 _TRANSFER = "natural to deconfounded"
 _EXPLANATIONS = {

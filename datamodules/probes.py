@@ -22,7 +22,7 @@ from networks.linear_readout import reduce_activations, reduced_shape
 
 Control = Literal["pixels", "random_agent"]
 _ENVIRONMENT = EnvironmentSettings()
-# what is learnt of few levels does not generalise; beyond 128 steps, those that the agent is stuck in would fill the data
+# few levels teach no rule; beyond 128 steps, levels that the agent is stuck in would fill the data
 _PLAY = PlaySettings(environments=64, steps=16, every=8)
 _AT_ONCE = 512  # frames of one pass
 

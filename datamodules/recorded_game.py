@@ -55,6 +55,7 @@ class RecordedGame:
         self.began: Bool[np.ndarray, " N"] = np.zeros(count, dtype=bool)
         self.solved: Bool[np.ndarray, " N"] = np.zeros(count, dtype=bool)
         self._fresh: Bool[np.ndarray, " N"] = np.ones(count, dtype=bool)
+        self._beside: list[AgentOutput] = []
         self.inside: dict[tuple[int, ...], Bool[np.ndarray, "N H W"]] = {
             shape: np.zeros((count, *shape), dtype=bool) for shape in shapes
         }
@@ -75,12 +76,13 @@ class RecordedGame:
             self.act(np.where(step < moving, actions, _STAY))
 
     def look(self) -> AgentOutput:
-        """What the agent makes of the frames to act on."""
-        return self._watchers[0].look(self.frames, self._fresh)
+        """What the agent makes of the frames to act on; whoever is beside it sees them too, recorded or not."""
+        output, *self._beside = [watcher.look(self.frames, self._fresh) for watcher in self._watchers]
+        return output
 
     def look_beside(self) -> AgentOutput:
-        """What the other network makes of them."""
-        return self._watchers[1].look(self.frames, self._fresh)
+        """What the other network made of them."""
+        return self._beside[0]
 
     def act(self, actions: Int[np.ndarray, " N"]) -> None:
         """Step; an environment whose episode ended goes on with a new level."""

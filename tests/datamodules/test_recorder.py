@@ -240,7 +240,8 @@ class Spy:
         self.player.took(slots, actions)
 
 
-def test_a_network_that_remembers_is_shown_whole_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_network_that_remembers_is_shown_whole_episodes(monkeypatch: pytest.MonkeyPatch, every: int) -> None:
     """Its rows are those of one pass over each episode from its first frame, the random opening steps included; so are
     those of a network beside it, which is told the same actions.
     """
@@ -255,13 +256,22 @@ def test_a_network_that_remembers_is_shown_whole_episodes(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(DecisionTransformer, "player", player)
     taps = ("resid1.observation", "mlp2.return", "encoder.conv4a")
-    made = recorder(networks[0], taps, beside=networks[1], precision="fp32", frames=True)
+    made = recorder(
+        networks[0],
+        taps,
+        beside=networks[1],
+        precision="fp32",
+        frames=True,
+        play=dataclasses.replace(PLAY, every=every),
+    )
     rows = made.block(0)
     made.close()
-    assert [spy.begun for spy in spies] == [[[0, 1, 2, 3], *[[]] * 10]] * 2, "no episode ended: each began once"
+    assert [spy.begun for spy in spies] == [[[0, 1, 2, 3], *[[]] * (5 + 5 * every)]] * 2, (
+        "no episode ended: each began once"
+    )
     for group, network, spy in zip(("activations", "beside"), networks, spies, strict=True):
         frames, actions = torch.stack(spy.frames, 1), torch.stack(spy.actions, 1)
-        steps = PLAY.random_start + PLAY.steps
+        steps = PLAY.random_start + 1 + (PLAY.steps - 1) * every
         assert (frames.shape[1], actions.shape[1]) == (steps, steps - 1)
         window = TrajectoryWindow(
             frames,
@@ -273,7 +283,7 @@ def test_a_network_that_remembers_is_shown_whole_episodes(monkeypatch: pytest.Mo
         with torch.no_grad():
             whole = network(window, record=taps).activations
         for tap in taps:
-            expected = whole[tap][:, PLAY.random_start :].flatten(0, 1)
+            expected = whole[tap][:, PLAY.random_start :: every].flatten(0, 1)
             found = rows[f"{group}/{tap}"]
             expected = expected.permute(0, 2, 3, 1) if found.ndim == 4 else expected
             expected, found = expected.flatten(1), found.flatten(1)

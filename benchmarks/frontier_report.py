@@ -192,8 +192,8 @@ def describe(
         *([f"{unfinished} autoencoders are not trained yet: the same command goes on.", ""] if unfinished else []),
         f"Of {len(compared)} autoencoders on peers' frontiers {len(known)} have an L0 that ours of the same kind "
         f"reach. At that L0 ours, read linearly between two on our frontier, explain at least as much in {ahead} (less "
-        f"by no more than 0.001 in {close} others), and have no more dead latents in {fewer}. `best` is the highest of any "
-        f"kind of ours, the log penalty of `sae_conv4.yaml` included: at least as much in {any_kind} of "
+        f"by no more than 0.001 in {close} others), and have no more dead latents in {fewer}. `best` is the highest of "
+        f"any kind of ours, the log penalty of `sae_conv4.yaml` included: at least as much in {any_kind} of "
         f"{len(spanned)}. Differences below 0.001 are within what another seed changes; there is one seed.",
         "",
         *(f"The raw tap {tap} has {l0:.2f} of its channels above 0." for tap, l0 in raw_l0.items()),

@@ -99,7 +99,7 @@ SHRUNK: dict[str, dict[str, Any]] = {
     "studies.FeatureImages": {"num_frames": 64, "cache_dir": "cache", "settings": {"steps": 2, "starts": 2}},
     "studies.LabelCorrelations": {"num_frames": 64},
     "studies.ProbeAtlas": {
-        "taps": ["fc1"],
+        "taps": ["conv4a"],
         "targets": ["target"],
         "num_frames": 32,
         "validation_frames": 16,

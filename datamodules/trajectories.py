@@ -12,6 +12,12 @@ the oracle with 30 % random moves (48.6 frames each), windows of 30 frames at ra
 
 Rendering again is exact, bit for bit, and takes next to nothing on disk, but reads slowest, since procgen has to play
 an episode from its beginning, and would need procgen in every worker. The seeds and actions are stored anyway.
+
+With labels a step takes 149 (random play) to 307 bytes (the oracle's short episodes) on disk, by the training caches of
+a mixture of six players: 0.15 to 0.31 GB for 1 M. On the same two cores, with a load of 6 to 8 from others and one
+thread of torch's: 1 119 frames/s recorded of the oracle, 1 750 of random play, 326 of an agent (CustomCNN, bf16);
+batches of 64 windows of 30 frames at 1 800 windows/s in the training process, and 440 with two workers, which pass
+frames on through shared memory and pay only where cores are free. Features (256 numbers) without frames: 28 000.
 """
 
 import dataclasses

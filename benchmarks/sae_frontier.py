@@ -28,7 +28,7 @@ from commands import quieten
 from datamodules import ActivationDataModule
 from lightning_modules.sae_metrics import ExplainedVariance, Sparsity
 
-PENALTIES = {"ours": [0.25, 0.8, 2.0, 6.0], "peer": [0.5, 1.5, 4.5]}  # ours span more, to be compared everywhere
+PENALTIES = {"ours": [0.25, 0.8, 2.0, 4.0, 6.0], "peer": [0.5, 1.5, 4.5]}  # ours span more, to be compared everywhere
 PLACES = [1, 2, 3, 5]  # k
 LIBRARIES = ["ours", "dictionary_learning", "sae_lens"]
 RATES = [1e-2, 3e-2, 1e-1]  # learning rates that everything is trained with
@@ -142,7 +142,7 @@ class Frontier:
         """Every setting of some libraries at every learning rate; of those, if asked, what is finished."""
         order = [
             Point(self._tap, library, kind, settings[place], rate, self._steps)
-            for place in range(len(PLACES))
+            for place in range(max(len(PLACES), *map(len, PENALTIES.values())))
             for rate in RATES
             for library in libraries
             for kind in kinds(library)

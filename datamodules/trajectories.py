@@ -246,15 +246,26 @@ class TrajectoryDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands in the data."""
-        return {**vars(self._position), "batch_size": self.batch_size, "world_size": self._ranks()["world"]}
+        return vars(self._position) | self._drawn_from()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where training stood; another batch size or world size begins the epoch again."""
-        same = state_dict["batch_size"] == self.batch_size and state_dict["world_size"] == self._ranks()["world"]
+        """Go on where training stood; other episodes or batches, or another world size, begin the epoch again."""
+        # Checkpoints of before tell less of this
+        same = all(state_dict.get(name, value) == value for name, value in self._drawn_from().items())
         if not same:
-            rank_zero_info("the batch size or the number of processes changed: this epoch's data begin again")
+            rank_zero_info("the data, the batches or the number of processes changed: this epoch's data begin again")
         self._position.epoch = state_dict["epoch"]
         self._position.batch = state_dict["batch"] if same else 0
+
+    def _drawn_from(self) -> dict[str, Any]:
+        """Everything that an epoch's batches depend on, as primitives: a place among those of others means nothing."""
+        return {
+            "batch_size": self.batch_size,
+            "world_size": self._ranks()["world"],
+            "context": self.context,
+            "seed": self.seed,
+            "episodes": [cache.folder.name for cache in self._caches["train"]],  # a hash of what decides them
+        }
 
     def _ordered(self, split: Split) -> OrderedTrajectoryLoader:
         return OrderedTrajectoryLoader(

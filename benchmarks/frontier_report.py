@@ -22,7 +22,7 @@ _STYLES = {
     ("dictionary_learning", False): ("tab:blue", "s", "--", "dictionary_learning"),
     ("sae_lens", False): ("tab:green", "^", "-.", "SAELens"),
 }
-_SLACK = 0.05  # of L0, by which a peer's may lie outside what ours span
+_SLACK = 0.05  # of L0, by which a peer's may lie below what ours span
 _COLUMNS = [
     "tap", "library", "kind", "sparsity", "learning_rate", "steps", "l0", "explained_variance", "dead_fraction", "l1",
     "frames", "levels",
@@ -30,7 +30,12 @@ _COLUMNS = [
 
 
 def write_report(
-    records: list[Record], raw_l0: dict[str, float], folder: Path, agent: str, rates: list[float]
+    records: list[Record],
+    raw_l0: dict[str, float],
+    folder: Path,
+    agent: str,
+    rates: list[float],
+    unfinished: int = 0,
 ) -> list[Record]:
     """Write `sae_frontier.csv`, `.png` and `.md` into a folder.
 
@@ -40,10 +45,12 @@ def write_report(
         folder: made if it is missing.
         agent: path of whose activations these are.
         rates: learning rates that were tried.
+        unfinished: records that are still missing.
 
     Returns:
-        The peers' records, each with `ours` and `ours_dead`: explained variance and dead fraction of ours of the same
-        kind at the same L0 (None outside what ours span), and `best`: the highest of any kind of ours there.
+        The records on the peers' frontiers, each with `ours` and `ours_dead`: explained variance and dead fraction at
+        the same L0 on our frontier of the same kind (None below what ours reach), and `best`: the highest explained
+        variance on the frontier of any kind of ours there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "sae_frontier.csv").open("w", newline="") as file:
@@ -54,40 +61,59 @@ def write_report(
     figure = draw(records, raw_l0)
     figure.savefig(folder / "sae_frontier.png", dpi=110)
     pyplot.close(figure)
-    (folder / "sae_frontier.md").write_text(describe(records, compared, raw_l0, agent, rates))
+    (folder / "sae_frontier.md").write_text(describe(records, compared, raw_l0, agent, rates, unfinished))
     return compared
 
 
+def front(records: list[Record]) -> list[Record]:
+    """Of one library, kind and tap those that explain more than every other of no more L0, from low to high L0."""
+    found: list[Record] = []
+    for record in sorted(records, key=lambda record: (record["l0"], -record["explained_variance"])):
+        if not found or record["explained_variance"] > found[-1]["explained_variance"]:
+            found.append(record)
+    return found
+
+
+def fronts(records: list[Record], tap: str) -> dict[tuple[str, str], list[Record]]:
+    """The front of each library and kind at a tap."""
+    there = [record for record in records if record["tap"] == tap]
+    pairs = dict.fromkeys((record["library"], record["kind"]) for record in there)
+    return {pair: front([record for record in there if (record["library"], record["kind"]) == pair]) for pair in pairs}
+
+
 def compare(records: list[Record]) -> list[Record]:
-    """Each peer's record with ours at the same L0, see `write_report`."""
+    """Each record on a peer's front with our fronts at the same L0, see `write_report`."""
     compared = []
-    for record in records:
-        if record["library"] == "ours":
-            continue
-        own = [other for other in records if other["library"] == "ours" and other["tap"] == record["tap"]]
-        by_kind = {kind: [other for other in own if other["kind"] == kind] for kind in {other["kind"] for other in own}}
-        same = by_kind.get(record["kind"], [])
-        found = [at_l0(others, record["l0"], "explained_variance") for others in by_kind.values()]
-        values = {
-            "ours": at_l0(same, record["l0"], "explained_variance"),
-            "ours_dead": at_l0(same, record["l0"], "dead_fraction"),
-            "best": max((value for value in found if value is not None), default=None),
-        }
-        compared.append(record | values)
+    for tap in dict.fromkeys(record["tap"] for record in records):
+        found = fronts(records, tap)
+        own = {kind: records for (library, kind), records in found.items() if library == "ours"}
+        for (library, kind), theirs in found.items():
+            for record in theirs if library != "ours" else []:
+                ours = [at_l0(others, record["l0"], "explained_variance") for others in own.values()]
+                values = {
+                    "ours": at_l0(own.get(kind, []), record["l0"], "explained_variance"),
+                    "ours_dead": at_l0(own.get(kind, []), record["l0"], "dead_fraction"),
+                    "best": max((value for value in ours if value is not None), default=None),
+                }
+                compared.append(record | values)
     return compared
 
 
 def at_l0(records: list[Record], l0: float, name: str) -> float | None:
-    """A metric linearly between the two records of nearest L0; None outside of what they span."""
+    """A metric of a front, linearly between the two records of nearest L0; above all of them that of the last, which
+    has less L0; None below.
+    """
     ordered = sorted(records, key=lambda record: record["l0"])
     places = [record["l0"] for record in ordered]
-    if not places or not places[0] - _SLACK <= l0 <= places[-1] + _SLACK:
+    if not places or l0 < places[0] - _SLACK:
         return None
     return float(np.interp(l0, places, [record[name] for record in ordered]))
 
 
 def draw(records: list[Record], raw_l0: dict[str, float]) -> Figure:
-    """A column for each kind; for each tap unexplained variance over L0, and below it the dead fraction."""
+    """A column for each kind; for each tap unexplained variance over L0, and below it the dead fraction. Lines join
+    fronts; what is off them is faint.
+    """
     kinds = ["l1", "topk", "batch_topk"]
     figure, axes = pyplot.subplots(
         2 * len(raw_l0), len(kinds), figsize=(12, 5.2 * len(raw_l0)), sharex="col", squeeze=False,
@@ -109,13 +135,13 @@ def draw(records: list[Record], raw_l0: dict[str, float]) -> Figure:
 def _draw_kind(variance: Axes, dead: Axes, records: list[Record], raw_l0: float) -> None:
     for (library, is_log), (colour, marker, line, label) in _STYLES.items():
         own = [r for r in records if r["library"] == library and (r["kind"] == "log") == is_log]
-        own.sort(key=lambda record: record["l0"])
-        if not own:
-            continue
-        places = [record["l0"] for record in own]
+        best = front(own)
         style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": line, "label": label, "alpha": 0.85}
-        variance.plot(places, [max(1e-6, 1 - record["explained_variance"]) for record in own], **style)
-        dead.plot(places, [record["dead_fraction"] for record in own], **style)
+        faint = style | {"linestyle": "none", "label": None, "alpha": 0.25, "markersize": 4}
+        for chosen, look in ((own, faint), (best, style)):
+            places = [record["l0"] for record in chosen]
+            variance.plot(places, [max(1e-6, 1 - record["explained_variance"]) for record in chosen], **look)
+            dead.plot(places, [record["dead_fraction"] for record in chosen], **look)
     variance.set_yscale("log")
     variance.grid(alpha=0.3, which="both")
     dead.set_ylim(-0.03, 1)
@@ -127,13 +153,21 @@ def _draw_kind(variance: Axes, dead: Axes, records: list[Record], raw_l0: float)
 
 
 def describe(
-    records: list[Record], compared: list[Record], raw_l0: dict[str, float], agent: str, rates: list[float]
+    records: list[Record],
+    compared: list[Record],
+    raw_l0: dict[str, float],
+    agent: str,
+    rates: list[float],
+    unfinished: int,
 ) -> str:
     """The page: how it was measured, where ours are ahead and where behind, and all numbers."""
     first = records[0]
     steps = max(record["steps"] for record in records)
     known = [row for row in compared if row["ours"] is not None]
     ahead = sum(row["ours"] >= row["explained_variance"] for row in known)
+    close = sum(0 < row["explained_variance"] - row["ours"] <= 0.001 for row in known)
+    spanned = [row for row in compared if row["best"] is not None]
+    any_kind = sum(row["best"] >= row["explained_variance"] for row in spanned)
     fewer = sum(row["ours_dead"] <= row["dead_fraction"] for row in known)
     lines = [
         "# Sparse autoencoders against peers, at matched sparsity",
@@ -145,19 +179,22 @@ def describe(
         f"All are 32 -> 128, trained for {steps:,} steps of 4 096 positions of `{agent}`, on the same batches in the "
         f"same order, in float32, and evaluated by the same code on {first['frames']:,} frames of {first['levels']:,} "
         "held-out levels (32 random positions of each). Explained variance is about the mean; a latent is dead if it "
-        "is never above 0 there. The learning rate is, for each kind of each library and each tap, the one of "
-        f"{', '.join(f'{rate:g}' for rate in rates)} that did best at the middle setting; its schedule is the same "
-        "for all. Ours run otherwise as their configuration in `configs/` says (the log penalty as `sae_conv4.yaml`, "
+        "is never above 0 there. Every setting is trained with learning rates of "
+        f"{', '.join(f'{rate:g}' for rate in rates)}, in one schedule for all; what counts of a library is its "
+        "frontier: what explains more than everything else of its kind that has no more L0, whatever the rate. Ours "
+        "run as their configuration in `configs/` says (the log penalty as `sae_conv4.yaml`, "
         "but with directions of length 1; plain L1 the same without knee and rare frequency). "
         "Peers are trained by their own trainers, on inputs of mean 0 and variance 1; dead latents count over a "
         "million inputs as in ours, so that a peer's revival acts in runs of this length.",
         "",
         "![Unexplained variance and dead latents over L0](sae_frontier.png)",
         "",
-        f"Of {len(compared)} autoencoders of peers {len(known)} have an L0 that ours of the same kind span. At that L0 "
-        f"ours, read linearly between two of them, explain at least as much in {ahead}, and have no more dead latents "
-        f"in {fewer}. `best` is the highest of any kind of ours, the log penalty of `sae_conv4.yaml` included. "
-        "Differences below 0.001 are within what another seed changes; there is one seed.",
+        *([f"{unfinished} autoencoders are not trained yet: the same command goes on.", ""] if unfinished else []),
+        f"Of {len(compared)} autoencoders on peers' frontiers {len(known)} have an L0 that ours of the same kind "
+        f"reach. At that L0 ours, read linearly between two on our frontier, explain at least as much in {ahead} (less "
+        f"by no more than 0.001 in {close} others), and have no more dead latents in {fewer}. `best` is the highest of "
+        f"any kind of ours, the log penalty of `sae_conv4.yaml` included: at least as much in {any_kind} of "
+        f"{len(spanned)}. Differences below 0.001 are within what another seed changes; there is one seed.",
         "",
         *(f"The raw tap {tap} has {l0:.2f} of its channels above 0." for tap, l0 in raw_l0.items()),
         "",
@@ -173,12 +210,23 @@ def describe(
             f"{row['dead_fraction']:.3f}", "" if row["ours_dead"] is None else f"{row['ours_dead']:.3f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Ours:", "", "| tap | kind | setting | L0 | explained variance | dead |", "|---|---|---|---|---|---|"]
-    own = [record for record in records if record["library"] == "ours"]
+    lines += [
+        "",
+        "Ours:",
+        "",
+        "| tap | kind | setting | rate | L0 | explained variance | dead |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    own = [
+        record
+        for tap in dict.fromkeys(record["tap"] for record in records)
+        for (library, _), found in fronts(records, tap).items()
+        for record in (found if library == "ours" else [])
+    ]
     for row in sorted(own, key=lambda row: (row["tap"], row["kind"], row["l0"])):
         lines.append(
-            f"| {row['tap']} | {_TITLES[row['kind']]} | {row['sparsity']:g} | {row['l0']:.2f} | "
-            f"{_number(row['explained_variance'])} | {row['dead_fraction']:.3f} |"
+            f"| {row['tap']} | {_TITLES[row['kind']]} | {row['sparsity']:g} | {row['learning_rate']:g} | "
+            f"{row['l0']:.2f} | {_number(row['explained_variance'])} | {row['dead_fraction']:.3f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -30,6 +30,11 @@ _WARMUP = 0.05  # part of the run in which the learning rate rises
 _DECAY = 0.3  # part of the run in which it falls
 _SPARSITY_WARMUP = 0.1  # part of the run in which a penalty rises
 _DEAD_WINDOW = 1_000_000  # inputs
+_OUR_FILES = [
+    *(f"networks/{name}.py" for name in ("sae_base", "sae_losses", "sae_penalised")),
+    *(f"networks/{name}.py" for name in ("sparse_autoencoder", "topk_sae", "batch_topk_sae")),
+    *(f"lightning_modules/{name}.py" for name in ("conv_sae", "sae_objective", "sae_revival", "sae_training")),
+]
 _OURS = {"log": "relu", "l1": "relu", "topk": "topk", "batch_topk": "batch_topk"}
 
 
@@ -118,9 +123,7 @@ def train(point: Point, samples: Samples) -> Coder:
 def our_code() -> str:
     """A hash of the files that say how ours train: after a change of one, ours are trained anew."""
     root = Path(__file__).parents[1]
-    files = [*root.glob("networks/*sae*.py"), root / "networks/sparse_autoencoder.py"]
-    files += root.glob("lightning_modules/*sae_*.py")
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]
+    return hashlib.sha256(b"\0".join((root / name).read_bytes() for name in _OUR_FILES)).hexdigest()[:16]
 
 
 def our_settings(point: Point) -> dict[str, Any]:

@@ -28,10 +28,10 @@ from commands import quieten
 from datamodules import ActivationDataModule
 from lightning_modules.sae_metrics import ExplainedVariance, Sparsity
 
-PENALTIES = {"ours": [0.25, 0.8, 2.0, 6.0], "peer": [0.5, 1.5, 4.5]}  # ours span more, to be compared everywhere
+PENALTIES = {"ours": [0.25, 0.8, 2.0, 4.0, 6.0], "peer": [0.5, 1.5, 4.5]}  # ours span more, to be compared everywhere
 PLACES = [1, 2, 3, 5]  # k
 LIBRARIES = ["ours", "dictionary_learning", "sae_lens"]
-RATES = [1e-2, 3e-2, 1e-1]  # learning rates that each kind of each library is tried with
+RATES = [1e-2, 3e-2, 1e-1]  # learning rates that everything is trained with
 _POSITIONS = 32  # of each validation frame: what everybody is evaluated on
 _CHUNK = 16_384
 
@@ -45,11 +45,6 @@ def sparsities(library: str, kind: str) -> list[float]:
     """The settings of a kind, the middle one first, so that a stopped run shows something of everything."""
     settings = PLACES if "topk" in kind else PENALTIES["ours" if library == "ours" else "peer"]
     return sorted(settings, key=lambda value: abs(settings.index(value) - len(settings) // 2))
-
-
-def trial(library: str, kind: str) -> float:
-    """The setting that learning rates are tried at."""
-    return sparsities(library, kind)[0]
 
 
 def held_out(data: ActivationDataModule, tap: str) -> tuple[Shaped[Tensor, "R C"], dict[str, int]]:
@@ -143,29 +138,19 @@ class Frontier:
         self._bar.update()
         return self._results.records[key]
 
-    def best_rate(self, library: str, kind: str) -> float:
-        """The learning rate, of those tried, with which the middle setting ends best: with the highest explained
-        variance for TopK, else with the lowest loss (squared error + L1 penalty).
-        """
-        setting = trial(library, kind)
-
-        def loss(rate: float) -> float:
-            record = self.measure(Point(self._tap, library, kind, setting, rate, self._steps))
-            error: float = (1 - record["explained_variance"]) * self._rows.shape[1]
-            return error + (0.0 if "topk" in kind else setting * record["l1"])
-
-        return min(RATES, key=loss)
-
-    def points(self, libraries: list[str]) -> list[dict[str, Any]]:
-        """All points of some libraries."""
-        rates = {(library, kind): self.best_rate(library, kind) for library in libraries for kind in kinds(library)}
+    def points(self, libraries: list[str], finished_only: bool = False) -> list[dict[str, Any]]:
+        """Every setting of some libraries at every learning rate; of those, if asked, what is finished."""
         order = [
             Point(self._tap, library, kind, settings[place], rate, self._steps)
-            for place in range(len(PLACES))
-            for (library, kind), rate in rates.items()
+            for place in range(max(len(PLACES), *map(len, PENALTIES.values())))
+            for rate in RATES
+            for library in libraries
+            for kind in kinds(library)
             if place < len(settings := sparsities(library, kind))
         ]
-        return [self.measure(point) for point in order]  # the first of each is known
+        if finished_only:
+            order = [point for point in order if self._results.key(point) in self._results.records]
+        return [self.measure(point) for point in order]
 
 
 def main() -> None:
@@ -179,12 +164,13 @@ def main() -> None:
     parser.add_argument("--validation_frames", type=int, default=50_000)
     parser.add_argument("--work", type=Path, default=Path("runs/sae_frontier"), help="where finished points are kept")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="where table and plot are written")
+    parser.add_argument("--finished_only", action="store_true", help="train nothing, report on what is finished")
     arguments = parser.parse_args()
     quieten()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore")  # the peers' imports, and Lightning's advice, would bury the bar
-    per_tap = sum(
-        len(RATES) + len(sparsities(library, kind)) for library in arguments.libraries for kind in kinds(library)
+    per_tap = len(RATES) * sum(
+        len(sparsities(library, kind)) for library in arguments.libraries for kind in kinds(library)
     )
     records: list[dict[str, Any]] = []
     raw_l0: dict[str, float] = {}
@@ -197,9 +183,11 @@ def main() -> None:
             sizes = {"frames": arguments.frames, "validation_frames": arguments.validation_frames}
             results = Results(arguments.work / "points.jsonl", {"agent": data.agent.weights_hash, **sizes})
             frontier = Frontier(results, data, tap, arguments.steps, bar)
-            records += frontier.points(arguments.libraries)
+            records += frontier.points(arguments.libraries, arguments.finished_only)
             raw_l0[tap] = frontier.raw_l0
-    compared = write_report(records, raw_l0, arguments.output, arguments.agent, RATES)
+    compared = write_report(
+        records, raw_l0, arguments.output, arguments.agent, RATES, unfinished=per_tap * len(raw_l0) - len(records)
+    )
     say(f"written {arguments.output / 'sae_frontier.md'}, .csv and .png")
     margins = [row["ours"] - row["explained_variance"] for row in compared if row["ours"] is not None]
     report(
@@ -207,7 +195,7 @@ def main() -> None:
         ours=sum(margin >= 0 for margin in margins),
         baseline=len(margins),
         ratio=round(sum(margin >= 0 for margin in margins) / max(1, len(margins)), 3),
-        unit="peers' points at which ours of the same kind explain at least as much",
+        unit="points of peers' frontiers at which ours of the same kind explain at least as much",
         floor=round(min(margins, default=float("nan")), 5),
         machine=machine(torch.device("cpu")),
     )

@@ -131,6 +131,7 @@ class MinariRecorder:
             raise ValueError(f"{folder} holds no Minari dataset ({error}): pass a folder that has data/") from error
         levels = range(settings.start_level, settings.start_level + settings.num_levels)
         self._blocks: list[list[int]] = []
+        blocks = -(-frames // BLOCK_FRAMES)  # each needs an episode, even where those before overshot what was wanted
         found = 0
         for index, known in enumerate(self._storage.get_episode_metadata(range(self._storage.total_episodes))):
             if known.get("seed") is None:
@@ -138,13 +139,13 @@ class MinariRecorder:
                     f"{folder}: episode {index} has no seed, so its level is not known to be none of those held out: "
                     "set each episode's level as its seed (MinariStorage.update_episode_metadata)"
                 )
-            if known["seed"] in levels and found < frames:
+            if int(known["seed"]) in levels and (found < frames or len(self._blocks) < blocks):
                 self._blocks += [[]] if found // BLOCK_FRAMES >= len(self._blocks) else []
                 self._blocks[-1].append(index)
                 found += int(known["total_steps"])
-        if found < frames:
+        if found < frames or len(self._blocks) < blocks:
             raise ValueError(
-                f"{folder} has {found} frames of levels {levels.start} to {levels.stop - 1}, not {frames}: "
+                f"{folder} has {found} frames of levels {levels.start} to {levels.stop - 1}, too few for {frames}: "
                 "lower num_frames or that source's share"
             )
         self._settings = settings
@@ -169,7 +170,7 @@ class MinariRecorder:
         """Read block `index`; arguments as of `TrajectoryRecorder.block`."""
         left = self.frames_per_block if frames is None else frames
         episodes = []
-        for episode in self._read(self._blocks[index] if index < len(self._blocks) else []):
+        for episode in self._read(self._blocks[index]):
             episodes.append(episode)
             if progress is not None:
                 progress(min(left, len(episode.actions)))
@@ -185,7 +186,8 @@ class MinariRecorder:
             actions, rewards = np.asarray(data["actions"]), np.asarray(data["rewards"])
             frames = _frames(data["observations"], where)
             steps = len(actions)
-            if actions.ndim != 1 or not 0 <= actions.min() <= actions.max() < NUM_ACTIONS or len(frames) != steps + 1:
+            fits = actions.ndim == 1 and 0 < steps == len(frames) - 1
+            if not fits or not 0 <= actions.min() <= actions.max() < NUM_ACTIONS:
                 raise ValueError(f"{where} has no {NUM_ACTIONS} discrete actions, one fewer than observations")
             if rewards[:-1].any():
                 raise ValueError(f"{where} earns a reward before its last step: only heist's episodes can be read")

@@ -87,7 +87,11 @@ class TrajectoryLoader(TrainingLoader):
 
 
 class OrderedTrajectoryLoader:
-    """Windows that show every step once, in order, in batches shared out over ranks; the last may be smaller."""
+    """Windows that show every step once, in order, in batches shared out over ranks; the last may be smaller.
+
+    Raises:
+        ValueError: fewer batches than ranks: one without any would leave the others waiting for its metrics.
+    """
 
     def __init__(
         self,
@@ -103,7 +107,13 @@ class OrderedTrajectoryLoader:
         episodes, starts = tile_windows(store.steps, context)
         cuts = range(batch_size, len(episodes), batch_size)
         parts = zip(np.split(episodes, cuts), np.split(starts, cuts), strict=True)
-        self._batches: list[_Places] = list(parts)[rank::world]
+        batches: list[_Places] = list(parts)
+        if len(batches) < world:
+            raise ValueError(
+                f"{len(episodes)} windows of {context} steps make {len(batches)} batches of {batch_size}, fewer than "
+                f"the {world} processes: raise validation_frames or test_frames, or lower validation_batch_size"
+            )
+        self._batches = batches[rank::world]
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -64,7 +64,7 @@ class TrajectorySource:
     @property
     def imported(self) -> bool:
         """Whether its episodes are read from a dataset."""
-        return Path(self.player).is_dir()
+        return self.player not in (ORACLE, RANDOM) and Path(self.player).is_dir()
 
 
 class TrajectoryRecorder:

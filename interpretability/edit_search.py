@@ -1,4 +1,4 @@
-"""Searching the smallest channel edit that sends an agent after an entity, by gradient on tuning mazes."""
+"""Searching the smallest edit of channels that sends an agent after an entity, by gradient on tuning mazes."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+from tqdm import tqdm
 
 from environments import EnvironmentSettings, State, VectorEnvironment
 from environments.heist import DIRECTION_STEPS, copy_state, find_entity
 from environments.heist.random_mazes import free_cells, walks_from
 from environments.heist.scenarios import put_at
 from environments.state import WALL
-from networks.channel_edit import ChannelEdit
+from networks.channel_edit import ChannelEdit, MixingEdit, TapEdit
 from networks.taps import TappedAgent
 
 
@@ -36,14 +37,14 @@ class FoundEdit:
     """An edit of the frontier.
 
     Attributes:
-        edit: with `num_units` units.
-        num_units: how many it changes.
+        edit: what was found.
+        size: how many units it changes; of a mixing edit, how many directions it reads and writes.
         norm: root mean square over tuning frames and positions of the change's norm across units.
         probability: mean probability of a wanted action on validation frames.
     """
 
-    edit: ChannelEdit
-    num_units: int
+    edit: TapEdit
+    size: int
     norm: float
     probability: float
 
@@ -118,14 +119,7 @@ def search_edit(
     Raises:
         ValueError: the tap cannot be edited, or no count fits it.
     """
-    agent.check_taps([tap])
-    if tap.split(".")[0] in ("logits", "value"):
-        raise ValueError(f"{tap} is no tap to retarget at: choose one inside the network")
-    counts = sorted({count for count in unit_counts if 1 <= count <= agent.taps[tap][0]})
-    if not counts:
-        raise ValueError(
-            f"unit_counts {list(unit_counts)} hold none from 1 to {agent.taps[tap][0]}, the units of {tap}"
-        )
+    counts = _counts(agent, tap, unit_counts)
     squares = _mean_squares(agent, tap, tuning.frames)
 
     def fit(edit: ChannelEdit, kept: Tensor, penalty: float) -> ChannelEdit:
@@ -160,21 +154,71 @@ def search_edit(
     return found
 
 
+def search_mixing(
+    agent: TappedAgent,
+    tap: str,
+    tuning: AskedMoves,
+    validation: AskedMoves,
+    *,
+    ranks: Sequence[int] = (1, 2, 4, 8, 16),
+    steps: int = 200,
+    batch_size: int = 128,
+    learning_rate: float = 0.01,
+    seed: int = 0,
+) -> list[FoundEdit]:
+    """The frontier of mixing edits: one fitted afresh for each rank.
+
+    Args:
+        agent, tap, tuning, validation, steps, batch_size, learning_rate, seed: as for `search_edit`.
+        ranks: sizes of edits; those beyond the tap's units are left out.
+
+    Raises:
+        ValueError: as for `search_edit`.
+    """
+    found: list[FoundEdit] = []
+    for rank in _counts(agent, tap, ranks):
+        edit = MixingEdit(agent.taps[tap][0], rank, seed).to(next(agent.parameters()).device)
+        parameters = list(edit.parameters())
+        optimiser = torch.optim.Adam(parameters, learning_rate)
+        generator = torch.Generator().manual_seed(seed)
+        for step in tqdm(range(steps), desc=f"mixing edit of rank {rank}", unit="step", leave=False):
+            rows = torch.randint(len(tuning.frames), (batch_size,), generator=generator)
+            loss = -_log_probability(agent, tap, edit, tuning, rows).mean()
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter.grad = gradient
+            optimiser.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
+            optimiser.step()
+        edit.requires_grad_(False)
+        found.append(FoundEdit(edit, rank, _norm(agent, tap, edit, tuning), probability(agent, tap, edit, validation)))
+    return found
+
+
+def _counts(agent: TappedAgent, tap: str, asked: Sequence[int]) -> list[int]:
+    """Sizes of edits that the tap can have."""
+    agent.check_taps([tap])
+    if tap.split(".")[0] in ("logits", "value"):
+        raise ValueError(f"{tap} is no tap to retarget at: choose one inside the network")
+    counts = sorted({count for count in asked if 1 <= count <= agent.taps[tap][0]})
+    if not counts:
+        raise ValueError(f"unit_counts {list(asked)} hold none from 1 to {agent.taps[tap][0]}, the units of {tap}")
+    return counts
+
+
 def smallest(found: Sequence[FoundEdit], keep: float = 0.95) -> FoundEdit:
-    """The edit of fewest units that has at least `keep` of the frontier's best probability."""
+    """The smallest edit that has at least `keep` of the frontier's best probability."""
     best = max(one.probability for one in found)
-    return min((one for one in found if one.probability >= keep * best), key=lambda one: one.num_units)
+    return min((one for one in found if one.probability >= keep * best), key=lambda one: one.size)
 
 
 @torch.inference_mode()
-def probability(agent: TappedAgent, tap: str, edit: ChannelEdit, moves: AskedMoves) -> float:
+def probability(agent: TappedAgent, tap: str, edit: TapEdit, moves: AskedMoves) -> float:
     """Mean probability that the edited agent takes a wanted action."""
     rows = torch.arange(len(moves.frames)).split(256)
     return float(torch.cat([_log_probability(agent, tap, edit, moves, part).exp() for part in rows]).mean())
 
 
 def _log_probability(
-    agent: TappedAgent, tap: str, edit: ChannelEdit, moves: AskedMoves, rows: Tensor
+    agent: TappedAgent, tap: str, edit: TapEdit, moves: AskedMoves, rows: Tensor
 ) -> Float[Tensor, " B"]:
     device = next(agent.parameters()).device
     logits = agent.forward(moves.frames[rows].to(device), edits=[(tap, edit)]).logits  # not __call__: never compiled
@@ -194,5 +238,5 @@ def _mean_squares(agent: TappedAgent, tap: str, frames: Tensor) -> Float[Tensor,
 
 
 @torch.inference_mode()
-def _norm(agent: TappedAgent, tap: str, edit: ChannelEdit, moves: AskedMoves) -> float:
+def _norm(agent: TappedAgent, tap: str, edit: TapEdit, moves: AskedMoves) -> float:
     return float(edit.change(_acts(agent, tap, moves.frames)).square().sum(1).mean().sqrt())

@@ -5,6 +5,7 @@ import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -23,6 +24,13 @@ th { position: sticky; top: 0; background: var(--paper); }
 """
 
 
+class Link(NamedTuple):
+    """A link to a file, by a path relative to the page."""
+
+    words: str
+    path: str
+
+
 @dataclass(frozen=True)
 class Section:
     """A part of a page.
@@ -33,6 +41,7 @@ class Section:
         figures: below them, each with what it shows in words.
         columns: headings of a table; empty for none.
         rows: its cells.
+        links: to other files.
     """
 
     heading: str
@@ -40,6 +49,7 @@ class Section:
     figures: Sequence[tuple[str, Figure]] = ()
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str | int | float]] = field(default_factory=list)
+    links: Sequence[Link] = ()
 
 
 def report_page(title: str, text: Sequence[str], sections: Sequence[Section]) -> str:
@@ -55,6 +65,9 @@ def report_page(title: str, text: Sequence[str], sections: Sequence[Section]) ->
 
 def _section(number: int, section: Section) -> str:
     parts = [f'<h2 id="part{number}">{html.escape(section.heading)}</h2>', _paragraphs(section.text)]
+    if section.links:
+        shown = (f'<a href="{html.escape(path, quote=True)}">{html.escape(words)}</a>' for words, path in section.links)
+        parts.append(f"<nav>{' '.join(shown)}</nav>")
     for words, figure in section.figures:
         parts.append(f'<img src="{_data_uri(figure)}" alt="{html.escape(words, quote=True)}">')
     if section.columns:

@@ -1,6 +1,8 @@
-"""A small edit of a tap: a few channels (or neurons) scaled and shifted, the same at every position."""
+"""Small edits of a tap, the same at every position: a few channels scaled and shifted, or channels mixed anew."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +24,7 @@ class ChannelEdit(nn.Module):
 
     def __init__(self, num_units: int) -> None:
         super().__init__()
+        self.num_units = num_units
         self.scale = nn.Parameter(torch.zeros(num_units))
         self.shift = nn.Parameter(torch.zeros(num_units))
 
@@ -45,9 +48,71 @@ class ChannelEdit(nn.Module):
         """
         return self.scale.abs() * squares.sqrt() + self.shift.abs()
 
+    def on_units(self, order: Int[Tensor, " C"]) -> "ChannelEdit":
+        """The same edit with unit `order[i]` in the place of unit i."""
+        moved = ChannelEdit(self.num_units).to(self.scale.device)
+        with torch.no_grad():
+            moved.scale[order], moved.shift[order] = self.scale.detach(), self.shift.detach()
+        return moved
+
     def config(self) -> dict[str, int]:
         """The constructor's arguments."""
-        return {"num_units": len(self.scale)}
+        return {"num_units": self.num_units}
+
+
+class MixingEdit(nn.Module):
+    """acts + write (read . acts) + shift at each position: some directions of channels are read, and others written.
+
+    With as many directions as channels this is any affine map of the channels; a fresh one changes nothing.
+
+    Args:
+        num_units: C, channels of a map or neurons of a flat tap.
+        rank: R, directions.
+        seed: of those read at first.
+
+    Attributes:
+        read: [R C].
+        write: [C R].
+        shift: [C].
+    """
+
+    def __init__(self, num_units: int, rank: int, seed: int = 0) -> None:
+        super().__init__()
+        self.num_units, self.rank = num_units, rank
+        drawn = torch.randn(rank, num_units, generator=torch.Generator().manual_seed(seed))
+        self.read = nn.Parameter(drawn / num_units**0.5)
+        self.write = nn.Parameter(torch.zeros(num_units, rank))
+        self.shift = nn.Parameter(torch.zeros(num_units))
+
+    def forward(self, acts: Float[Tensor, "B C *space"]) -> Float[Tensor, "B C *space"]:
+        return acts + self.change(acts)
+
+    def change(self, acts: Float[Tensor, "B C *space"]) -> Float[Tensor, "B C *space"]:
+        """What the edit adds."""
+        mixed = (self.write @ self.read).to(acts.dtype)
+        if acts.ndim == 2:
+            return nn.functional.linear(acts, mixed, self.shift.to(acts.dtype))
+        return nn.functional.conv2d(acts, mixed[:, :, None, None], self.shift.to(acts.dtype))
+
+    @property
+    def units(self) -> Int[Tensor, " n"]:
+        """The units that it changes."""
+        return torch.nonzero((self.write != 0).any(1) | (self.shift != 0)).flatten()
+
+    def on_units(self, order: Int[Tensor, " C"]) -> "MixingEdit":
+        """The same edit with unit `order[i]` in the place of unit i."""
+        moved = MixingEdit(self.num_units, self.rank).to(self.shift.device)
+        with torch.no_grad():
+            moved.read[:, order], moved.write[order] = self.read.detach(), self.write.detach()
+            moved.shift[order] = self.shift.detach()
+        return moved
+
+    def config(self) -> dict[str, int]:
+        """The constructor's arguments."""
+        return {"num_units": self.num_units, "rank": self.rank}
+
+
+TapEdit = ChannelEdit | MixingEdit
 
 
 class RandomDirection(nn.Module):
@@ -60,10 +125,10 @@ class RandomDirection(nn.Module):
 
     direction: Tensor
 
-    def __init__(self, edit: ChannelEdit, seed: int = 0) -> None:
+    def __init__(self, edit: TapEdit, seed: int = 0) -> None:
         super().__init__()
         self.edit = edit
-        drawn = torch.randn(len(edit.scale), generator=torch.Generator().manual_seed(seed))
+        drawn = torch.randn(edit.num_units, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("direction", drawn / drawn.norm())
 
     def forward(self, acts: Float[Tensor, "B C *space"]) -> Float[Tensor, "B C *space"]:
@@ -74,11 +139,11 @@ class RandomDirection(nn.Module):
 class ShamPosition(nn.Module):
     """Control of an edit of maps: the same change, moved by half the map along both axes.
 
-    Only the scaled part is moved by that: a shift is the same everywhere, so that the sham of an edit that does
-    nothing but shift is the edit itself.
+    Only what depends on the activation is moved by that: a shift is the same everywhere, so that the sham of an edit
+    that does nothing but shift is the edit itself.
     """
 
-    def __init__(self, edit: ChannelEdit) -> None:
+    def __init__(self, edit: TapEdit) -> None:
         super().__init__()
         self.edit = edit
 
@@ -87,35 +152,39 @@ class ShamPosition(nn.Module):
         return acts + self.edit.change(acts).roll((height // 2, width // 2), (2, 3))
 
 
-def on_random_units(edit: ChannelEdit, seed: int = 0) -> ChannelEdit:
-    """Control of an edit: its scales and shifts on as many other units, drawn among those that it leaves alone.
+def on_random_units(edit: TapEdit, seed: int = 0) -> TapEdit:
+    """Control of an edit: the same edit of as many other units, drawn among those that it leaves alone.
 
-    Where it changes more than half of the units, some of its own are drawn as well.
+    Where it changes more than half of the units, some of its own are drawn as well, each in another's place.
     """
     generator = torch.Generator().manual_seed(seed)
     units = edit.units.cpu()
-    others = torch.tensor(
-        [unit for unit in range(len(edit.scale)) if unit not in set(units.tolist())], dtype=torch.long
-    )
+    own = set(units.tolist())
+    others = torch.tensor([unit for unit in range(edit.num_units) if unit not in own], dtype=torch.long)
     drawn = torch.cat([others[torch.randperm(len(others), generator=generator)], units.roll(1)])[: len(units)]
-    moved = ChannelEdit(len(edit.scale)).to(edit.scale.device)
-    with torch.no_grad():
-        moved.scale[drawn], moved.shift[drawn] = edit.scale[units], edit.shift[units]
-    return moved
+    order = torch.empty(edit.num_units, dtype=torch.long)
+    order[units] = drawn
+    taken = set(drawn.tolist())
+    order[others] = torch.tensor([unit for unit in range(edit.num_units) if unit not in taken], dtype=torch.long)
+    return edit.on_units(order)
 
 
-def load_edit(path: str | Path, agent: TappedNetwork) -> tuple[str, str, ChannelEdit]:
+KINDS: dict[str, Callable[..., TapEdit]] = {"ChannelEdit": ChannelEdit, "MixingEdit": MixingEdit}
+
+
+def load_edit(path: str | Path, agent: TappedNetwork) -> tuple[str, str, TapEdit]:
     """(entity, tap, edit) of a file, for this agent or another of its architecture (whether it works is the question).
 
     Raises:
-        ValueError: the file is missing or altered, holds no channel edit, or does not fit the agent's tap.
+        ValueError: the file is missing or altered, holds no such edit, or does not fit the agent's tap.
     """
     tensors, metadata = read_weights(path)
-    if metadata.get("kind") != "ChannelEdit":
-        raise ValueError(f"{path} holds no channel edit: pass what configs/studies/retargeting.yaml wrote")
-    edit = ChannelEdit(**metadata["config"])
+    if metadata.get("kind") not in KINDS:
+        raise ValueError(f"{path} holds no edit of channels: pass what configs/studies/retargeting.yaml wrote")
+    config: dict[str, Any] = metadata["config"]
+    edit = KINDS[str(metadata["kind"])](**config)
     load_into(edit, tensors, path)
-    tap, units = str(metadata["tap"]), len(edit.scale)
+    tap, units = str(metadata["tap"]), edit.num_units
     agent.check_taps([tap])
     if agent.taps[tap][0] != units:
         raise ValueError(f"{path} edits {units} units, this agent's {tap} has {agent.taps[tap][0]}: take another edit")

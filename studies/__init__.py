@@ -13,5 +13,6 @@ from studies.report import Table as Table
 from studies.retargeting import Retargeting as Retargeting
 from studies.sae_baselines import SAEBaselines as SAEBaselines
 from studies.scenarios import Scenarios as Scenarios
+from studies.study_list import StudyList as StudyList
 from studies.vector_fields import VectorFields as VectorFields
 from studies.watch import Watch as Watch

@@ -52,6 +52,7 @@ class Report:
         pages: HTML that stands alone, by name.
         sites: folders of files by name, each a content by path, to be opened at `index.html`.
         weights: modules with the metadata to save them with, by name.
+        parts: reports of other studies by name, each in a folder of its own.
     """
 
     summary: dict[str, float]
@@ -61,13 +62,17 @@ class Report:
     pages: dict[str, str] = field(default_factory=dict)
     sites: dict[str, dict[str, bytes]] = field(default_factory=dict)
     weights: dict[str, tuple[nn.Module, dict[str, str]]] = field(default_factory=dict)
+    parts: "dict[str, Report]" = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write figures, films, pages, weights and tables into folders of these names, each site into one of its own,
-        and at last `summary.json`.
+        """Write figures, films, pages, weights and tables into folders of these names, each site and part into one of
+        its own, and at last `summary.json`.
 
         A number that is not finite becomes null there.
         """
+        for name, part in self.parts.items():
+            part.write(folder / name)
+        folder.mkdir(parents=True, exist_ok=True)
         for name, figure in self.figures.items():
             path = folder / "figures" / f"{name}.png"
             if isinstance(figure, Tensor):
@@ -108,6 +113,7 @@ class Report:
                 console.print(shown)
         lines = [f"page     {folder / 'pages' / name}.html" for name in self.pages]
         lines += [f"page     {folder / name / 'index.html'}" for name in self.sites]
+        lines += [f"part     {folder / name}" for name in self.parts]
         lines += [f"film     {folder / 'films' / name}.gif" for name in self.films]
         lines += [f"weights  {folder / 'weights' / name}.safetensors" for name in self.weights]
         lines += [f"picture  {folder / 'figures' / name}.png" for name in self.figures]

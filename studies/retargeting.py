@@ -12,12 +12,12 @@ from jaxtyping import Bool
 from environments import TRAINING_START, EnvironmentSettings, State, held_out_levels
 from environments.heist import COLOURS, ENTITIES, choice_maze, recolour, swap_entities
 from interpretability.choices import GEM, NOTHING, Choices, play_choices, play_to_end
-from interpretability.edit_search import FoundEdit, asked_moves, search_edit, smallest
+from interpretability.edit_search import FoundEdit, asked_moves, search_edit, search_mixing, smallest
 from interpretability.episodes import first_states, play_episodes
 from interpretability.policy_comparison import PolicyComparisons
 from interpretability.statistics import Interval, join_metrics, wilson_interval
 from networks import Edit, Precision, load_agent
-from networks.channel_edit import ChannelEdit, RandomDirection, ShamPosition, load_edit, on_random_units
+from networks.channel_edit import RandomDirection, ShamPosition, TapEdit, load_edit, on_random_units
 from studies.report import Report, Study
 from studies.retargeting_tables import arm_table, draw_arms, frontier_table, preference_table
 
@@ -26,16 +26,19 @@ ASKED = (*(f"{colour}_key" for colour in COLOURS), "gem")
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How edits are searched for; see `search_edit`.
+    """How edits are searched for; see `search_edit` and `search_mixing`.
 
     Attributes:
+        kind: `channels` scales and shifts a few channels, `mixing` reads some directions of channels and writes
+            others; both do the same at every position.
         mazes: tuning mazes an entity, of training levels; a fourth as many more validate.
-        unit_counts: sizes of edits that are tried.
+        unit_counts: sizes of edits that are tried: channels, or directions.
         steps: gradient steps of each fit.
-        sparsity: weight of the penalty on the change.
+        sparsity: weight of the penalty on the change of channels; mixing has none.
         keep: the smallest edit is taken that has this part of the best probability of the asked moves.
     """
 
+    kind: Literal["channels", "mixing"] = "channels"
     mazes: int = 400
     unit_counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     steps: int = 100
@@ -58,8 +61,8 @@ class Retargeting(Study):
     by exchange of places or of colours; touching what lies there counts; the gem has no colour).
     `retarget/ENTITY/preference`: how often the unedited agent takes it first, over all mazes that have it;
     `retarget/ENTITY/no_touch`: of the edit; `retarget/ENTITY/finished`: of the successes, how many reach the gem once
-    the edit is lifted; `retarget/ENTITY/units`, `norm`; `kl`, `action_agreement` and `value_error` against the unedited
-    agent on its natural play of validation levels; `retarget/levels`, `retarget/ENTITY/counted`,
+    the edit is lifted; `retarget/ENTITY/units`, `size`, `norm`; `kl`, `action_agreement` and `value_error` against the
+    unedited agent on its natural play of validation levels; `retarget/levels`, `retarget/ENTITY/counted`,
     `retarget/competence`: of all mazes, those that the unedited agent finishes, and `retarget/touched`, those in
     which it touches anything.
 
@@ -118,7 +121,7 @@ class Retargeting(Study):
         if tap.split(".")[0] in ("logits", "value"):
             raise ValueError(f"tap {tap!r} is none to retarget at: choose one inside the network")
         self.tap = tap
-        self.loaded: dict[str, tuple[str, ChannelEdit]] = {}
+        self.loaded: dict[str, tuple[str, TapEdit]] = {}
         if edits is not None:
             loaded = [load_edit(path, self.agent) for path in edits]
             if sorted(entity for entity, _, _ in loaded) != sorted(ASKED):
@@ -157,6 +160,7 @@ class Retargeting(Study):
             summary |= {f"retarget/{entity}/units": float(len(edit.units))}
             if chosen:
                 summary |= {f"retarget/{entity}/norm": chosen[entity].norm}
+                summary |= {f"retarget/{entity}/size": float(chosen[entity].size)}
             if has.any():
                 took = int((clean.touched[has] == asked).sum())
                 intervals[f"retarget/{entity}/preference"] = wilson_interval(took, int(has.sum()))
@@ -196,7 +200,8 @@ class Retargeting(Study):
             {"arms": draw_arms(arms, counted, self.tap)},
             weights={
                 f"edit_{entity}": (found.edit, {
-                    "kind": "ChannelEdit", "agent_hash": self.agent.weights_hash, "tap": self.tap, "entity": entity,
+                    "kind": type(found.edit).__name__, "agent_hash": self.agent.weights_hash, "tap": self.tap,
+                    "entity": entity,
                 })
                 for entity, found in chosen.items()
             },
@@ -211,6 +216,10 @@ class Retargeting(Study):
         mazes = [maze for maze, _ in self._mazes(bases, self.seed, entity)]
         rng, actions = np.random.default_rng(self.seed), self.agent.taps["logits"][0]
         parts = [asked_moves(part, entity, rng, self.settings, actions) for part in (mazes[:tuning], mazes[tuning:])]
+        if self.search.kind == "mixing":
+            return search_mixing(
+                self.agent, self.tap, *parts, ranks=self.search.unit_counts, steps=self.search.steps, seed=self.seed
+            )
         return search_edit(
             self.agent, self.tap, *parts, unit_counts=self.search.unit_counts, steps=self.search.steps,
             sparsity=self.search.sparsity, seed=self.seed,

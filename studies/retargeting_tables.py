@@ -44,12 +44,8 @@ def preference_table(pairs: Sequence[tuple[str, str]], touched: Int[np.ndarray, 
 def frontier_table(frontier: Mapping[str, Sequence[FoundEdit]], tap: str) -> Table:
     """Edits of every size, measured on the search's own validation mazes."""
     return Table(
-        ["entity", "tap", "units", "norm", "probability of asked moves"],
-        [
-            [entity, tap, one.num_units, one.norm, one.probability]
-            for entity, found in frontier.items()
-            for one in found
-        ],
+        ["entity", "tap", "size", "norm", "probability of asked moves"],
+        [[entity, tap, one.size, one.norm, one.probability] for entity, found in frontier.items() for one in found],
     )
 
 

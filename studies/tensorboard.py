@@ -10,7 +10,9 @@ from studies.report import Report
 
 
 def write_events(report: Report, folder: Path) -> None:
-    """Write a report's finite numbers, figures and films into an event file in `folder`, at step 0."""
+    """Write a report's finite numbers, figures and films into events in `folder`, at step 0; parts into theirs."""
+    for name, part in report.parts.items():
+        write_events(part, folder / name)
     with SummaryWriter(folder) as writer:
         for name, value in report.summary.items():
             if math.isfinite(value):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import frontier_trainers, sae_frontier
-from benchmarks.frontier_report import at_l0, compare, write_report
+from benchmarks.frontier_report import at_l0, compare, front, write_report
 from benchmarks.frontier_trainers import Coder, Point, Samples, our_settings
 from benchmarks.sae_frontier import Frontier, Results, evaluate, kinds
 from datamodules import ActivationBatch
@@ -21,12 +21,18 @@ def record(library: str, kind: str, l0: float, explained: float, dead: float = 0
     return names | values | {"frames": 10, "levels": 5}
 
 
-def test_ours_are_read_between_two_points_and_nowhere_else() -> None:
+def test_ours_are_read_between_two_points_or_at_one_of_less_l0() -> None:
     own = [record("ours", "l1", 4.0, 0.9, 0.2), record("ours", "l1", 2.0, 0.8, 0.0)]
     assert at_l0(own, 3.5, "explained_variance") == pytest.approx(0.875)
-    assert at_l0(own, 4.5, "explained_variance") is None
+    assert at_l0(own, 4.5, "explained_variance") == 0.9
     assert at_l0(own, 1.9, "explained_variance") is None
     assert at_l0([], 1.0, "l0") is None
+
+
+def test_a_front_has_what_nothing_sparser_beats() -> None:
+    points = [record("ours", "l1", 3, 0.9), record("ours", "l1", 2, 0.8), record("ours", "l1", 2.5, 0.7)]
+    points += [record("ours", "l1", 2, 0.75), record("ours", "l1", 4, 0.9)]
+    assert [(point["l0"], point["explained_variance"]) for point in front(points)] == [(2, 0.8), (3, 0.9)]
 
 
 def test_each_peer_meets_its_own_kind_and_our_best() -> None:
@@ -41,7 +47,7 @@ def test_report_is_written_whole(tmp_path: Path) -> None:
     records = [record("ours", "l1", 2, 0.8), record("ours", "l1", 4, 1.0), record("sae_lens", "l1", 3, 0.84, 0.5)]
     write_report(records, {"conv4a": 2.5}, tmp_path, "agent.safetensors", [0.01, 0.1])
     text = (tmp_path / "sae_frontier.md").read_text()
-    assert "explain at least as much in 1," in text
+    assert "explain at least as much in 1 (less" in text
     assert "| conv4a | sae_lens | L1 | 2 | 0.01 | 3.00 | 0.8400 | 0.9000 | +0.0600 | 0.9000 | 0.500 | 0.000 |" in text
     assert len((tmp_path / "sae_frontier.csv").read_text().splitlines()) == 4
     assert (tmp_path / "sae_frontier.png").stat().st_size > 10_000
@@ -89,7 +95,7 @@ def test_finished_points_are_not_trained_again(tmp_path: Path, monkeypatch: pyte
 
     def train(point: Point, samples: Samples) -> Coder:
         trained.append(point)
-        if len(trained) == 15:
+        if len(trained) == 20:
             raise KeyboardInterrupt
         return Coder(lambda acts: acts.relu(), lambda latents: latents)
 
@@ -104,25 +110,26 @@ def test_finished_points_are_not_trained_again(tmp_path: Path, monkeypatch: pyte
 
         def set_description(self, text: str) -> None: ...
 
-    def points(agent: str) -> list[dict[str, Any]]:
+    def points(agent: str, finished_only: bool = False) -> list[dict[str, Any]]:
         data: Any = Data()
         bar: Any = Bar()
-        return Frontier(Results(path, {"agent": agent}), data, "planted", 100, bar).points(["sae_lens"])
+        return Frontier(Results(path, {"agent": agent}), data, "planted", 100, bar).points(["sae_lens"], finished_only)
 
     path = tmp_path / "points.jsonl"
     monkeypatch.setattr(sae_frontier, "train", train)
     with pytest.raises(KeyboardInterrupt):
         points("a")
-    assert len(path.read_text().splitlines()) == 14
+    assert len(path.read_text().splitlines()) == 19
     path.write_text(path.read_text() + '{"key": "cut sh')
     path.write_text(path.read_text() + "\n")
+    assert len(points("a", finished_only=True)) == 19
     finished = points("a")
-    assert len(trained) == 18, "the one that was cut short, and the rest"
-    assert len(finished) == 11
+    assert len(trained) == 34, "the one that was cut short, and the rest"
+    assert len(finished) == 33
     assert {row["steps"] for row in finished} == {100}
-    assert len({json.dumps(row["key"]) for row in finished}) == 11
+    assert len({json.dumps(row["key"]) for row in finished}) == 33
     points("b")
-    assert len(trained) == 35, "another agent"
+    assert len(trained) == 67, "another agent"
 
 
 def test_ours_are_trained_anew_for_other_settings_or_other_code(monkeypatch: pytest.MonkeyPatch) -> None:

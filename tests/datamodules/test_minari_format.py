@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules import TrajectoryDataModule, TrajectorySource
+from datamodules import TrajectoryDataModule, TrajectorySource, minari_format
 from datamodules.minari_format import MinariRecorder, export_minari
 from datamodules.trajectory_recorder import TRAJECTORY_LABELS
 from datamodules.trajectory_store import TrajectoryStore
@@ -104,8 +104,18 @@ def test_pictures_of_others_are_read_and_labels_that_are_missing_are_unknown(tmp
     assert store.returns.tolist() == [1.25, 2.5, 5.0]
     assert (store.labels["direction"] == -1).all()
     assert np.isnan(store.labels["position"]).all()
-    with pytest.raises(ValueError, match=r"has 3 frames of levels 100000 to .*, not 4"):
+    with pytest.raises(ValueError, match=r"has 3 frames of levels 100000 to .*, too few for 4"):
         MinariRecorder(tmp_path, EASY, 4)
+
+
+def test_every_block_has_an_episode(recorded: TrajectoryStore, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the first block's last episode alone brings all that was wanted."""
+    tenth = int(recorded.steps[:10].sum())
+    monkeypatch.setattr(minari_format, "BLOCK_FRAMES", tenth - 1)
+    made = MinariRecorder(exported, EASY, tenth)
+    first, second = made.block(0), made.block(1)
+    assert first["episodes/level"].tolist() == recorded.level[:10].tolist()
+    assert second["episodes/level"].tolist() == recorded.level[10:11].tolist()
 
 
 def test_episodes_that_do_not_tell_their_level_are_refused(tmp_path: Path, exported: Path) -> None:

@@ -176,9 +176,19 @@ def test_an_epoch_goes_on_in_its_middle(folder: Path) -> None:
     rest = list(resumed.train_dataloader())
     assert len(rest) == len(whole) - 5
     assert all(same(*pair) for pair in zip(rest, whole[5:], strict=True))
-    other = data(folder, batch_size=4)
-    other.load_state_dict(state)
-    assert len(list(other.train_dataloader())) == len(other.train_dataloader())
+    old = data(folder)
+    old.load_state_dict({name: state[name] for name in ("epoch", "batch", "batch_size", "world_size")})
+    assert len(list(old.train_dataloader())) == len(whole) - 5
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 4}, {"context": 20}, {"num_frames": 600}, {"seed": 1}])
+def test_a_place_among_other_batches_means_nothing(folder: Path, changes: dict[str, Any]) -> None:
+    made = data(folder)
+    late = len(made.train_dataloader()) - 1
+    other = data(folder, **changes)
+    other.load_state_dict(made.state_dict() | {"epoch": 2, "batch": late})
+    assert len(list(other.train_dataloader())) == len(other.train_dataloader()) > 1
+    assert other.state_dict()["epoch"] == 3
 
 
 def test_ranks_share_out_the_windows(folder: Path) -> None:
@@ -192,6 +202,8 @@ def test_ranks_share_out_the_windows(folder: Path) -> None:
     assert sum(map(len, ordered)) == len(every)
     seen = [int(batch.window.mask.sum()) for part in ordered for batch in part]
     assert sum(seen) == made.store("test").steps.sum()
+    with pytest.raises(ValueError, match=r"make 1 batches of 1000, fewer than the 2 processes: raise"):
+        OrderedTrajectoryLoader(made.store("test"), 12, 1000, rank=1, world=2)
 
 
 def test_held_out_windows_are_the_same_every_time(folder: Path) -> None:

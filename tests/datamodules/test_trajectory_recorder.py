@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,6 +173,17 @@ def test_descriptions_differ_with_whatever_decides_the_episodes() -> None:
     }
     assert len(found) == 10
     assert repr(recorder(dataclasses.replace(played, player="ELSEWHERE"), agent()).description()) in found
+
+
+def test_a_folder_is_imported_but_not_one_that_is_named_like_a_player(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("random", "oracle", "dataset"):
+        (tmp_path / name).mkdir()
+    assert not RANDOM.imported
+    assert not ORACLE.imported
+    assert TrajectorySource("others", "dataset").imported
 
 
 def test_what_cannot_be_is_refused() -> None:

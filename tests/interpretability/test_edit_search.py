@@ -4,7 +4,7 @@ import torch
 
 from environments import EnvironmentSettings, State
 from environments.heist import corner_maze
-from interpretability.edit_search import AskedMoves, asked_moves, probability, search_edit, smallest
+from interpretability.edit_search import AskedMoves, asked_moves, probability, search_edit, search_mixing, smallest
 from interpretability.episodes import first_states
 from networks.channel_edit import ChannelEdit, RandomDirection, on_random_units
 from tests.planted import PeakFollower
@@ -29,7 +29,7 @@ def test_the_planted_agent_is_redirected_by_what_is_found_and_by_no_control(move
     assert probability(agent, "map", ChannelEdit(3), moves) < 0.01
     found = search_edit(agent, "map", moves, moves, unit_counts=(1, 2, 3), steps=60, learning_rate=0.1)
     one = smallest(found)
-    assert one.num_units == 1
+    assert one.size == 1
     assert one.edit.units.item() in (0, 1), "one of the two channels that matter"
     assert one.probability > 0.99
     with torch.no_grad():
@@ -57,3 +57,17 @@ def test_refuses_taps_and_counts_that_cannot_be(moves):
         search_edit(agent, "logits", moves, moves)
     with pytest.raises(ValueError, match="hold none from 1 to 3"):
         search_edit(agent, "map", moves, moves, unit_counts=(4,))
+
+
+def test_a_mixing_edit_of_one_direction_redirects_the_planted_agent(moves):
+    agent = PeakFollower().eval()
+    found = search_mixing(agent, "map", moves, moves, ranks=(1, 2, 9), steps=60, learning_rate=0.1)
+    assert [one.size for one in found] == [1, 2], "the tap has three units"
+    assert found[0].probability > 0.99
+    assert found[0].norm > 0
+    with torch.no_grad():
+        logits = agent(moves.frames, edits=[("map", RandomDirection(found[0].edit, 0))]).logits
+        assert logits is not None
+        assert (logits.argmax(1) == 7).float().mean() < 0.5
+    with pytest.raises(ValueError, match="no tap to retarget"):
+        search_mixing(agent, "value", moves, moves)

@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from networks import ChannelEdit, CustomCNN, load_agent, load_edit, save_weights
-from networks.channel_edit import RandomDirection, ShamPosition, on_random_units
+from networks.channel_edit import MixingEdit, RandomDirection, ShamPosition, on_random_units
 
 
 @pytest.fixture
@@ -51,5 +53,59 @@ def test_is_loaded_as_it_was_saved_and_refused_where_it_does_not_fit(edit, tmp_p
     save_weights(tmp_path / "narrow.safetensors", edit, known)
     with pytest.raises(ValueError, match="edits 8 units"):
         load_edit(tmp_path / "narrow.safetensors", agent)
-    with pytest.raises(ValueError, match="holds no channel edit"):
+    with pytest.raises(ValueError, match="holds no edit of channels"):
         load_edit(tmp_path / "agent.safetensors", agent)
+
+
+def mixing(units: int = 6, rank: int = 2) -> MixingEdit:
+    torch.manual_seed(4)
+    edit = MixingEdit(units, rank)
+    with torch.no_grad():
+        edit.write.normal_()
+        edit.shift.normal_()
+    return edit.requires_grad_(False)
+
+
+def test_a_mixing_edit_is_the_same_affine_map_at_every_position() -> None:
+    edit = mixing()
+    acts = torch.randn(2, 6, 3, 5, generator=torch.Generator().manual_seed(0))
+    edited = edit(acts)
+    for place in ((0, 0), (2, 4)):
+        here = acts[:, :, *place]
+        by_hand = here + (here @ edit.read.T) @ edit.write.T + edit.shift
+        torch.testing.assert_close(edited[:, :, *place], by_hand)
+        torch.testing.assert_close(edit(here), by_hand)
+    fresh = MixingEdit(6, 6)
+    assert torch.equal(fresh(acts), acts)
+    assert fresh.units.tolist() == []
+
+
+@pytest.mark.parametrize("kind", ["channels", "mixing"])
+def test_the_same_edit_of_other_units_is_that_of_renamed_units(kind: str) -> None:
+    edit: ChannelEdit | MixingEdit = mixing()
+    if kind == "channels":
+        edit = ChannelEdit(6).requires_grad_(False)
+        edit.scale[:] = torch.tensor([0.0, 2.0, 0.0, 0.0, -1.0, 0.0])
+        edit.shift[:] = torch.tensor([0.0, 0.0, 0.0, 0.0, 3.0, 0.0])
+    order = torch.tensor([2, 0, 5, 1, 3, 4])
+    acts = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    renamed = torch.empty_like(acts)
+    renamed[:, order] = acts
+    expected = torch.empty_like(acts)
+    expected[:, order] = edit(acts)
+    torch.testing.assert_close(edit.on_units(order)(renamed), expected)
+    other = on_random_units(edit, 3)
+    assert len(other.units) == len(edit.units)
+    if kind == "channels":
+        assert not set(other.units.tolist()) & set(edit.units.tolist())
+
+
+def test_a_mixing_edit_comes_back_from_its_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    agent, edit = CustomCNN().eval(), mixing(32, 3)
+    known = {"kind": "MixingEdit", "tap": "conv4a", "entity": "gem", "agent_hash": ""}
+    save_weights(tmp_path / "edit.safetensors", edit, known)
+    entity, tap, loaded = load_edit(tmp_path / "edit.safetensors", agent)
+    acts = torch.randn(2, 32, 8, 8)
+    assert (entity, tap) == ("gem", "conv4a")
+    assert torch.equal(loaded(acts), edit(acts))

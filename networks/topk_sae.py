@@ -40,8 +40,6 @@ class TopKSAE(SAEBase):
         if not 1 <= k <= self.num_latents:
             raise ValueError(f"k is {k}: choose 1 to {self.num_latents}, the number of latents")
         self.k = k
-        with torch.no_grad():  # in short runs as well explained or better, with fewer dead latents, than at full length
-            self.encoder_weight.mul_(0.5)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""

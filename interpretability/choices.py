@@ -1,11 +1,11 @@
 """Playing heist's saved states until an entity is touched: which one does the agent fetch first?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Int
 from tqdm import tqdm
 
 from environments import EnvironmentSettings, State, VectorEnvironment
@@ -26,16 +26,15 @@ class Choices:
 
     Attributes:
         touched: index into `ENTITIES` of the first key or the gem; -1 where none was within the steps.
-        actions: taken from each state until then, as bytes: `list(actions[n])`.
+        steps: actions taken until then.
+        after: the state just after a key was touched; empty where none was, or the gem ended the level.
+        actions: taken from each state.
     """
 
     touched: Int[np.ndarray, " N"]
-    actions: list[bytes]
-
-    @property
-    def steps(self) -> Int[np.ndarray, " N"]:
-        """How many actions were taken from each state."""
-        return np.array([len(actions) for actions in self.actions])
+    steps: Int[np.ndarray, " N"]
+    after: list[bytes]
+    actions: list[list[int]]
 
 
 def play_choices(
@@ -111,7 +110,7 @@ def _play(
     seeds = np.array([state.level_seed for state in parsed])
     count = len(states)
     touched, steps = np.full(count, NOTHING), np.zeros(count, dtype=np.int64)
-    actions = [bytearray() for _ in range(count)]
+    after, actions = [b""] * count, [list[int]() for _ in range(count)]
     environment = VectorEnvironment(settings, min(num_environments, count))
     slots_in_all = environment.num_environments
     noise = ActionNoise(seed, slots_in_all, environment.num_actions)
@@ -148,7 +147,7 @@ def _play(
                     going = slots[~first[slots]]
                     for index, state in zip(row[going], environment.get_states(going.tolist()), strict=True):
                         if (colour := _new_key(state, held[index])) is not None:
-                            touched[index] = colour
+                            touched[index], after[index] = colour, state
                 done = slots[first[slots] | (steps[rows] >= max_steps) | (touched[rows] >= 0)]
                 if len(done):
                     bar.update(len(done))
@@ -157,63 +156,7 @@ def _play(
     finally:
         bar.close()
         environment.close()
-    return Choices(touched, [bytes(taken) for taken in actions])
-
-
-def states_after(states: Sequence[bytes], actions: Sequence[bytes], settings: EnvironmentSettings) -> list[bytes]:
-    """The state after all of the actions from each state: the same as when they were chosen.
-
-    Raises:
-        ValueError: not as many lists of actions as states.
-    """
-    after = [b""] * len(states)
-    for row, _, state in retrace(states, actions, settings, last=True):
-        after[row] = state
-    return after
-
-
-def retrace(
-    states: Sequence[bytes],
-    actions: Sequence[bytes],
-    settings: EnvironmentSettings,
-    *,
-    last: bool = False,
-    num_environments: int = 64,
-) -> Iterator[tuple[int, UInt8[np.ndarray, "64 64 3"], bytes]]:
-    """The way through the given actions again, without the agent: (row, frame, state), step by step.
-
-    Args:
-        states: of heist.
-        actions: taken from each of them.
-        settings: heist's.
-        last: yield only what is there after the last action (after the gem that is the same level anew); otherwise
-            all moments at which an action was taken.
-        num_environments: states followed together.
-
-    Raises:
-        ValueError: not as many lists of actions as states.
-    """
-    if len(states) != len(actions):
-        raise ValueError(f"{len(states)} states and {len(actions)} lists of actions: give one list a state")
-    environment = VectorEnvironment(settings, max(1, min(num_environments, len(states))))
-    try:
-        for begin in range(0, len(states), environment.num_environments):
-            rows = range(begin, min(begin + environment.num_environments, len(states)))
-            environment.set_states([states[row] for row in rows], range(len(rows)))
-            longest = max(len(actions[row]) for row in rows)
-            for step in range(longest + 1):
-                frames = environment.observe()[1]
-                shown = [row for row in rows if (step == len(actions[row]) if last else step < len(actions[row]))]
-                slots = [row - begin for row in shown]
-                for row, slot, state in zip(shown, slots, environment.get_states(slots), strict=True):
-                    yield row, frames[slot].copy(), state
-                taken = np.full(environment.num_environments, STAY)
-                for row in rows:
-                    if step < len(actions[row]):
-                        taken[row - begin] = actions[row][step]
-                environment.act(taken)
-    finally:
-        environment.close()
+    return Choices(touched, steps, after, actions)
 
 
 def _new_key(state: bytes, held: Sequence[bool]) -> int | None:

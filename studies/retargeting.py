@@ -1,5 +1,7 @@
 """Can an agent be sent after another entity? An edit searched on tuning mazes, and all its controls, on others."""
 
+import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,12 +14,21 @@ from jaxtyping import Bool
 from environments import TRAINING_START, EnvironmentSettings, State, held_out_levels
 from environments.heist import COLOURS, ENTITIES, choice_maze, recolour, swap_entities
 from interpretability.choices import GEM, NOTHING, Choices, play_choices, play_to_end
-from interpretability.edit_search import FoundEdit, asked_moves, search_edit, search_mixing, smallest
+from interpretability.asked_moves import AskedMoves, asked_moves, own_moves
+from interpretability.edit_search import FoundEdit, search_edit, search_learned, smallest
 from interpretability.episodes import first_states, play_episodes
 from interpretability.policy_comparison import PolicyComparisons
 from interpretability.statistics import Interval, join_metrics, wilson_interval
 from networks import Edit, Precision, load_agent
-from networks.channel_edit import RandomDirection, ShamPosition, TapEdit, load_edit, on_random_units
+from networks.channel_edit import (
+    MixingEdit,
+    RandomDirection,
+    RepaintEdit,
+    ShamPosition,
+    TapEdit,
+    load_edit,
+    on_random_units,
+)
 from studies.report import Report, Study
 from studies.retargeting_tables import arm_table, draw_arms, frontier_table, preference_table
 
@@ -26,24 +37,32 @@ ASKED = (*(f"{colour}_key" for colour in COLOURS), "gem")
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How edits are searched for; see `search_edit` and `search_mixing`.
+    """How edits are searched for; see `search_edit` and `search_learned`.
 
     Attributes:
-        kind: `channels` scales and shifts a few channels, `mixing` reads some directions of channels and writes
-            others; both do the same at every position.
+        kind: `channels` scales and shifts a few channels; `mixing` reads some directions of channels and writes
+            others; `repaint` paints over what a few small detectors see. All do the same at every position.
         mazes: tuning mazes an entity, of training levels; a fourth as many more validate.
-        unit_counts: sizes of edits that are tried: channels, or directions.
+        places: at which the player is put in each of them.
+        unit_counts: sizes of edits that are tried: channels, directions, or detectors.
+        kernel: side of the repainting detectors, in positions of the tap.
         steps: gradient steps of each fit.
-        sparsity: weight of the penalty on the change of channels; mixing has none.
-        keep: the smallest edit is taken that has this part of the best probability of the asked moves.
+        rounds: how often the agent plays with an edit while that is fitted, to learn from its mistakes; not channels.
+        played: mazes that it plays each time.
+        sparsity: weight of the penalty on the change of channels; the others have none.
+        keep: the smallest edit is taken that reaches its entity in this part of as many mazes as the best.
     """
 
-    kind: Literal["channels", "mixing"] = "channels"
-    mazes: int = 400
-    unit_counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    steps: int = 100
+    kind: Literal["channels", "mixing", "repaint"] = "repaint"
+    mazes: int = 600
+    places: int = 8
+    unit_counts: tuple[int, ...] = (4, 8, 16, 32)
+    kernel: int = 3
+    steps: int = 1_200
+    rounds: int = 3
+    played: int = 200
     sparsity: float = 0.02
-    keep: float = 0.95
+    keep: float = 0.98
 
 
 class Retargeting(Study):
@@ -90,7 +109,7 @@ class Retargeting(Study):
     def __init__(
         self,
         agent: str,
-        tap: str = "conv2b",
+        tap: str = "pool1",
         edits: list[str] | None = None,
         num_levels: int = 1_600,
         distances: tuple[int, int] = (2, 6),
@@ -107,7 +126,8 @@ class Retargeting(Study):
         self.search = SearchSettings() if search is None else search
         numbers = {
             "max_steps": max_steps, "finish_steps": finish_steps, "num_environments": num_environments,
-            "search.mazes": self.search.mazes, "search.steps": self.search.steps,
+            "search.mazes": self.search.mazes, "search.steps": self.search.steps, "search.places": self.search.places,
+            "search.played": self.search.played, "search.kernel": self.search.kernel,
         }  # fmt: skip
         for name, number in numbers.items():
             if number < 1:
@@ -209,21 +229,50 @@ class Retargeting(Study):
 
     def _search(self, entity: str) -> list[FoundEdit]:
         """The frontier of one entity, on mazes of training levels that hold it."""
-        tuning = self.search.mazes
+        search, tuning = self.search, self.search.mazes
         count = tuning + max(1, tuning // 4)
         start = TRAINING_START + ASKED.index(entity) * count
         bases = first_states(range(start, start + count), self.settings)
         mazes = [maze for maze, _ in self._mazes(bases, self.seed, entity)]
         rng, actions = np.random.default_rng(self.seed), self.agent.taps["logits"][0]
-        parts = [asked_moves(part, entity, rng, self.settings, actions) for part in (mazes[:tuning], mazes[tuning:])]
-        if self.search.kind == "mixing":
-            return search_mixing(
-                self.agent, self.tap, *parts, ranks=self.search.unit_counts, steps=self.search.steps, seed=self.seed
-            )
-        return search_edit(
-            self.agent, self.tap, *parts, unit_counts=self.search.unit_counts, steps=self.search.steps,
-            sparsity=self.search.sparsity, seed=self.seed,
-        )  # fmt: skip
+        tuned, validated = mazes[:tuning], mazes[tuning:]
+        parts = [asked_moves(part, entity, rng, self.settings, actions, search.places) for part in (tuned, validated)]
+        if search.kind == "channels":
+            found = search_edit(
+                self.agent, self.tap, *parts, unit_counts=search.unit_counts, steps=search.steps,
+                sparsity=search.sparsity, seed=self.seed,
+            )  # fmt: skip
+        else:
+            units = self.agent.taps[self.tap][0]
+            fresh: dict[int, TapEdit] = {
+                size: MixingEdit(units, size, self.seed)
+                if search.kind == "mixing"
+                else RepaintEdit(units, size, search.kernel, self.seed)
+                for size in search.unit_counts
+            }
+            times = itertools.count(self.seed + 1)
+
+            def play(edit: TapEdit) -> AskedMoves:
+                seed = next(times)
+                some = np.random.default_rng([seed, self.seed]).permutation(tuning)[: search.played]
+                return own_moves(
+                    self.agent, [(self.tap, edit)], [tuned[row] for row in some], entity, settings=self.settings,
+                    seed=seed, num_environments=self.num_environments, precision=self.precision,
+                )  # fmt: skip
+
+            found = list(
+                search_learned(
+                    self.agent, self.tap, fresh, *parts, steps=search.steps, seed=self.seed, play=play,
+                    rounds=search.rounds, precision=self.precision, progress=entity,
+                )
+            )  # fmt: skip
+        states = [maze.to_bytes() for maze in validated]
+        asked = ENTITIES.index(entity)
+        judged = []
+        for one in found:
+            played = self._play(states, [(self.tap, one.edit)], f"{entity}, size {one.size}")
+            judged.append(dataclasses.replace(one, reached=float((played.touched == asked).mean())))
+        return judged
 
     def _mazes(self, bases: list[bytes], seed: int, entity: str | None = None) -> list[tuple[State, tuple[str, str]]]:
         """A maze for each level with two entities to choose from, all pairs (with the one entity) in turn."""

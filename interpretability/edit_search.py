@@ -181,9 +181,7 @@ def smallest(found: Sequence[FoundEdit], keep: float = 0.95) -> FoundEdit:
 
 
 @torch.inference_mode()
-def probability(
-    agent: TappedAgent, tap: str, edit: TapEdit, moves: AskedMoves, precision: Precision = "fp32"
-) -> float:
+def probability(agent: TappedAgent, tap: str, edit: TapEdit, moves: AskedMoves, precision: Precision = "fp32") -> float:
     """Mean probability that the edited agent takes a wanted action."""
     rows = torch.arange(len(moves.frames)).split(256)
     return float(torch.cat([_log_probability(agent, tap, edit, moves, part, precision).exp() for part in rows]).mean())

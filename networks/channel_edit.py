@@ -230,7 +230,11 @@ def on_random_units(edit: TapEdit, seed: int = 0) -> TapEdit:
     return edit.on_units(order)
 
 
-KINDS: dict[str, Callable[..., TapEdit]] = {"ChannelEdit": ChannelEdit, "MixingEdit": MixingEdit, "RepaintEdit": RepaintEdit}
+KINDS: dict[str, Callable[..., TapEdit]] = {
+    "ChannelEdit": ChannelEdit,
+    "MixingEdit": MixingEdit,
+    "RepaintEdit": RepaintEdit,
+}
 
 
 def load_edit(path: str | Path, agent: TappedNetwork) -> tuple[str, str, TapEdit]:

@@ -1,68 +1,25 @@
 """Can an agent be sent after another entity? An edit searched on tuning mazes, and all its controls, on others."""
 
-import dataclasses
-import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Int
 
-from environments import TRAINING_START, EnvironmentSettings, State, held_out_levels
-from environments.heist import COLOURS, ENTITIES, choice_maze, recolour, swap_entities
+from environments import EnvironmentSettings, State, held_out_levels
+from environments.heist import ENTITIES, recolour, swap_entities
 from interpretability.choices import GEM, NOTHING, Choices, play_choices, play_to_end
-from interpretability.asked_moves import AskedMoves, asked_moves, own_moves
-from interpretability.edit_search import FoundEdit, search_edit, search_learned, smallest
+from interpretability.edit_search import smallest
 from interpretability.episodes import first_states, play_episodes
 from interpretability.policy_comparison import PolicyComparisons
 from interpretability.statistics import Interval, join_metrics, wilson_interval
 from networks import Edit, Precision, load_agent
-from networks.channel_edit import (
-    MixingEdit,
-    RandomDirection,
-    RepaintEdit,
-    ShamPosition,
-    TapEdit,
-    load_edit,
-    on_random_units,
-)
+from networks.channel_edit import RandomDirection, ShamPosition, TapEdit, load_edit, on_random_units
+from networks.weights import hash_tensors
 from studies.report import Report, Study
-from studies.retargeting_tables import arm_table, draw_arms, frontier_table, preference_table
-
-ASKED = (*(f"{colour}_key" for colour in COLOURS), "gem")
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """How edits are searched for; see `search_edit` and `search_learned`.
-
-    Attributes:
-        kind: `channels` scales and shifts a few channels; `mixing` reads some directions of channels and writes
-            others; `repaint` paints over what a few small detectors see. All do the same at every position.
-        mazes: tuning mazes an entity, of training levels; a fourth as many more validate.
-        places: at which the player is put in each of them.
-        unit_counts: sizes of edits that are tried: channels, directions, or detectors.
-        kernel: side of the repainting detectors, in positions of the tap.
-        steps: gradient steps of each fit.
-        rounds: how often the agent plays with an edit while that is fitted, to learn from its mistakes; not channels.
-        played: mazes that it plays each time.
-        sparsity: weight of the penalty on the change of channels; the others have none.
-        keep: the smallest edit is taken that reaches its entity in this part of as many mazes as the best.
-    """
-
-    kind: Literal["channels", "mixing", "repaint"] = "repaint"
-    mazes: int = 600
-    places: int = 8
-    unit_counts: tuple[int, ...] = (4, 8, 16, 32)
-    kernel: int = 3
-    steps: int = 1_200
-    rounds: int = 3
-    played: int = 200
-    sparsity: float = 0.02
-    keep: float = 0.98
+from studies.retargeting_search import ASKED, EditSearch, Kept, SearchSettings, choice_mazes
+from studies.retargeting_tables import arm_table, draw_arms, draw_frontier, frontier_table, preference_table
 
 
 class Retargeting(Study):
@@ -100,6 +57,7 @@ class Retargeting(Study):
         num_environments: mazes played at a time.
         precision: in which the agent plays.
         device: where; `auto` takes a GPU if there is one.
+        cache_dir: folder in which edits and arms are kept as they are done: the same command goes on from there.
 
     Raises:
         ValueError: a file that is missing or does not fit, a tap that cannot be edited, files that do not make one
@@ -122,13 +80,10 @@ class Retargeting(Study):
         num_environments: int = 64,
         precision: Precision = "bf16",
         device: str = "auto",
+        cache_dir: str = ".cache/retargeting",
     ) -> None:
         self.search = SearchSettings() if search is None else search
-        numbers = {
-            "max_steps": max_steps, "finish_steps": finish_steps, "num_environments": num_environments,
-            "search.mazes": self.search.mazes, "search.steps": self.search.steps, "search.places": self.search.places,
-            "search.played": self.search.played, "search.kernel": self.search.kernel,
-        }  # fmt: skip
+        numbers = {"max_steps": max_steps, "finish_steps": finish_steps, "num_environments": num_environments}
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"{name} {number} must be at least 1")
@@ -150,139 +105,121 @@ class Retargeting(Study):
         self.distances, self.max_steps, self.finish_steps = distances, max_steps, finish_steps
         self.seed, self.num_environments = seed, num_environments
         self.precision: Precision = precision
+        self.cache_dir = cache_dir
 
     def run(self) -> Report:
         """Search, play, count."""
-        frontier = {} if self.loaded else {entity: self._search(entity) for entity in ASKED}
+        search = EditSearch(
+            self.agent, self.tap, self.search, environment=self.settings, distances=self.distances, seed=self.seed,
+            max_steps=self.max_steps, num_environments=self.num_environments, precision=self.precision,
+            cache_dir=self.cache_dir,
+        )  # fmt: skip
+        frontier = {} if self.loaded else {entity: search(entity) for entity in ASKED}
         chosen = {entity: smallest(found, self.search.keep) for entity, found in frontier.items()}
         edits = self.loaded or {entity: (self.tap, found.edit) for entity, found in chosen.items()}
-        mazes = self._mazes(first_states(self.levels, self.settings), self.seed)
+        mazes = choice_mazes(first_states(self.levels, self.settings), self.seed, self.distances)
+        kept = Kept(self.cache_dir, self._description(edits))
         states = [maze.to_bytes() for maze, _ in mazes]
-        clean = self._play(states, (), "unedited")
-        again = self._play(states, (), "unedited, other noise", self.seed + 1)
-        ends = play_to_end(
-            self.agent, states, settings=self.settings, seed=self.seed, num_environments=self.num_environments,
-            max_steps=self.finish_steps, precision=self.precision, progress="unedited to the end",
-        )  # fmt: skip
+        unedited = kept.numbers("unedited", self._unedited, states)
+        touched = np.array(unedited["touched"])
         intervals = {
-            "retarget/competence": wilson_interval(int(ends.sum()), len(ends)),
-            "retarget/touched": wilson_interval(int((clean.touched != NOTHING).sum()), len(ends)),
+            "retarget/competence": wilson_interval(sum(unedited["finished"]), len(states)),
+            "retarget/touched": wilson_interval(int((touched != NOTHING).sum()), len(states)),
         }
         intervals |= self._compare(edits)
         arms: dict[str, dict[str, Interval]] = {}
         summary = {"retarget/levels": float(len(states))}
-        for place, entity in enumerate(ASKED):
+        for entity in ASKED:
             asked = ENTITIES.index(entity)
             has = np.array([entity in pair for _, pair in mazes])
-            rows = np.flatnonzero(has & (clean.touched != asked) & (clean.touched != NOTHING))
+            rows = np.flatnonzero(has & (touched != asked) & (touched != NOTHING))
             summary[f"retarget/{entity}/counted"] = float(len(rows))
-            tap, edit = edits[entity]
-            summary |= {f"retarget/{entity}/units": float(len(edit.units))}
+            summary[f"retarget/{entity}/units"] = float(len(edits[entity][1].units))
             if chosen:
-                summary |= {f"retarget/{entity}/norm": chosen[entity].norm}
-                summary |= {f"retarget/{entity}/size": float(chosen[entity].size)}
+                summary[f"retarget/{entity}/norm"] = chosen[entity].norm
+                summary[f"retarget/{entity}/size"] = float(chosen[entity].size)
             if has.any():
-                took = int((clean.touched[has] == asked).sum())
+                took = int((touched[has] == asked).sum())
                 intervals[f"retarget/{entity}/preference"] = wilson_interval(took, int(has.sum()))
             if len(rows) == 0:
                 continue
             some = [states[row] for row in rows]
-            wrong = edits[ASKED[(place + 1) % len(ASKED)]]
-            trials: dict[str, list[Edit]] = {
-                "success": [(tap, edit)],
-                "random_direction": [(tap, RandomDirection(edit, self.seed))],
-                "random_units": [(tap, on_random_units(edit, self.seed))],
-                "wrong_entity": [wrong],
-            }
-            if len(self.agent.taps[tap]) == 3:
-                trials["sham_position"] = [(tap, ShamPosition(edit))]
-            played = {arm: self._play(some, trial, f"{entity}, {arm}") for arm, trial in trials.items()}
-            hits = {arm: one.touched == asked for arm, one in played.items()} | {"none": again.touched[rows] == asked}
-            hits |= self._upper_bounds([mazes[row][0] for row in rows], entity, clean.touched[rows])
+            hits = {"none": np.array(unedited["other_noise"])[rows] == asked}
+            for arm, trial in self._trials(entity, edits).items():
+                done = kept.numbers(f"{entity}_{arm}", self._arm, some, entity, arm, trial)
+                hits[arm] = np.array(done["touched"]) == asked
+                if arm == "success":
+                    missed = done["touched"].count(NOTHING)
+                    intervals[f"retarget/{entity}/no_touch"] = wilson_interval(missed, len(rows))
+                    if finished := done["finished"]:
+                        intervals[f"retarget/{entity}/finished"] = wilson_interval(sum(finished), len(finished))
+            there = [mazes[row][0] for row in rows]
+            bounds = kept.numbers(f"{entity}_bounds", self._upper_bounds, there, entity, touched[rows])
+            hits |= {arm: np.array(one, dtype=bool) for arm, one in bounds.items()}
             arms[entity] = {arm: wilson_interval(int(hit.sum()), len(hit)) for arm, hit in hits.items()}
             intervals |= {f"retarget/{entity}/{arm}": interval for arm, interval in arms[entity].items()}
-            missed = int((played["success"].touched == NOTHING).sum())
-            intervals[f"retarget/{entity}/no_touch"] = wilson_interval(missed, len(rows))
-            if asked != GEM and hits["success"].any():
-                lifted = [played["success"].after[row] for row in np.flatnonzero(hits["success"])]
-                finished = play_to_end(
-                    self.agent, lifted, settings=self.settings, seed=self.seed + 1, max_steps=self.finish_steps,
-                    num_environments=self.num_environments, precision=self.precision, progress=f"{entity}, finishing",
-                )  # fmt: skip
-                intervals[f"retarget/{entity}/finished"] = wilson_interval(int(finished.sum()), len(finished))
-        tables = {"arms": arm_table(arms), "preference": preference_table([pair for _, pair in mazes], clean.touched)}
+        tables = {"arms": arm_table(arms), "preference": preference_table([pair for _, pair in mazes], touched)}
+        figures = {
+            "arms": draw_arms(arms, {name: int(summary[f"retarget/{name}/counted"]) for name in ASKED}, self.tap)
+        }
         if frontier:
             tables["frontier"] = frontier_table(frontier, self.tap)
-        counted = {entity: int(summary[f"retarget/{entity}/counted"]) for entity in ASKED}
+            figures["frontier"] = draw_frontier(frontier, self.tap)
         return Report(
             summary | join_metrics(intervals),
             tables,
-            {"arms": draw_arms(arms, counted, self.tap)},
-            weights={
-                f"edit_{entity}": (found.edit, {
-                    "kind": type(found.edit).__name__, "agent_hash": self.agent.weights_hash, "tap": self.tap,
-                    "entity": entity,
-                })
-                for entity, found in chosen.items()
-            },
+            figures,
+            weights={f"edit_{entity}": (one.edit, search.metadata(entity, one.edit)) for entity, one in chosen.items()},
+        )
+
+    def _description(self, edits: Mapping[str, tuple[str, TapEdit]]) -> dict[str, Any]:
+        """All that decides what is touched."""
+        return {
+            "agent": self.agent.weights_hash, "levels": [int(level) for level in self.levels], "seed": self.seed,
+            "edits": {name: [tap, hash_tensors(edit.state_dict())] for name, (tap, edit) in edits.items()},
+            "distances": self.distances, "steps": [self.max_steps, self.finish_steps],
+            "mode": self.settings.distribution_mode, "environments": self.num_environments,
+            "precision": self.precision,
+        }  # fmt: skip
+
+    def _unedited(self, states: list[bytes]) -> dict[str, list[int]]:
+        """What the unedited agent touches first, and with other noise, and whether it finishes."""
+        again = self._play(states, (), "unedited, other noise", self.seed + 1)
+        return {
+            "touched": self._play(states, (), "unedited").touched.tolist(),
+            "other_noise": again.touched.tolist(),
+            "finished": self._finished(states, self.seed, "unedited to the end"),
+        }
+
+    def _trials(self, entity: str, edits: Mapping[str, tuple[str, TapEdit]]) -> dict[str, list[Edit]]:
+        """The edit and its controls."""
+        tap, edit = edits[entity]
+        trials: dict[str, list[Edit]] = {
+            "success": [(tap, edit)],
+            "random_direction": [(tap, RandomDirection(edit, self.seed))],
+            "random_units": [(tap, on_random_units(edit, self.seed))],
+            "wrong_entity": [edits[ASKED[(ASKED.index(entity) + 1) % len(ASKED)]]],
+        }
+        if len(self.agent.taps[tap]) == 3:
+            trials["sham_position"] = [(tap, ShamPosition(edit))]
+        return trials
+
+    def _arm(self, states: list[bytes], entity: str, arm: str, trial: list[Edit]) -> dict[str, list[int]]:
+        """What is touched first; for the edit itself also whether the agent finishes once it is lifted."""
+        played, asked = self._play(states, trial, f"{entity}, {arm}"), ENTITIES.index(entity)
+        done = {"touched": played.touched.tolist()}
+        if arm == "success":
+            lifted = [played.after[row] for row in np.flatnonzero(played.touched == asked)] if asked != GEM else []
+            done["finished"] = self._finished(lifted, self.seed + 1, f"{entity}, finishing")
+        return done
+
+    def _finished(self, states: list[bytes], seed: int, title: str) -> list[int]:
+        """Whether the unedited agent reaches the gem from each state."""
+        ended = play_to_end(
+            self.agent, states, settings=self.settings, seed=seed, max_steps=self.finish_steps,
+            num_environments=self.num_environments, precision=self.precision, progress=title,
         )  # fmt: skip
-
-    def _search(self, entity: str) -> list[FoundEdit]:
-        """The frontier of one entity, on mazes of training levels that hold it."""
-        search, tuning = self.search, self.search.mazes
-        count = tuning + max(1, tuning // 4)
-        start = TRAINING_START + ASKED.index(entity) * count
-        bases = first_states(range(start, start + count), self.settings)
-        mazes = [maze for maze, _ in self._mazes(bases, self.seed, entity)]
-        rng, actions = np.random.default_rng(self.seed), self.agent.taps["logits"][0]
-        tuned, validated = mazes[:tuning], mazes[tuning:]
-        parts = [asked_moves(part, entity, rng, self.settings, actions, search.places) for part in (tuned, validated)]
-        if search.kind == "channels":
-            found = search_edit(
-                self.agent, self.tap, *parts, unit_counts=search.unit_counts, steps=search.steps,
-                sparsity=search.sparsity, seed=self.seed,
-            )  # fmt: skip
-        else:
-            units = self.agent.taps[self.tap][0]
-            fresh: dict[int, TapEdit] = {
-                size: MixingEdit(units, size, self.seed)
-                if search.kind == "mixing"
-                else RepaintEdit(units, size, search.kernel, self.seed)
-                for size in search.unit_counts
-            }
-            times = itertools.count(self.seed + 1)
-
-            def play(edit: TapEdit) -> AskedMoves:
-                seed = next(times)
-                some = np.random.default_rng([seed, self.seed]).permutation(tuning)[: search.played]
-                return own_moves(
-                    self.agent, [(self.tap, edit)], [tuned[row] for row in some], entity, settings=self.settings,
-                    seed=seed, num_environments=self.num_environments, precision=self.precision,
-                )  # fmt: skip
-
-            found = list(
-                search_learned(
-                    self.agent, self.tap, fresh, *parts, steps=search.steps, seed=self.seed, play=play,
-                    rounds=search.rounds, precision=self.precision, progress=entity,
-                )
-            )  # fmt: skip
-        states = [maze.to_bytes() for maze in validated]
-        asked = ENTITIES.index(entity)
-        judged = []
-        for one in found:
-            played = self._play(states, [(self.tap, one.edit)], f"{entity}, size {one.size}")
-            judged.append(dataclasses.replace(one, reached=float((played.touched == asked).mean())))
-        return judged
-
-    def _mazes(self, bases: list[bytes], seed: int, entity: str | None = None) -> list[tuple[State, tuple[str, str]]]:
-        """A maze for each level with two entities to choose from, all pairs (with the one entity) in turn."""
-        pairs = [pair for pair in combinations(ASKED, 2) if entity is None or entity in pair]
-        made: list[tuple[State, tuple[str, str]]] = []
-        for number, data in enumerate(bases):
-            base, pair = State.from_bytes(data), pairs[number % len(pairs)]
-            rng = np.random.default_rng([seed, base.level_seed])
-            made.append((choice_maze(base, rng, entities=pair, distances=self.distances), pair))
-        return made
+        return [int(one) for one in ended]
 
     def _play(self, states: list[bytes], edits: list[Edit] | tuple[()], title: str, seed: int | None = None) -> Choices:
         return play_choices(
@@ -290,13 +227,12 @@ class Retargeting(Study):
             num_environments=self.num_environments, max_steps=self.max_steps, precision=self.precision, progress=title,
         )  # fmt: skip
 
-    def _upper_bounds(
-        self, mazes: list[State], entity: str, preferred: np.ndarray
-    ) -> dict[str, Bool[np.ndarray, " n"]]:
+    def _upper_bounds(self, mazes: list[State], entity: str, preferred: Int[np.ndarray, " n"]) -> dict[str, list[int]]:
         """The preferred entity really lies where the asked one lay: does the unedited agent go there?"""
         names = [ENTITIES[index] for index in preferred]
         moved = [swap_entities(maze, entity, name).to_bytes() for maze, name in zip(mazes, names, strict=True)]
-        bounds = {"entity_moved": self._play(moved, (), f"{entity}, moved").touched == preferred}
+        played = self._play(moved, (), f"{entity}, moved")
+        bounds = {"entity_moved": (played.touched == preferred).astype(int).tolist()}
         keys = [row for row, name in enumerate(names) if "gem" not in (entity, name)]
         if keys:
             recoloured = []
@@ -304,7 +240,7 @@ class Retargeting(Study):
                 one, other = entity.split("_")[0], names[row].split("_")[0]
                 recoloured.append(recolour(mazes[row], {one: other, other: one}).to_bytes())
             played = self._play(recoloured, (), f"{entity}, recoloured")
-            bounds["entity_recoloured"] = played.touched == preferred[keys]
+            bounds["entity_recoloured"] = (played.touched == preferred[keys]).astype(int).tolist()
         return bounds
 
     def _compare(self, edits: Mapping[str, Edit]) -> dict[str, Interval]:

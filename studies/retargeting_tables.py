@@ -44,9 +44,32 @@ def preference_table(pairs: Sequence[tuple[str, str]], touched: Int[np.ndarray, 
 def frontier_table(frontier: Mapping[str, Sequence[FoundEdit]], tap: str) -> Table:
     """Edits of every size, measured on the search's own validation mazes."""
     return Table(
-        ["entity", "tap", "size", "norm", "probability of asked moves"],
-        [[entity, tap, one.size, one.norm, one.probability] for entity, found in frontier.items() for one in found],
+        ["entity", "tap", "size", "norm", "probability of asked moves", "touched as asked"],
+        [
+            [entity, tap, one.size, one.norm, one.probability, one.reached]
+            for entity, found in frontier.items()
+            for one in found
+        ],
     )
+
+
+def draw_frontier(frontier: Mapping[str, Sequence[FoundEdit]], tap: str) -> Figure:
+    """Success against the size of the edit and against the size of the change, a line for each entity."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    by_size, by_norm = figure.subplots(1, 2, sharey=True)
+    for entity, found in frontier.items():
+        reached = [100 * one.reached for one in found]
+        by_size.plot([one.size for one in found], reached, "o-", label=entity.replace("_", " "))
+        order = sorted(found, key=lambda one: one.norm)
+        by_norm.plot([one.norm for one in order], [100 * one.reached for one in order], "o-")
+    by_size.set(xscale="log", xlabel="size of the edit", ylabel="% touched as asked, all validation mazes")
+    ticks = sorted({one.size for found in frontier.values() for one in found})
+    by_size.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+    by_size.minorticks_off()
+    by_norm.set(xlabel="root mean squared change at a position", ylim=(0, 100))
+    by_size.legend(loc="lower right")
+    figure.suptitle(f"Edits at {tap}, measured on mazes of training levels")
+    return figure
 
 
 def draw_arms(arms: Mapping[str, Mapping[str, Interval]], counted: Mapping[str, int], tap: str) -> Figure:

@@ -49,9 +49,9 @@ class SearchSettings:
     kind: Literal["channels", "mixing", "repaint"] = "repaint"
     mazes: int = 800
     places: int = 8
-    unit_counts: tuple[int, ...] = (4, 8, 16, 32)
+    unit_counts: tuple[int, ...] = (2, 8, 32)
     kernel: int = 3
-    steps: int = 1_200
+    steps: int = 1_000
     rounds: int = 5
     played: int = 200
     sparsity: float = 0.02

@@ -1,7 +1,8 @@
 """Can an agent be sent after another entity? An edit searched on tuning mazes, and all its controls, on others."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -9,17 +10,29 @@ from jaxtyping import Int
 
 from environments import EnvironmentSettings, State, held_out_levels
 from environments.heist import ENTITIES, recolour, swap_entities
+from environments.heist.asked import label_asked
 from interpretability.choices import GEM, NOTHING, Choices, play_choices, play_to_end
 from interpretability.edit_search import smallest
 from interpretability.episodes import first_states, play_episodes
+from interpretability.films import Film
 from interpretability.policy_comparison import PolicyComparisons
-from interpretability.statistics import Interval, join_metrics, wilson_interval
+from interpretability.statistics import Interval, difference_of_means, join_metrics, paired_bootstrap, wilson_interval
 from networks import Edit, Precision, load_agent
 from networks.channel_edit import RandomDirection, ShamPosition, TapEdit, load_edit, on_random_units
 from networks.weights import hash_tensors
 from studies.report import Report, Study
+from studies.retargeting_page import choice_film, retargeting_page
 from studies.retargeting_search import ASKED, EditSearch, Kept, SearchSettings, choice_mazes
-from studies.retargeting_tables import arm_table, draw_arms, draw_frontier, frontier_table, preference_table
+from studies.retargeting_tables import (
+    arm_table,
+    direction_table,
+    draw_arms,
+    draw_frontier,
+    frontier_table,
+    preference_table,
+)
+
+_FILMED: Final = 3
 
 
 class Retargeting(Study):
@@ -29,18 +42,20 @@ class Retargeting(Study):
     asked entity and its tap's activation alone. It counts only where the unedited agent, with the same noise, touches
     another entity first; touching nothing within `max_steps` is a failure.
 
-    Summary, with 95 % Wilson bounds over mazes: `retarget/ENTITY/success` (the edit), `retarget/ENTITY/ARM`, over the
-    same mazes: `none` (the unedited agent with other noise: how often it would have gone there anyway),
-    `random_direction` (as large a change at every position), `random_units` (as many others), `sham_position` (the
-    change moved by half the map; not at flat taps), `wrong_entity` (the next entity's edit), and the upper bounds
-    `entity_moved` and `entity_recoloured` (the entity that the unedited agent prefers is put where the asked one lies,
-    by exchange of places or of colours; touching what lies there counts; the gem has no colour).
+    Writes the page `pages/retargeting.html`, films of the first counted mazes without and with each edit, figures,
+    tables and the edits. Summary, with 95 % Wilson bounds over mazes: `retarget/ENTITY/success` (the edit),
+    `retarget/ENTITY/ARM`, over the same mazes: `none` (the unedited agent with other noise: how often it would have
+    gone there anyway), `random_direction` (as large a change at every position), `random_units` (as many others),
+    `sham_position` (the change moved by half the map; not at flat taps), `wrong_entity` (the next entity's edit), and
+    the upper bounds `entity_moved` and `entity_recoloured` (the entity that the unedited agent prefers is put where the
+    asked one lies, by exchange of places or of colours; touching what lies there counts; the gem has no colour).
+    `retarget/ENTITY/minus_ARM`: the edit's share less the arm's, with bounds of a bootstrap over the mazes of both;
     `retarget/ENTITY/preference`: how often the unedited agent takes it first, over all mazes that have it;
     `retarget/ENTITY/no_touch`: of the edit; `retarget/ENTITY/finished`: of the successes, how many reach the gem once
     the edit is lifted; `retarget/ENTITY/units`, `size`, `norm`; `kl`, `action_agreement` and `value_error` against the
     unedited agent on its natural play of validation levels; `retarget/levels`, `retarget/ENTITY/counted`,
-    `retarget/competence`: of all mazes, those that the unedited agent finishes, and `retarget/touched`, those in
-    which it touches anything.
+    `retarget/competence`: of all mazes, those that the unedited agent finishes, and `retarget/touched`, those in which
+    it touches anything.
 
     Args:
         agent: path of the agent's weights.
@@ -91,7 +106,7 @@ class Retargeting(Study):
         self.compared = held_out_levels("validation", comparison_levels)
         self.settings = EnvironmentSettings("heist", distribution_mode)
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.agent = load_agent(agent).to(where)
+        self.agent, self.name = load_agent(agent).to(where), Path(agent).name
         self.agent.check_taps([tap])
         if tap.split(".")[0] in ("logits", "value"):
             raise ValueError(f"tap {tap!r} is none to retarget at: choose one inside the network")
@@ -128,6 +143,10 @@ class Retargeting(Study):
         }
         intervals |= self._compare(edits)
         arms: dict[str, dict[str, Interval]] = {}
+        differences: dict[str, dict[str, Interval]] = {}
+        outcomes: dict[str, dict[str, np.ndarray]] = {}
+        directions: dict[str, np.ndarray] = {}
+        films: dict[str, Film] = {}
         summary = {"retarget/levels": float(len(states))}
         for entity in ASKED:
             asked = ENTITIES.index(entity)
@@ -157,18 +176,33 @@ class Retargeting(Study):
             bounds = kept.numbers(f"{entity}_bounds", self._upper_bounds, there, entity, touched[rows])
             hits |= {arm: np.array(one, dtype=bool) for arm, one in bounds.items()}
             arms[entity] = {arm: wilson_interval(int(hit.sum()), len(hit)) for arm, hit in hits.items()}
+            differences[entity] = {
+                arm: paired_bootstrap(difference_of_means, [hits["success"], hit], seed=self.seed)
+                for arm, hit in hits.items()
+                if arm != "success" and len(hit) == len(rows)
+            }
             intervals |= {f"retarget/{entity}/{arm}": interval for arm, interval in arms[entity].items()}
-        tables = {"arms": arm_table(arms), "preference": preference_table([pair for _, pair in mazes], touched)}
+            intervals |= {f"retarget/{entity}/minus_{arm}": added for arm, added in differences[entity].items()}
+            outcomes[entity], directions[entity] = hits, label_asked(there, entity).direction
+            films[entity] = self._film(some[:_FILMED], edits[entity])
+        tables = {
+            "arms": arm_table(arms, differences),
+            "directions": direction_table(directions, outcomes),
+            "preference": preference_table([pair for _, pair in mazes], touched),
+        }
         figures = {
             "arms": draw_arms(arms, {name: int(summary[f"retarget/{name}/counted"]) for name in ASKED}, self.tap)
         }
         if frontier:
             tables["frontier"] = frontier_table(frontier, self.tap)
             figures["frontier"] = draw_frontier(frontier, self.tap)
+        summary |= join_metrics(intervals)
         return Report(
-            summary | join_metrics(intervals),
+            summary,
             tables,
             figures,
+            films,
+            {"retargeting": retargeting_page(self.name, self.tap, summary, tables, figures, list(films))},
             weights={f"edit_{entity}": (one.edit, search.metadata(entity, one.edit)) for entity, one in chosen.items()},
         )
 
@@ -212,6 +246,11 @@ class Retargeting(Study):
             lifted = [played.after[row] for row in np.flatnonzero(played.touched == asked)] if asked != GEM else []
             done["finished"] = self._finished(lifted, self.seed + 1, f"{entity}, finishing")
         return done
+
+    def _film(self, states: list[bytes], edit: Edit) -> Film:
+        """The first counted mazes without and with the edit."""
+        played = {"unedited": self._play(states, (), "film"), "edited": self._play(states, [edit], "film")}
+        return choice_film(states, played, self.settings)
 
     def _finished(self, states: list[bytes], seed: int, title: str) -> list[int]:
         """Whether the unedited agent reaches the gem from each state."""

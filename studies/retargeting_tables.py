@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from matplotlib.figure import Figure
 
-from environments.heist import ENTITIES
+from environments.heist import DIRECTIONS, ENTITIES
 from interpretability.edit_search import FoundEdit
-from interpretability.statistics import Interval
+from interpretability.statistics import Interval, wilson_interval
 from studies.report import Cell, Table
 
 ARMS = {
@@ -23,12 +23,28 @@ ARMS = {
 }
 
 
-def arm_table(arms: Mapping[str, Mapping[str, Interval]]) -> Table:
-    """One row for each entity and arm."""
-    rows: list[list[Cell]] = [
-        [entity, arm, *intervals[arm]] for entity, intervals in arms.items() for arm in ARMS if arm in intervals
-    ]
-    return Table(["entity", "arm", "touched as asked", "low", "high"], rows)
+def arm_table(arms: Mapping[str, Mapping[str, Interval]], differences: Mapping[str, Mapping[str, Interval]]) -> Table:
+    """One row for each entity and arm, with what the edit adds to the arm on the same mazes."""
+    rows: list[list[Cell]] = []
+    for entity, intervals in arms.items():
+        for arm in ARMS:
+            if arm in intervals:
+                added = differences[entity].get(arm)
+                rows.append([entity, ARMS[arm], *intervals[arm], *(("", "", "") if added is None else added)])
+    return Table(["entity", "arm", "touched as asked", "low", "high", "edit minus arm", "low", "high"], rows)
+
+
+def direction_table(
+    directions: Mapping[str, Int[np.ndarray, " n"]], hits: Mapping[str, Mapping[str, Bool[np.ndarray, " n"]]]
+) -> Table:
+    """The edit's success by the direction of the first move to the asked entity."""
+    rows: list[list[Cell]] = []
+    for entity, found in directions.items():
+        for number, name in enumerate(DIRECTIONS):
+            chosen = hits[entity]["success"][found == number]
+            if len(chosen):
+                rows.append([entity, name, len(chosen), *wilson_interval(int(chosen.sum()), len(chosen))])
+    return Table(["entity", "first move", "mazes", "touched as asked", "low", "high"], rows)
 
 
 def preference_table(pairs: Sequence[tuple[str, str]], touched: Int[np.ndarray, " N"]) -> Table:

@@ -34,14 +34,23 @@ def test_an_edit_that_does_nothing_redirects_nobody(agent: str, tmp_path: Path) 
     """With the unedited agent's noise nothing differs, so that no counted maze is a success by construction."""
     files = [saved(tmp_path, agent, entity) for entity in ASKED]
     study = Retargeting(agent, edits=files, distances=(1, 1), precision="fp32", cache_dir=str(tmp_path), **SMALL)
-    summary = study.run().summary
+    report = study.run()
+    summary = report.summary
     counted = [entity for entity in ASKED if summary[f"retarget/{entity}/counted"]]
     assert counted, "the test needs an agent that touches something"
     for entity in counted:
         for arm in ("success", "random_direction", "random_units", "sham_position", "wrong_entity"):
             assert summary[f"retarget/{entity}/{arm}"] == 0
+            assert summary.get(f"retarget/{entity}/minus_{arm}", 0) == 0
         assert summary[f"retarget/{entity}/kl"] == pytest.approx(0, abs=1e-6)
+        assert summary[f"retarget/{entity}/minus_entity_moved"] == -summary[f"retarget/{entity}/entity_moved"]
         assert summary[f"retarget/{entity}/units"] == 1
+        assert (
+            sum(row[2] for row in report.tables["directions"].rows if row[0] == entity)
+            == summary[f"retarget/{entity}/counted"]
+        )
+    assert set(report.films) == set(counted)
+    assert "Did it go where it was sent?" in report.pages["retargeting"]
 
 
 def test_each_maze_offers_its_pair_and_nothing_else_at_once() -> None:
@@ -67,6 +76,7 @@ def test_goes_on_from_the_edits_and_arms_that_are_done(agent: str, tmp_path: Pat
 
     again = Retargeting(agent, search=search, distances=(1, 1), cache_dir=str(tmp_path), **SMALL)
     again._play = never  # type: ignore[method-assign, assignment]
+    again._film = lambda states, edit: None  # type: ignore[method-assign, assignment]
     assert again.run().summary == first.summary
     other = Retargeting(agent, search=search, distances=(1, 1), cache_dir=str(tmp_path), **SMALL | {"max_steps": 11})
     other._play = never  # type: ignore[method-assign, assignment]

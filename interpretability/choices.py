@@ -1,11 +1,11 @@
 """Playing heist's saved states until an entity is touched: which one does the agent fetch first?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 from tqdm import tqdm
 
 from environments import EnvironmentSettings, State, VectorEnvironment
@@ -157,6 +157,45 @@ def _play(
         bar.close()
         environment.close()
     return Choices(touched, steps, after, actions)
+
+
+def retrace(
+    states: Sequence[bytes],
+    actions: Sequence[Sequence[int]],
+    settings: EnvironmentSettings,
+    *,
+    num_environments: int = 64,
+) -> Iterator[tuple[int, int, UInt8[np.ndarray, "64 64 3"], bytes]]:
+    """The way through the given actions again, without the agent: (row, step, frame, state) before each action.
+
+    Args:
+        states: of heist.
+        actions: taken from each of them.
+        settings: heist's.
+        num_environments: states followed together.
+
+    Raises:
+        ValueError: not as many lists of actions as states.
+    """
+    if len(states) != len(actions):
+        raise ValueError(f"{len(states)} states and {len(actions)} lists of actions: give one list a state")
+    environment = VectorEnvironment(settings, max(1, min(num_environments, len(states))))
+    try:
+        for begin in range(0, len(states), environment.num_environments):
+            rows = range(begin, min(begin + environment.num_environments, len(states)))
+            environment.set_states([states[row] for row in rows], range(len(rows)))
+            for step in range(max(len(actions[row]) for row in rows)):
+                frames = environment.observe()[1]
+                going = [row for row in rows if step < len(actions[row])]
+                slots = [row - begin for row in going]
+                for row, slot, state in zip(going, slots, environment.get_states(slots), strict=True):
+                    yield row, step, frames[slot].copy(), state
+                taken = np.full(environment.num_environments, STAY)
+                taken[slots] = [actions[row][step] for row in going]
+                environment.act(taken)
+            environment.observe()
+    finally:
+        environment.close()
 
 
 def _new_key(state: bytes, held: Sequence[bool]) -> int | None:

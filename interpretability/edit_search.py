@@ -1,35 +1,18 @@
 """Searching the smallest edit of channels that sends an agent after an entity, by gradient on tuning mazes."""
 
-import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from environments import EnvironmentSettings, State, VectorEnvironment
-from environments.heist import DIRECTION_STEPS, copy_state, find_entity
-from environments.heist.random_mazes import free_cells, walks_from
-from environments.heist.scenarios import put_at
-from environments.state import WALL
-from networks.channel_edit import ChannelEdit, MixingEdit, TapEdit
+from interpretability.asked_moves import AskedMoves
+from networks.channel_edit import ChannelEdit, TapEdit
+from networks.precision import Precision, autocast
 from networks.taps import TappedAgent
-
-
-@dataclass(frozen=True)
-class AskedMoves:
-    """Frames on the way to an entity, and the actions that go there.
-
-    Attributes:
-        frames: uint8 [N 64 64 3].
-        wanted: the actions with the right direction in them, diagonals included, [N A].
-    """
-
-    frames: UInt8[Tensor, "N 64 64 3"]
-    wanted: Bool[Tensor, "N A"]
 
 
 @dataclass(frozen=True)
@@ -38,54 +21,18 @@ class FoundEdit:
 
     Attributes:
         edit: what was found.
-        size: how many units it changes; of a mixing edit, how many directions it reads and writes.
+        size: how many units it changes; of a mixing edit, how many directions it reads and writes; of one that
+            repaints, how many detectors it has.
         norm: root mean square over tuning frames and positions of the change's norm across units.
         probability: mean probability of a wanted action on validation frames.
+        reached: share of validation mazes in which the asked entity is touched first; NaN where nobody played.
     """
 
     edit: TapEdit
     size: int
     norm: float
     probability: float
-
-
-def asked_moves(
-    mazes: Sequence[State], entity: str, rng: np.random.Generator, settings: EnvironmentSettings, num_actions: int
-) -> AskedMoves:
-    """The player on every cell of the way to an entity, up to half a move towards the next one.
-
-    Args:
-        mazes: without loops, in each of which the entity can be walked to.
-        entity: a key or the gem.
-        rng: draws how far the player has come.
-        settings: heist's.
-        num_actions: A.
-
-    Raises:
-        ValueError: a maze without the entity.
-    """
-    states: list[State] = []
-    wanted: list[np.ndarray] = []
-    deltas = np.array([(action // 3 - 1, action % 3 - 1) if action < 9 else (0, 0) for action in range(num_actions)])
-    for maze in mazes:
-        row = find_entity(maze, entity)
-        place = (int(maze.entities["x"][row]), int(maze.entities["y"][row]))
-        start = (int(maze.entities["x"][0]), int(maze.entities["y"][0]))
-        way = [start, *walks_from(set(free_cells(maze.grid != WALL)), start).path(place)]
-        for (x, y), (next_x, next_y) in itertools.pairwise(way):
-            dx, dy = next_x - x, next_y - y
-            assert (dx, dy) in DIRECTION_STEPS
-            state, come = copy_state(maze), rng.uniform(0, 0.5)
-            put_at(state, 0, x + 0.5 + dx * come, y + 0.5 + dy * come)
-            states.append(state)
-            wanted.append(deltas @ (dx, dy) > 0)
-    environment = VectorEnvironment(settings, len(states))
-    try:
-        environment.set_states([state.to_bytes() for state in states])
-        frames = torch.from_numpy(environment.observe()[1].copy())
-    finally:
-        environment.close()
-    return AskedMoves(frames, torch.from_numpy(np.stack(wanted)))
+    reached: float = math.nan
 
 
 def search_edit(
@@ -154,43 +101,62 @@ def search_edit(
     return found
 
 
-def search_mixing(
+def search_learned(
     agent: TappedAgent,
     tap: str,
+    edits: Mapping[int, TapEdit],
     tuning: AskedMoves,
     validation: AskedMoves,
     *,
-    ranks: Sequence[int] = (1, 2, 4, 8, 16),
-    steps: int = 200,
-    batch_size: int = 128,
+    steps: int = 400,
+    batch_size: int = 64,
     learning_rate: float = 0.01,
     seed: int = 0,
-) -> list[FoundEdit]:
-    """The frontier of mixing edits: one fitted afresh for each rank.
+    play: Callable[[TapEdit], AskedMoves] | None = None,
+    rounds: int = 3,
+    precision: Precision = "bf16",
+    progress: str | None = None,
+) -> Iterator[FoundEdit]:
+    """Edits of several sizes, each fitted as it is; yielded one by one, since each takes a while.
+
+    The steps are divided among `rounds` parts and one more. After each but the last the edited agent plays, and the
+    frames that it came to are added (dataset aggregation: Ross et al. 2011, arXiv 1011.0686): it learns to come away
+    from where its own mistakes lead. The agent is not changed.
 
     Args:
-        agent, tap, tuning, validation, steps, batch_size, learning_rate, seed: as for `search_edit`.
-        ranks: sizes of edits; those beyond the tap's units are left out.
+        agent, tap, tuning, validation: as for `search_edit`.
+        edits: fresh edits by their size; fitted in place.
+        steps: gradient steps of each fit (Adam).
+        batch_size, learning_rate, seed: of the fits; the learning rate falls to 0.
+        play: what the agent comes to with an edit; without it all steps are taken on `tuning`.
+        rounds: how often it plays.
+        precision: of the passes.
+        progress: title of the progress bars; None shows none.
 
     Raises:
-        ValueError: as for `search_edit`.
+        ValueError: the tap cannot be edited.
     """
-    found: list[FoundEdit] = []
-    for rank in _counts(agent, tap, ranks):
-        edit = MixingEdit(agent.taps[tap][0], rank, seed).to(next(agent.parameters()).device)
+    _counts(agent, tap, [1])
+    plays = [] if play is None else [steps * part // (rounds + 1) for part in range(1, rounds + 1)]
+    for size, edit in edits.items():
+        edit.to(next(agent.parameters()).device)
         parameters = list(edit.parameters())
         optimiser = torch.optim.Adam(parameters, learning_rate)
         generator = torch.Generator().manual_seed(seed)
-        for step in tqdm(range(steps), desc=f"mixing edit of rank {rank}", unit="step", leave=False):
-            rows = torch.randint(len(tuning.frames), (batch_size,), generator=generator)
-            loss = -_log_probability(agent, tap, edit, tuning, rows).mean()
+        moves, title = tuning, f"{progress}, size {size}"
+        for step in tqdm(range(steps), desc=title, unit="step", disable=progress is None, leave=False):
+            if play is not None and step in plays:
+                moves = moves + play(edit)
+            rows = torch.randint(len(moves.frames), (batch_size,), generator=generator)
+            loss = -_log_probability(agent, tap, edit, moves, rows, precision).mean()
             for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.grad = gradient
             optimiser.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
             optimiser.step()
         edit.requires_grad_(False)
-        found.append(FoundEdit(edit, rank, _norm(agent, tap, edit, tuning), probability(agent, tap, edit, validation)))
-    return found
+        yield FoundEdit(
+            edit, size, _norm(agent, tap, edit, tuning), probability(agent, tap, edit, validation, precision)
+        )
 
 
 def _counts(agent: TappedAgent, tap: str, asked: Sequence[int]) -> list[int]:
@@ -205,23 +171,28 @@ def _counts(agent: TappedAgent, tap: str, asked: Sequence[int]) -> list[int]:
 
 
 def smallest(found: Sequence[FoundEdit], keep: float = 0.95) -> FoundEdit:
-    """The smallest edit that has at least `keep` of the frontier's best probability."""
-    best = max(one.probability for one in found)
-    return min((one for one in found if one.probability >= keep * best), key=lambda one: one.size)
+    """The smallest edit that reaches the entity in at least `keep` of as many mazes as the frontier's best.
+
+    Where nobody played, the probability of the asked moves decides.
+    """
+    scores = [one.probability if math.isnan(one.reached) else one.reached for one in found]
+    enough = [one for one, score in zip(found, scores, strict=True) if score >= keep * max(scores)]
+    return min(enough, key=lambda one: one.size)
 
 
 @torch.inference_mode()
-def probability(agent: TappedAgent, tap: str, edit: TapEdit, moves: AskedMoves) -> float:
+def probability(agent: TappedAgent, tap: str, edit: TapEdit, moves: AskedMoves, precision: Precision = "fp32") -> float:
     """Mean probability that the edited agent takes a wanted action."""
     rows = torch.arange(len(moves.frames)).split(256)
-    return float(torch.cat([_log_probability(agent, tap, edit, moves, part).exp() for part in rows]).mean())
+    return float(torch.cat([_log_probability(agent, tap, edit, moves, part, precision).exp() for part in rows]).mean())
 
 
 def _log_probability(
-    agent: TappedAgent, tap: str, edit: TapEdit, moves: AskedMoves, rows: Tensor
+    agent: TappedAgent, tap: str, edit: TapEdit, moves: AskedMoves, rows: Tensor, precision: Precision = "fp32"
 ) -> Float[Tensor, " B"]:
     device = next(agent.parameters()).device
-    logits = agent.forward(moves.frames[rows].to(device), edits=[(tap, edit)]).logits  # not __call__: never compiled
+    with autocast(precision, device):
+        logits = agent.forward(moves.frames[rows].to(device), edits=[(tap, edit)]).logits  # not __call__: not compiled
     assert logits is not None
     return logits.log_softmax(-1).masked_fill(~moves.wanted[rows].to(device), -torch.inf).logsumexp(-1)
 

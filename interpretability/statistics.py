@@ -207,6 +207,11 @@ def ratio_of_means(numerator: np.ndarray, denominator: np.ndarray, axis: int = -
     return np.mean(numerator, axis=axis) / np.mean(denominator, axis=axis)
 
 
+def difference_of_means(one: np.ndarray, other: np.ndarray, axis: int = -1) -> np.ndarray:
+    """mean(one) - mean(other): for `paired_bootstrap`."""
+    return np.mean(one, axis=axis) - np.mean(other, axis=axis)
+
+
 def fraction_recovered(clean: np.ndarray, spliced: np.ndarray, ablated: np.ndarray, axis: int = -1) -> np.ndarray:
     """(spliced - ablated) / (clean - ablated) of the means: for `paired_bootstrap`.
 

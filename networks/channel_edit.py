@@ -1,4 +1,6 @@
-"""Small edits of a tap, the same at every position: a few channels scaled and shifted, or channels mixed anew."""
+"""Edits of a tap, the same at every position: a few channels scaled and shifted, channels mixed anew, or a map
+repainted by a small convolution.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -112,7 +114,66 @@ class MixingEdit(nn.Module):
         return {"num_units": self.num_units, "rank": self.rank}
 
 
-TapEdit = ChannelEdit | MixingEdit
+class RepaintEdit(nn.Module):
+    """acts + write * relu(read * acts), two convolutions: what small detectors see around a position is painted over.
+
+    A fresh one changes nothing. At flat taps only the middle of the kernels counts.
+
+    Args:
+        num_units: C, channels of a map or neurons of a flat tap.
+        hidden: D, detectors.
+        kernel: side of both kernels, odd; 1 sees and changes one position.
+        seed: of the detectors at first.
+
+    Attributes:
+        read: C to D channels, with a threshold each.
+        write: D to C channels, with a shift each.
+    """
+
+    def __init__(self, num_units: int, hidden: int, kernel: int = 3, seed: int = 0) -> None:
+        super().__init__()
+        self.num_units, self.hidden, self.kernel = num_units, hidden, kernel
+        self.read = nn.Conv2d(num_units, hidden, kernel, padding=kernel // 2)
+        self.write = nn.Conv2d(hidden, num_units, kernel, padding=kernel // 2)
+        assert self.read.bias is not None
+        assert self.write.bias is not None
+        drawn = torch.rand(self.read.weight.shape, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            self.read.weight.copy_((2 * drawn - 1) / (num_units * kernel**2) ** 0.5)
+        for tensor in (self.read.bias, self.write.weight, self.write.bias):
+            nn.init.zeros_(tensor)
+
+    def forward(self, acts: Float[Tensor, "B C *space"]) -> Float[Tensor, "B C *space"]:
+        return acts + self.change(acts)
+
+    def change(self, acts: Float[Tensor, "B C *space"]) -> Float[Tensor, "B C *space"]:
+        """What the edit adds."""
+        maps = acts[:, :, None, None] if acts.ndim == 2 else acts
+        return self.write(torch.relu(self.read(maps.to(self.read.weight.dtype)))).to(acts.dtype).view_as(acts)
+
+    @property
+    def units(self) -> Int[Tensor, " n"]:
+        """The units that it changes."""
+        assert self.write.bias is not None
+        return torch.nonzero((self.write.weight != 0).flatten(1).any(1) | (self.write.bias != 0)).flatten()
+
+    def on_units(self, order: Int[Tensor, " C"]) -> "RepaintEdit":
+        """The same edit with unit `order[i]` in the place of unit i."""
+        moved = RepaintEdit(self.num_units, self.hidden, self.kernel).to(self.read.weight.device)
+        moved.load_state_dict(self.state_dict())
+        with torch.no_grad():
+            assert moved.write.bias is not None
+            assert self.write.bias is not None
+            moved.read.weight[:, order] = self.read.weight.detach()
+            moved.write.weight[order], moved.write.bias[order] = self.write.weight.detach(), self.write.bias.detach()
+        return moved
+
+    def config(self) -> dict[str, int]:
+        """The constructor's arguments."""
+        return {"num_units": self.num_units, "hidden": self.hidden, "kernel": self.kernel}
+
+
+TapEdit = ChannelEdit | MixingEdit | RepaintEdit
 
 
 class RandomDirection(nn.Module):
@@ -169,7 +230,11 @@ def on_random_units(edit: TapEdit, seed: int = 0) -> TapEdit:
     return edit.on_units(order)
 
 
-KINDS: dict[str, Callable[..., TapEdit]] = {"ChannelEdit": ChannelEdit, "MixingEdit": MixingEdit}
+KINDS: dict[str, Callable[..., TapEdit]] = {
+    "ChannelEdit": ChannelEdit,
+    "MixingEdit": MixingEdit,
+    "RepaintEdit": RepaintEdit,
+}
 
 
 def load_edit(path: str | Path, agent: TappedNetwork) -> tuple[str, str, TapEdit]:

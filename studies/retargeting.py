@@ -1,49 +1,38 @@
 """Can an agent be sent after another entity? An edit searched on tuning mazes, and all its controls, on others."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import combinations
-from typing import Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Int
 
-from environments import TRAINING_START, EnvironmentSettings, State, held_out_levels
-from environments.heist import COLOURS, ENTITIES, choice_maze, recolour, swap_entities
+from environments import EnvironmentSettings, State, held_out_levels
+from environments.heist import ENTITIES, recolour, swap_entities
+from environments.heist.asked import label_asked
 from interpretability.choices import GEM, NOTHING, Choices, play_choices, play_to_end
-from interpretability.edit_search import FoundEdit, asked_moves, search_edit, search_mixing, smallest
+from interpretability.edit_search import smallest
 from interpretability.episodes import first_states, play_episodes
+from interpretability.films import Film
 from interpretability.policy_comparison import PolicyComparisons
-from interpretability.statistics import Interval, join_metrics, wilson_interval
+from interpretability.statistics import Interval, difference_of_means, join_metrics, paired_bootstrap, wilson_interval
 from networks import Edit, Precision, load_agent
 from networks.channel_edit import RandomDirection, ShamPosition, TapEdit, load_edit, on_random_units
+from networks.weights import hash_tensors
 from studies.report import Report, Study
-from studies.retargeting_tables import arm_table, draw_arms, frontier_table, preference_table
+from studies.retargeting_page import choice_film, retargeting_page
+from studies.retargeting_search import ASKED, EditSearch, Kept, SearchSettings, choice_mazes
+from studies.retargeting_tables import (
+    arm_table,
+    direction_table,
+    draw_arms,
+    draw_frontier,
+    frontier_table,
+    preference_table,
+)
 
-ASKED = (*(f"{colour}_key" for colour in COLOURS), "gem")
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """How edits are searched for; see `search_edit` and `search_mixing`.
-
-    Attributes:
-        kind: `channels` scales and shifts a few channels, `mixing` reads some directions of channels and writes
-            others; both do the same at every position.
-        mazes: tuning mazes an entity, of training levels; a fourth as many more validate.
-        unit_counts: sizes of edits that are tried: channels, or directions.
-        steps: gradient steps of each fit.
-        sparsity: weight of the penalty on the change of channels; mixing has none.
-        keep: the smallest edit is taken that has this part of the best probability of the asked moves.
-    """
-
-    kind: Literal["channels", "mixing"] = "channels"
-    mazes: int = 400
-    unit_counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    steps: int = 100
-    sparsity: float = 0.02
-    keep: float = 0.95
+_FILMED: Final = 3
 
 
 class Retargeting(Study):
@@ -53,18 +42,20 @@ class Retargeting(Study):
     asked entity and its tap's activation alone. It counts only where the unedited agent, with the same noise, touches
     another entity first; touching nothing within `max_steps` is a failure.
 
-    Summary, with 95 % Wilson bounds over mazes: `retarget/ENTITY/success` (the edit), `retarget/ENTITY/ARM`, over the
-    same mazes: `none` (the unedited agent with other noise: how often it would have gone there anyway),
-    `random_direction` (as large a change at every position), `random_units` (as many others), `sham_position` (the
-    change moved by half the map; not at flat taps), `wrong_entity` (the next entity's edit), and the upper bounds
-    `entity_moved` and `entity_recoloured` (the entity that the unedited agent prefers is put where the asked one lies,
-    by exchange of places or of colours; touching what lies there counts; the gem has no colour).
+    Writes the page `pages/retargeting.html`, films of the first counted mazes without and with each edit, figures,
+    tables and the edits. Summary, with 95 % Wilson bounds over mazes: `retarget/ENTITY/success` (the edit),
+    `retarget/ENTITY/ARM`, over the same mazes: `none` (the unedited agent with other noise: how often it would have
+    gone there anyway), `random_direction` (as large a change at every position), `random_units` (as many others),
+    `sham_position` (the change moved by half the map; not at flat taps), `wrong_entity` (the next entity's edit), and
+    the upper bounds `entity_moved` and `entity_recoloured` (the entity that the unedited agent prefers is put where the
+    asked one lies, by exchange of places or of colours; touching what lies there counts; the gem has no colour).
+    `retarget/ENTITY/minus_ARM`: the edit's share less the arm's, with bounds of a bootstrap over the mazes of both;
     `retarget/ENTITY/preference`: how often the unedited agent takes it first, over all mazes that have it;
     `retarget/ENTITY/no_touch`: of the edit; `retarget/ENTITY/finished`: of the successes, how many reach the gem once
     the edit is lifted; `retarget/ENTITY/units`, `size`, `norm`; `kl`, `action_agreement` and `value_error` against the
     unedited agent on its natural play of validation levels; `retarget/levels`, `retarget/ENTITY/counted`,
-    `retarget/competence`: of all mazes, those that the unedited agent finishes, and `retarget/touched`, those in
-    which it touches anything.
+    `retarget/competence`: of all mazes, those that the unedited agent finishes, and `retarget/touched`, those in which
+    it touches anything.
 
     Args:
         agent: path of the agent's weights.
@@ -81,6 +72,7 @@ class Retargeting(Study):
         num_environments: mazes played at a time.
         precision: in which the agent plays.
         device: where; `auto` takes a GPU if there is one.
+        cache_dir: folder in which edits and arms are kept as they are done: the same command goes on from there.
 
     Raises:
         ValueError: a file that is missing or does not fit, a tap that cannot be edited, files that do not make one
@@ -90,7 +82,7 @@ class Retargeting(Study):
     def __init__(
         self,
         agent: str,
-        tap: str = "conv2b",
+        tap: str = "pool1",
         edits: list[str] | None = None,
         num_levels: int = 1_600,
         distances: tuple[int, int] = (2, 6),
@@ -103,12 +95,10 @@ class Retargeting(Study):
         num_environments: int = 64,
         precision: Precision = "bf16",
         device: str = "auto",
+        cache_dir: str = ".cache/retargeting",
     ) -> None:
         self.search = SearchSettings() if search is None else search
-        numbers = {
-            "max_steps": max_steps, "finish_steps": finish_steps, "num_environments": num_environments,
-            "search.mazes": self.search.mazes, "search.steps": self.search.steps,
-        }  # fmt: skip
+        numbers = {"max_steps": max_steps, "finish_steps": finish_steps, "num_environments": num_environments}
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"{name} {number} must be at least 1")
@@ -116,7 +106,7 @@ class Retargeting(Study):
         self.compared = held_out_levels("validation", comparison_levels)
         self.settings = EnvironmentSettings("heist", distribution_mode)
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.agent = load_agent(agent).to(where)
+        self.agent, self.name = load_agent(agent).to(where), Path(agent).name
         self.agent.check_taps([tap])
         if tap.split(".")[0] in ("logits", "value"):
             raise ValueError(f"tap {tap!r} is none to retarget at: choose one inside the network")
@@ -130,110 +120,145 @@ class Retargeting(Study):
         self.distances, self.max_steps, self.finish_steps = distances, max_steps, finish_steps
         self.seed, self.num_environments = seed, num_environments
         self.precision: Precision = precision
+        self.cache_dir = cache_dir
 
     def run(self) -> Report:
         """Search, play, count."""
-        frontier = {} if self.loaded else {entity: self._search(entity) for entity in ASKED}
+        search = EditSearch(
+            self.agent, self.tap, self.search, environment=self.settings, distances=self.distances, seed=self.seed,
+            max_steps=self.max_steps, num_environments=self.num_environments, precision=self.precision,
+            cache_dir=self.cache_dir,
+        )  # fmt: skip
+        frontier = {} if self.loaded else {entity: search(entity) for entity in ASKED}
         chosen = {entity: smallest(found, self.search.keep) for entity, found in frontier.items()}
         edits = self.loaded or {entity: (self.tap, found.edit) for entity, found in chosen.items()}
-        mazes = self._mazes(first_states(self.levels, self.settings), self.seed)
+        mazes = choice_mazes(first_states(self.levels, self.settings), self.seed, self.distances)
+        kept = Kept(self.cache_dir, self._description(edits))
         states = [maze.to_bytes() for maze, _ in mazes]
-        clean = self._play(states, (), "unedited")
-        again = self._play(states, (), "unedited, other noise", self.seed + 1)
-        ends = play_to_end(
-            self.agent, states, settings=self.settings, seed=self.seed, num_environments=self.num_environments,
-            max_steps=self.finish_steps, precision=self.precision, progress="unedited to the end",
-        )  # fmt: skip
+        unedited = kept.numbers("unedited", self._unedited, states)
+        touched = np.array(unedited["touched"])
         intervals = {
-            "retarget/competence": wilson_interval(int(ends.sum()), len(ends)),
-            "retarget/touched": wilson_interval(int((clean.touched != NOTHING).sum()), len(ends)),
+            "retarget/competence": wilson_interval(sum(unedited["finished"]), len(states)),
+            "retarget/touched": wilson_interval(int((touched != NOTHING).sum()), len(states)),
         }
         intervals |= self._compare(edits)
         arms: dict[str, dict[str, Interval]] = {}
+        differences: dict[str, dict[str, Interval]] = {}
+        outcomes: dict[str, dict[str, np.ndarray]] = {}
+        directions: dict[str, np.ndarray] = {}
+        films: dict[str, Film] = {}
         summary = {"retarget/levels": float(len(states))}
-        for place, entity in enumerate(ASKED):
+        for entity in ASKED:
             asked = ENTITIES.index(entity)
             has = np.array([entity in pair for _, pair in mazes])
-            rows = np.flatnonzero(has & (clean.touched != asked) & (clean.touched != NOTHING))
+            rows = np.flatnonzero(has & (touched != asked) & (touched != NOTHING))
             summary[f"retarget/{entity}/counted"] = float(len(rows))
-            tap, edit = edits[entity]
-            summary |= {f"retarget/{entity}/units": float(len(edit.units))}
+            summary[f"retarget/{entity}/units"] = float(len(edits[entity][1].units))
             if chosen:
-                summary |= {f"retarget/{entity}/norm": chosen[entity].norm}
-                summary |= {f"retarget/{entity}/size": float(chosen[entity].size)}
+                summary[f"retarget/{entity}/norm"] = chosen[entity].norm
+                summary[f"retarget/{entity}/size"] = float(chosen[entity].size)
             if has.any():
-                took = int((clean.touched[has] == asked).sum())
+                took = int((touched[has] == asked).sum())
                 intervals[f"retarget/{entity}/preference"] = wilson_interval(took, int(has.sum()))
             if len(rows) == 0:
                 continue
             some = [states[row] for row in rows]
-            wrong = edits[ASKED[(place + 1) % len(ASKED)]]
-            trials: dict[str, list[Edit]] = {
-                "success": [(tap, edit)],
-                "random_direction": [(tap, RandomDirection(edit, self.seed))],
-                "random_units": [(tap, on_random_units(edit, self.seed))],
-                "wrong_entity": [wrong],
-            }
-            if len(self.agent.taps[tap]) == 3:
-                trials["sham_position"] = [(tap, ShamPosition(edit))]
-            played = {arm: self._play(some, trial, f"{entity}, {arm}") for arm, trial in trials.items()}
-            hits = {arm: one.touched == asked for arm, one in played.items()} | {"none": again.touched[rows] == asked}
-            hits |= self._upper_bounds([mazes[row][0] for row in rows], entity, clean.touched[rows])
+            hits = {"none": np.array(unedited["other_noise"])[rows] == asked}
+            for arm, trial in self._trials(entity, edits).items():
+                done = kept.numbers(f"{entity}_{arm}", self._arm, some, entity, arm, trial)
+                hits[arm] = np.array(done["touched"]) == asked
+                if arm == "success":
+                    missed = done["touched"].count(NOTHING)
+                    intervals[f"retarget/{entity}/no_touch"] = wilson_interval(missed, len(rows))
+                    if finished := done["finished"]:
+                        intervals[f"retarget/{entity}/finished"] = wilson_interval(sum(finished), len(finished))
+            there = [mazes[row][0] for row in rows]
+            bounds = kept.numbers(f"{entity}_bounds", self._upper_bounds, there, entity, touched[rows])
+            hits |= {arm: np.array(one, dtype=bool) for arm, one in bounds.items()}
             arms[entity] = {arm: wilson_interval(int(hit.sum()), len(hit)) for arm, hit in hits.items()}
+            differences[entity] = {
+                arm: paired_bootstrap(difference_of_means, [hits["success"], hit], seed=self.seed)
+                for arm, hit in hits.items()
+                if arm != "success" and len(hit) == len(rows)
+            }
             intervals |= {f"retarget/{entity}/{arm}": interval for arm, interval in arms[entity].items()}
-            missed = int((played["success"].touched == NOTHING).sum())
-            intervals[f"retarget/{entity}/no_touch"] = wilson_interval(missed, len(rows))
-            if asked != GEM and hits["success"].any():
-                lifted = [played["success"].after[row] for row in np.flatnonzero(hits["success"])]
-                finished = play_to_end(
-                    self.agent, lifted, settings=self.settings, seed=self.seed + 1, max_steps=self.finish_steps,
-                    num_environments=self.num_environments, precision=self.precision, progress=f"{entity}, finishing",
-                )  # fmt: skip
-                intervals[f"retarget/{entity}/finished"] = wilson_interval(int(finished.sum()), len(finished))
-        tables = {"arms": arm_table(arms), "preference": preference_table([pair for _, pair in mazes], clean.touched)}
+            intervals |= {f"retarget/{entity}/minus_{arm}": added for arm, added in differences[entity].items()}
+            outcomes[entity], directions[entity] = hits, label_asked(there, entity).direction
+            films[entity] = self._film(some[:_FILMED], edits[entity])
+        tables = {
+            "arms": arm_table(arms, differences),
+            "directions": direction_table(directions, outcomes),
+            "preference": preference_table([pair for _, pair in mazes], touched),
+        }
+        figures = {
+            "arms": draw_arms(arms, {name: int(summary[f"retarget/{name}/counted"]) for name in ASKED}, self.tap)
+        }
         if frontier:
             tables["frontier"] = frontier_table(frontier, self.tap)
-        counted = {entity: int(summary[f"retarget/{entity}/counted"]) for entity in ASKED}
+            figures["frontier"] = draw_frontier(frontier, self.tap)
+        summary |= join_metrics(intervals)
         return Report(
-            summary | join_metrics(intervals),
+            summary,
             tables,
-            {"arms": draw_arms(arms, counted, self.tap)},
-            weights={
-                f"edit_{entity}": (found.edit, {
-                    "kind": type(found.edit).__name__, "agent_hash": self.agent.weights_hash, "tap": self.tap,
-                    "entity": entity,
-                })
-                for entity, found in chosen.items()
-            },
-        )  # fmt: skip
+            figures,
+            films,
+            {"retargeting": retargeting_page(self.name, self.tap, summary, tables, figures, list(films))},
+            weights={f"edit_{entity}": (one.edit, search.metadata(entity, one.edit)) for entity, one in chosen.items()},
+        )
 
-    def _search(self, entity: str) -> list[FoundEdit]:
-        """The frontier of one entity, on mazes of training levels that hold it."""
-        tuning = self.search.mazes
-        count = tuning + max(1, tuning // 4)
-        start = TRAINING_START + ASKED.index(entity) * count
-        bases = first_states(range(start, start + count), self.settings)
-        mazes = [maze for maze, _ in self._mazes(bases, self.seed, entity)]
-        rng, actions = np.random.default_rng(self.seed), self.agent.taps["logits"][0]
-        parts = [asked_moves(part, entity, rng, self.settings, actions) for part in (mazes[:tuning], mazes[tuning:])]
-        if self.search.kind == "mixing":
-            return search_mixing(
-                self.agent, self.tap, *parts, ranks=self.search.unit_counts, steps=self.search.steps, seed=self.seed
-            )
-        return search_edit(
-            self.agent, self.tap, *parts, unit_counts=self.search.unit_counts, steps=self.search.steps,
-            sparsity=self.search.sparsity, seed=self.seed,
-        )  # fmt: skip
+    def _description(self, edits: Mapping[str, tuple[str, TapEdit]]) -> dict[str, Any]:
+        """All that decides what is touched."""
+        return {
+            "agent": self.agent.weights_hash, "levels": [int(level) for level in self.levels], "seed": self.seed,
+            "edits": {name: [tap, hash_tensors(edit.state_dict())] for name, (tap, edit) in edits.items()},
+            "distances": self.distances, "steps": [self.max_steps, self.finish_steps],
+            "mode": self.settings.distribution_mode, "environments": self.num_environments,
+            "precision": self.precision,
+        }  # fmt: skip
 
-    def _mazes(self, bases: list[bytes], seed: int, entity: str | None = None) -> list[tuple[State, tuple[str, str]]]:
-        """A maze for each level with two entities to choose from, all pairs (with the one entity) in turn."""
-        pairs = [pair for pair in combinations(ASKED, 2) if entity is None or entity in pair]
-        made: list[tuple[State, tuple[str, str]]] = []
-        for number, data in enumerate(bases):
-            base, pair = State.from_bytes(data), pairs[number % len(pairs)]
-            rng = np.random.default_rng([seed, base.level_seed])
-            made.append((choice_maze(base, rng, entities=pair, distances=self.distances), pair))
-        return made
+    def _unedited(self, states: list[bytes]) -> dict[str, list[int]]:
+        """What the unedited agent touches first, and with other noise, and whether it finishes."""
+        again = self._play(states, (), "unedited, other noise", self.seed + 1)
+        return {
+            "touched": self._play(states, (), "unedited").touched.tolist(),
+            "other_noise": again.touched.tolist(),
+            "finished": self._finished(states, self.seed, "unedited to the end"),
+        }
+
+    def _trials(self, entity: str, edits: Mapping[str, tuple[str, TapEdit]]) -> dict[str, list[Edit]]:
+        """The edit and its controls."""
+        tap, edit = edits[entity]
+        trials: dict[str, list[Edit]] = {
+            "success": [(tap, edit)],
+            "random_direction": [(tap, RandomDirection(edit, self.seed))],
+            "random_units": [(tap, on_random_units(edit, self.seed))],
+            "wrong_entity": [edits[ASKED[(ASKED.index(entity) + 1) % len(ASKED)]]],
+        }
+        if len(self.agent.taps[tap]) == 3:
+            trials["sham_position"] = [(tap, ShamPosition(edit))]
+        return trials
+
+    def _arm(self, states: list[bytes], entity: str, arm: str, trial: list[Edit]) -> dict[str, list[int]]:
+        """What is touched first; for the edit itself also whether the agent finishes once it is lifted."""
+        played, asked = self._play(states, trial, f"{entity}, {arm}"), ENTITIES.index(entity)
+        done = {"touched": played.touched.tolist()}
+        if arm == "success":
+            lifted = [played.after[row] for row in np.flatnonzero(played.touched == asked)] if asked != GEM else []
+            done["finished"] = self._finished(lifted, self.seed + 1, f"{entity}, finishing")
+        return done
+
+    def _film(self, states: list[bytes], edit: Edit) -> Film:
+        """The first counted mazes without and with the edit."""
+        played = {"unedited": self._play(states, (), "film"), "edited": self._play(states, [edit], "film")}
+        return choice_film(states, played, self.settings)
+
+    def _finished(self, states: list[bytes], seed: int, title: str) -> list[int]:
+        """Whether the unedited agent reaches the gem from each state."""
+        ended = play_to_end(
+            self.agent, states, settings=self.settings, seed=seed, max_steps=self.finish_steps,
+            num_environments=self.num_environments, precision=self.precision, progress=title,
+        )  # fmt: skip
+        return [int(one) for one in ended]
 
     def _play(self, states: list[bytes], edits: list[Edit] | tuple[()], title: str, seed: int | None = None) -> Choices:
         return play_choices(
@@ -241,13 +266,12 @@ class Retargeting(Study):
             num_environments=self.num_environments, max_steps=self.max_steps, precision=self.precision, progress=title,
         )  # fmt: skip
 
-    def _upper_bounds(
-        self, mazes: list[State], entity: str, preferred: np.ndarray
-    ) -> dict[str, Bool[np.ndarray, " n"]]:
+    def _upper_bounds(self, mazes: list[State], entity: str, preferred: Int[np.ndarray, " n"]) -> dict[str, list[int]]:
         """The preferred entity really lies where the asked one lay: does the unedited agent go there?"""
         names = [ENTITIES[index] for index in preferred]
         moved = [swap_entities(maze, entity, name).to_bytes() for maze, name in zip(mazes, names, strict=True)]
-        bounds = {"entity_moved": self._play(moved, (), f"{entity}, moved").touched == preferred}
+        played = self._play(moved, (), f"{entity}, moved")
+        bounds = {"entity_moved": (played.touched == preferred).astype(int).tolist()}
         keys = [row for row, name in enumerate(names) if "gem" not in (entity, name)]
         if keys:
             recoloured = []
@@ -255,7 +279,7 @@ class Retargeting(Study):
                 one, other = entity.split("_")[0], names[row].split("_")[0]
                 recoloured.append(recolour(mazes[row], {one: other, other: one}).to_bytes())
             played = self._play(recoloured, (), f"{entity}, recoloured")
-            bounds["entity_recoloured"] = played.touched == preferred[keys]
+            bounds["entity_recoloured"] = (played.touched == preferred[keys]).astype(int).tolist()
         return bounds
 
     def _compare(self, edits: Mapping[str, Edit]) -> dict[str, Interval]:

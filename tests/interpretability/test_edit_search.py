@@ -1,12 +1,11 @@
-import numpy as np
+from dataclasses import replace
+
 import pytest
 import torch
 
-from environments import EnvironmentSettings, State
-from environments.heist import corner_maze
-from interpretability.edit_search import AskedMoves, asked_moves, probability, search_edit, search_mixing, smallest
-from interpretability.episodes import first_states
-from networks.channel_edit import ChannelEdit, RandomDirection, on_random_units
+from interpretability.asked_moves import AskedMoves
+from interpretability.edit_search import FoundEdit, probability, search_edit, search_learned, smallest
+from networks.channel_edit import ChannelEdit, MixingEdit, RandomDirection, RepaintEdit, on_random_units
 from tests.planted import PeakFollower
 
 
@@ -40,17 +39,6 @@ def test_the_planted_agent_is_redirected_by_what_is_found_and_by_no_control(move
             assert redirected < 0.5, control
 
 
-def test_asked_moves_lead_along_the_way():
-    settings = EnvironmentSettings()
-    base = State.from_bytes(first_states([0], settings)[0])
-    moves = asked_moves(
-        [corner_maze(base, "blue_key", legs=(2, 3))], "blue_key", np.random.default_rng(0), settings, 15
-    )
-    right, up = [False] * 6 + [True] * 3 + [False] * 6, [a < 9 and a % 3 == 2 for a in range(15)]
-    assert moves.wanted.tolist() == [right] * 2 + [up] * 3
-    assert len({frame.numpy().tobytes() for frame in moves.frames}) == 5
-
-
 def test_refuses_taps_and_counts_that_cannot_be(moves):
     agent = PeakFollower().eval()
     with pytest.raises(ValueError, match="no tap to retarget"):
@@ -59,15 +47,32 @@ def test_refuses_taps_and_counts_that_cannot_be(moves):
         search_edit(agent, "map", moves, moves, unit_counts=(4,))
 
 
-def test_a_mixing_edit_of_one_direction_redirects_the_planted_agent(moves):
+@pytest.mark.parametrize("fresh", [MixingEdit(3, 1), RepaintEdit(3, 2, kernel=1)], ids=["mixing", "repaint"])
+def test_a_learned_edit_redirects_the_planted_agent(moves, fresh):
     agent = PeakFollower().eval()
-    found = search_mixing(agent, "map", moves, moves, ranks=(1, 2, 9), steps=60, learning_rate=0.1)
-    assert [one.size for one in found] == [1, 2], "the tap has three units"
-    assert found[0].probability > 0.99
-    assert found[0].norm > 0
+    played = []
+
+    def play(edit):
+        played.append(probability(agent, "map", edit, moves))
+        return moves
+
+    (found,) = search_learned(
+        agent, "map", {2: fresh}, moves, moves, steps=80, learning_rate=0.1, play=play, rounds=3, precision="fp32"
+    )
+    assert found.size == 2
+    assert found.probability > 0.99
+    assert found.norm > 0
+    assert len(played) == 3
     with torch.no_grad():
-        logits = agent(moves.frames, edits=[("map", RandomDirection(found[0].edit, 0))]).logits
+        logits = agent(moves.frames, edits=[("map", RandomDirection(found.edit, 0))]).logits
         assert logits is not None
         assert (logits.argmax(1) == 7).float().mean() < 0.5
     with pytest.raises(ValueError, match="no tap to retarget"):
-        search_mixing(agent, "value", moves, moves)
+        next(search_learned(agent, "value", {1: MixingEdit(1, 1)}, moves, moves))
+
+
+def test_the_smallest_edit_that_reaches_enough_is_taken():
+    edits = [FoundEdit(ChannelEdit(1), size, 1.0, 0.1 * size) for size in (1, 2, 4)]
+    assert smallest(edits, keep=0.5).size == 2
+    judged = [replace(one, reached=reached) for one, reached in zip(edits, (0.97, 0.5, 0.99), strict=True)]
+    assert smallest(judged).size == 1

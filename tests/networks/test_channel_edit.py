@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from networks import ChannelEdit, CustomCNN, load_agent, load_edit, save_weights
-from networks.channel_edit import MixingEdit, RandomDirection, ShamPosition, on_random_units
+from networks.channel_edit import MixingEdit, RandomDirection, RepaintEdit, ShamPosition, on_random_units
 
 
 @pytest.fixture
@@ -109,3 +109,42 @@ def test_a_mixing_edit_comes_back_from_its_file(tmp_path: Path) -> None:
     acts = torch.randn(2, 32, 8, 8)
     assert (entity, tap) == ("gem", "conv4a")
     assert torch.equal(loaded(acts), edit(acts))
+
+
+def repainting(kernel: int) -> RepaintEdit:
+    torch.manual_seed(5)
+    edit = RepaintEdit(4, 3, kernel)
+    with torch.no_grad():
+        for parameter in edit.parameters():
+            parameter.normal_()
+    return edit.requires_grad_(False)
+
+
+def test_repainting_is_the_same_everywhere_and_sees_no_further_than_its_kernels() -> None:
+    edit, acts = repainting(3), torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0))
+    moved = edit.change(acts.roll((2, 1), (2, 3)))
+    torch.testing.assert_close(moved[..., 5:9, 5:9], edit.change(acts).roll((2, 1), (2, 3))[..., 5:9, 5:9])
+    other = acts.clone()
+    other[..., 6, 6] += 1
+    changed = (edit.change(other) != edit.change(acts)).any(1)[0]
+    assert changed[4:9, 4:9].any()
+    changed[4:9, 4:9] = False
+    assert not changed.any(), "two kernels of side 3 see two positions far"
+    fresh = RepaintEdit(4, 2)
+    assert torch.equal(fresh(acts), acts)
+    assert fresh.units.tolist() == []
+
+
+def test_repainting_of_single_positions_is_what_its_formula_says() -> None:
+    edit, acts = repainting(1), torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
+    assert edit.read.bias is not None
+    assert edit.write.bias is not None
+    seen = torch.relu(acts @ edit.read.weight[:, :, 0, 0].T + edit.read.bias)
+    torch.testing.assert_close(edit(acts), acts + seen @ edit.write.weight[:, :, 0, 0].T + edit.write.bias)
+    torch.testing.assert_close(edit(acts[:, :, None, None])[:, :, 0, 0], edit(acts))
+
+
+def test_repainting_of_other_units_is_the_same_with_their_places_changed() -> None:
+    edit, acts = repainting(3), torch.randn(1, 4, 5, 5, generator=torch.Generator().manual_seed(2))
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(edit.on_units(order)(acts)[:, order], edit(acts[:, order]))

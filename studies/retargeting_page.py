@@ -1,0 +1,81 @@
+"""How retargeting is told: films of a few mazes, and the page that a reader understands without the code."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from environments import EnvironmentSettings
+from environments.heist import ENTITIES
+from interpretability.choices import Choices, retrace
+from interpretability.films import Film, film_of_replays
+from interpretability.replay import Replay
+from interpretability.report_page import Link, Section, report_page
+from studies.report import Table
+
+
+def choice_film(
+    states: Sequence[bytes], played: Mapping[str, Choices], settings: EnvironmentSettings, max_steps: int = 60
+) -> Film:
+    """The same mazes side by side as each arm played them, with what it touched.
+
+    Args:
+        states: in which the mazes begin.
+        played: choices from those states, by the arm's name.
+        settings: heist's.
+        max_steps: the first so many of each are shown.
+    """
+    frames: dict[tuple[int, str], list[np.ndarray]] = {}
+    for arm, choices in played.items():
+        for row, _, frame, _ in retrace(states, choices.actions, settings):
+            frames.setdefault((row, arm), []).append(frame)
+    replays, captions = [], []
+    for row in range(len(states)):
+        for arm, choices in played.items():
+            shown, touched = np.stack(frames[row, arm]), int(choices.touched[row])
+            actions = np.array(choices.actions[row])
+            replays.append(Replay(row, actions, shown, [], np.zeros(len(shown), dtype=np.float32), touched >= 0))
+            captions.append(f"{arm}: {ENTITIES[touched].replace('_', ' ') if touched >= 0 else 'nothing'}")
+    return film_of_replays(replays, captions, max_steps)
+
+
+def retargeting_page(
+    agent: str, tap: str, summary: Mapping[str, float], tables: Mapping[str, Table], figures: Mapping[str, Figure],
+    films: Sequence[str],
+) -> str:  # fmt: skip
+    """The page of the study: what was asked, what came of it, and what each arm is."""
+    text = [
+        f"Agent {agent}. In each maze two of the keys and the gem can be fetched at once, in different directions. "
+        f"An edit at the tap {tap}, fixed by the name of an entity alone, is to send the agent to that entity first. "
+        "It counts only where the unedited agent, with the same noise, touches the other one first; touching nothing "
+        "in time is a failure.",
+        f"Such mazes do not occur in training. The unedited agent touches something in "
+        f"{100 * summary['retarget/touched']:.1f} % of {summary['retarget/levels']:.0f} of them, and finishes "
+        f"{100 * summary['retarget/competence']:.1f} %.",
+    ]
+    explained = [
+        "No edit, other noise: how often the agent would have gone there anyway. Random direction: as large a change "
+        "at every position, in one random direction. Random units: the same edit with its channels exchanged. Sham "
+        "position: its change moved by half the map. Wrong entity: the edit of another entity. Bounds: the entity "
+        "that the unedited agent prefers really lies where the asked one lay, by exchange of places or of colours.",
+    ]
+    headings = {
+        "arms": ("Did it go where it was sent?", explained),
+        "directions": ("By direction", ["The first move on the way to the asked entity."]),
+        "preference": ("What the unedited agent does", ["Which of the two it touches first."]),
+        "frontier": (
+            "Smaller and larger edits",
+            ["Measured on mazes of training levels that no edit was fitted on, wherever the unedited agent goes."],
+        ),
+    }
+    sections = [
+        Section(
+            heading, paragraphs, [(heading, figures[name])] if name in figures else [], tables[name].columns,
+            tables[name].rows,
+        )
+        for name, (heading, paragraphs) in headings.items()
+        if name in tables
+    ]  # fmt: skip
+    links = [Link(name.replace("_", " "), f"../films/{name}.gif") for name in films]
+    shown = ["The same mazes without and with the edit."]
+    return report_page("Sent after another entity", text, [*sections, Section("Films", shown, links=links)])

@@ -1,0 +1,226 @@
+"""The search of the retargeting study: mazes of training levels in, a frontier of edits for an entity out."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from environments import TRAINING_START, EnvironmentSettings, State
+from environments.heist import COLOURS, ENTITIES, choice_maze
+from interpretability.asked_moves import AskedMoves, asked_moves, own_moves
+from interpretability.choices import play_choices
+from interpretability.edit_search import FoundEdit, search_edit, search_learned
+from interpretability.episodes import first_states
+from networks import Precision, TappedAgent, save_weights
+from networks.channel_edit import MixingEdit, RepaintEdit, TapEdit, load_edit
+from networks.weights import read_weights, write_atomically
+
+ASKED = (*(f"{colour}_key" for colour in COLOURS), "gem")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How edits are searched for; see `search_edit` and `search_learned`.
+
+    Attributes:
+        kind: `channels` scales and shifts a few channels; `mixing` reads some directions of channels and writes
+            others; `repaint` paints over what a few small detectors see. All do the same at every position.
+        mazes: tuning mazes an entity, of training levels; a fourth as many more validate.
+        places: at which the player is put in each of them.
+        unit_counts: sizes of edits that are tried: channels, directions, or detectors.
+        kernel: side of the repainting detectors, in positions of the tap.
+        steps: gradient steps of each fit.
+        rounds: how often the agent plays with an edit while that is fitted, to learn from its mistakes; not channels.
+        played: mazes that it plays each time.
+        sparsity: weight of the penalty on the change of channels; the others have none.
+        keep: the smallest edit is taken that reaches its entity in this part of as many mazes as the best.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    kind: Literal["channels", "mixing", "repaint"] = "repaint"
+    mazes: int = 800
+    places: int = 8
+    unit_counts: tuple[int, ...] = (2, 8, 32)
+    kernel: int = 3
+    steps: int = 1_000
+    rounds: int = 5
+    played: int = 200
+    sparsity: float = 0.02
+    keep: float = 0.98
+
+    def __post_init__(self) -> None:
+        for name in ("mazes", "places", "kernel", "steps", "played"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"search.{name} {getattr(self, name)} must be at least 1")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"search.kernel {self.kernel} has no middle: take an odd side")
+
+
+class Kept:
+    """What has been worked out before, in a folder of files; an interrupted study finds it again.
+
+    Args:
+        root: folder of all studies' files.
+        description: everything that decides the outcome; its hash names the folder.
+    """
+
+    def __init__(self, root: str | Path, description: dict[str, Any]) -> None:
+        text = json.dumps(description, sort_keys=True, default=str)
+        self.folder = Path(root) / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def numbers(self, name: str, compute: Callable[..., dict[str, list[int]]], *given: object) -> dict[str, list[int]]:
+        """The lists of numbers of that name, worked out of what is given at the first time."""
+        path = self.folder / f"{name}.json"
+        if path.exists():
+            found: dict[str, list[int]] = json.loads(path.read_text())
+            return found
+        made = compute(*given)
+        write_atomically(path, lambda partial: partial.write_text(json.dumps(made)))
+        return made
+
+
+class EditSearch:
+    """Searches edits of one tap of an agent, on mazes of training levels.
+
+    Args:
+        agent, tap: what is edited.
+        search: how.
+        environment: heist's settings.
+        distances: moves to the entities, least and greatest.
+        seed: of mazes, noise and fits.
+        max_steps: without a touch until here is a failure.
+        num_environments, precision: of play.
+        cache_dir: folder in which every edit is kept as soon as it is found.
+    """
+
+    def __init__(
+        self,
+        agent: TappedAgent,
+        tap: str,
+        search: SearchSettings,
+        *,
+        environment: EnvironmentSettings,
+        distances: tuple[int, int],
+        seed: int,
+        max_steps: int,
+        num_environments: int,
+        precision: Precision,
+        cache_dir: str | Path,
+    ) -> None:
+        self.agent, self.tap, self.search = agent, tap, search
+        self.settings, self.distances, self.seed = environment, distances, seed
+        self.max_steps, self.num_environments = max_steps, num_environments
+        self.precision: Precision = precision
+        described = dataclasses.asdict(search)
+        for without in ("keep", "unit_counts") if search.kind != "channels" else ("keep",):
+            described.pop(without)  # they decide nothing about a single edit
+        self._folder = Kept(
+            cache_dir,
+            {
+                "agent": agent.weights_hash, "tap": tap, "search": described, "distances": distances, "seed": seed,
+                "mode": environment.distribution_mode, "max_steps": max_steps, "precision": precision,
+                "environments": num_environments,
+            },
+        ).folder  # fmt: skip
+
+    def __call__(self, entity: str) -> list[FoundEdit]:
+        """The frontier of one entity; what is kept is not searched again."""
+        sizes = [size for size in self.search.unit_counts if not self._path(entity, size).exists()]
+        if sizes:
+            mazes = self._tuning_mazes(entity)
+            for one in self._judged(self._fitted(entity, *mazes, sizes), entity, mazes[1]):
+                known = {"norm": one.norm, "probability": one.probability, "reached": one.reached}
+                self.save(one, entity, self._path(entity, one.size), known)
+        return [
+            self._load(path, size) for size in self.search.unit_counts if (path := self._path(entity, size)).exists()
+        ]
+
+    def metadata(self, entity: str, edit: TapEdit) -> dict[str, Any]:
+        """What a file of an edit says of it, for `load_edit`."""
+        return {
+            "kind": type(edit).__name__, "agent_hash": self.agent.weights_hash, "tap": self.tap, "entity": entity
+        }  # fmt: skip
+
+    def save(self, found: FoundEdit, entity: str, path: Path, known: dict[str, float]) -> None:
+        """Write an edit."""
+        save_weights(path, found.edit, self.metadata(entity, found.edit) | known)
+
+    def _path(self, entity: str, size: int) -> Path:
+        return self._folder / f"{entity}_{size}.safetensors"
+
+    def _load(self, path: Path, size: int) -> FoundEdit:
+        edit, known = load_edit(path, self.agent)[2], read_weights(path)[1]
+        edit = edit.to(next(self.agent.parameters()).device).requires_grad_(False)
+        return FoundEdit(edit, size, known["norm"], known["probability"], known["reached"])
+
+    def _tuning_mazes(self, entity: str) -> tuple[list[State], list[State]]:
+        tuning = self.search.mazes
+        count = tuning + max(1, tuning // 4)
+        start = TRAINING_START + ASKED.index(entity) * count
+        bases = first_states(range(start, start + count), self.settings)
+        mazes = [maze for maze, _ in choice_mazes(bases, self.seed, self.distances, entity)]
+        return mazes[:tuning], mazes[tuning:]
+
+    def _fitted(self, entity: str, tuned: list[State], validated: list[State], sizes: list[int]) -> Iterator[FoundEdit]:
+        search, rng, actions = self.search, np.random.default_rng(self.seed), self.agent.taps["logits"][0]
+        parts = [asked_moves(part, entity, rng, self.settings, actions, search.places) for part in (tuned, validated)]
+        if search.kind == "channels":
+            yield from search_edit(
+                self.agent, self.tap, *parts, unit_counts=search.unit_counts, steps=search.steps,
+                sparsity=search.sparsity, seed=self.seed,
+            )  # fmt: skip
+            return
+        units = self.agent.taps[self.tap][0]
+        for size in sizes:
+            fresh = (
+                MixingEdit(units, size, self.seed)
+                if search.kind == "mixing"
+                else RepaintEdit(units, size, search.kernel, self.seed)
+            )
+            times = itertools.count(self.seed + 1)
+
+            def play(edit: TapEdit, times: Iterator[int] = times) -> AskedMoves:
+                seed = next(times)
+                some = np.random.default_rng([seed, self.seed]).permutation(len(tuned))[: search.played]
+                return own_moves(
+                    self.agent, [(self.tap, edit)], [tuned[row] for row in some], entity, settings=self.settings,
+                    seed=seed, num_environments=self.num_environments, precision=self.precision,
+                )  # fmt: skip
+
+            yield from search_learned(
+                self.agent, self.tap, {size: fresh}, *parts, steps=search.steps, seed=self.seed, play=play,
+                rounds=search.rounds, precision=self.precision, progress=entity,
+            )  # fmt: skip
+
+    def _judged(self, found: Iterator[FoundEdit], entity: str, mazes: list[State]) -> Iterator[FoundEdit]:
+        """Each with the share of mazes in which it reaches the entity, wherever the unedited agent goes."""
+        states, asked = [maze.to_bytes() for maze in mazes], ENTITIES.index(entity)
+        for one in found:
+            played = play_choices(
+                self.agent, states, settings=self.settings, edits=[(self.tap, one.edit)], seed=self.seed,
+                num_environments=self.num_environments, max_steps=self.max_steps, precision=self.precision,
+                progress=f"{entity}, judging size {one.size}",
+            )  # fmt: skip
+            yield dataclasses.replace(one, reached=float((played.touched == asked).mean()))
+
+
+def choice_mazes(
+    bases: list[bytes], seed: int, distances: tuple[int, int], entity: str | None = None
+) -> list[tuple[State, tuple[str, str]]]:
+    """A maze for each level with two entities to choose from, all pairs (with the one entity) in turn."""
+    pairs = [pair for pair in combinations(ASKED, 2) if entity is None or entity in pair]
+    made: list[tuple[State, tuple[str, str]]] = []
+    for number, data in enumerate(bases):
+        base, pair = State.from_bytes(data), pairs[number % len(pairs)]
+        rng = np.random.default_rng([seed, base.level_seed])
+        made.append((choice_maze(base, rng, entities=pair, distances=distances), pair))
+    return made

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from environments import EnvironmentSettings, State, VectorEnvironment
+from environments.heist import choice_maze, corner_maze, draw_maze, label_states
+from interpretability.asked_moves import asked_moves, own_moves
+from interpretability.choices import play_choices, retrace
+from interpretability.episodes import first_states
+from networks import CustomCNN
+
+EASY = EnvironmentSettings()
+LEFT, DOWN, UP, RIGHT = ({a for a in range(9) if step(a) > 0} for step in (
+    lambda a: 1 - a // 3, lambda a: 1 - a % 3, lambda a: a % 3 - 1, lambda a: a // 3 - 1,
+))  # fmt: skip
+
+
+class Pushed(nn.Module):
+    """Edit of the logits: one action all the time."""
+
+    def __init__(self, action: int) -> None:
+        super().__init__()
+        self.action = action
+
+    def forward(self, logits):
+        return torch.nn.functional.one_hot(torch.full((len(logits),), self.action), 15) * 100.0
+
+
+@pytest.fixture(scope="module")
+def base() -> State:
+    return State.from_bytes(first_states([0], EASY)[0])
+
+
+def test_moves_lead_along_the_way_from_everywhere(base):
+    corner = corner_maze(base, "blue_key", legs=(2, 3))
+    moves = asked_moves([corner], "blue_key", np.random.default_rng(0), EASY, 15, places=80)
+    wanted = {frozenset(np.flatnonzero(row).tolist()) for row in moves.wanted.numpy()}
+    assert wanted == {frozenset(RIGHT), frozenset(UP)}
+    assert len(moves.frames) == 80
+    assert len({frame.numpy().tobytes() for frame in moves.frames}) > 40
+    doubled = moves + moves
+    assert len(doubled.frames) == len(doubled.wanted) == 160
+
+
+def test_places_behind_another_entity_are_left_out(base):
+    """Asked is the gem, to whose right the key lies; the way to the right of the key is never walked."""
+    maze = draw_maze(base, ["*.P.b.."])
+    moves = asked_moves([maze], "gem", np.random.default_rng(0), EASY, 15, places=40)
+    assert all(set(np.flatnonzero(row).tolist()) == LEFT for row in moves.wanted.numpy())
+    assert len(moves.frames) == 40
+
+
+def test_own_play_is_labelled_and_a_stuck_player_steered(base):
+    """Pushed up along a corridor to the right: the first step may centre it, then it is held for good."""
+    torch.manual_seed(0)
+    agent = CustomCNN().eval()
+    maze = draw_maze(base, ["P...b"])
+    up = own_moves(agent, [("logits", Pushed(5))], [maze], "blue_key", settings=EASY, max_steps=6)
+    assert len(up.frames) == 6
+    assert set(np.flatnonzero(up.wanted[0]).tolist()) == RIGHT
+    assert up.wanted[-1].sum() == 1, "held: only steering counts"
+    assert set(np.flatnonzero(up.wanted[-1]).tolist()) <= RIGHT
+    right = own_moves(agent, [("logits", Pushed(7))], [maze], "blue_key", settings=EASY, max_steps=20)
+    assert len(right.frames) < 20
+    assert all(set(np.flatnonzero(row).tolist()) == RIGHT for row in right.wanted)
+
+
+def test_a_way_is_traced_again_as_it_was(base):
+    torch.manual_seed(0)
+    agent = CustomCNN().eval()
+    states = [
+        choice_maze(State.from_bytes(data), np.random.default_rng(n), entities=("blue_key", "gem")).to_bytes()
+        for n, data in enumerate(first_states(range(5), EASY))
+    ]
+    played = play_choices(agent, states, settings=EASY, seed=1, max_steps=9)
+    found = list(retrace(states, played.actions, EASY, num_environments=2))
+    assert sorted({row for row, *_ in found}) == list(range(5))
+    for number in range(5):
+        environment = VectorEnvironment(EASY, 1)
+        environment.set_states([states[number]])
+        steps = [(step, frame, state) for row, step, frame, state in found if row == number]
+        assert [step for step, *_ in steps] == list(range(len(played.actions[number])))
+        for (_, frame, state), action in zip(steps, played.actions[number], strict=True):
+            assert np.array_equal(environment.observe()[1][0], frame)
+            assert np.array_equal(label_states([state]).position, label_states(environment.get_states()).position)
+            environment.act(np.array([action]))
+        environment.close()
+    with pytest.raises(ValueError, match="one list a state"):
+        next(retrace(states, [], EASY))

@@ -14,7 +14,7 @@ from environments.heist.asked import anywhere, label_asked
 from environments.heist.oracle import STAY
 from interpretability.choices import play_choices, retrace
 from networks.precision import Precision
-from networks.taps import Edit, TappedNetwork
+from networks.taps import Edit, TappedAgent
 
 _STILL = 0.01
 """Cells; a player that an action moved by less is held by something."""
@@ -74,7 +74,7 @@ def asked_moves(
 
 
 def own_moves(
-    agent: TappedNetwork,
+    agent: TappedAgent,
     edits: Sequence[Edit],
     mazes: Sequence[State],
     entity: str,

@@ -20,7 +20,8 @@ from interpretability.statistics import Interval, difference_of_means, join_metr
 from networks import Edit, Precision, load_agent
 from networks.channel_edit import RandomDirection, ShamPosition, TapEdit, load_edit, on_random_units
 from networks.weights import hash_tensors
-from studies.report import Report, Study
+from studies.report import Report, Study, Table
+from studies.retargeting_goal import choice_views, perception_and_goal
 from studies.retargeting_page import choice_film, retargeting_page
 from studies.retargeting_search import ASKED, EditSearch, Kept, SearchSettings, choice_mazes
 from studies.retargeting_tables import (
@@ -57,6 +58,12 @@ class Retargeting(Study):
     `retarget/competence`: of all mazes, those that the unedited agent finishes, and `retarget/touched`, those in which
     it touches anything.
 
+    Whether an edit changes what the agent sees or what it wants is read by probes fitted on untouched play:
+    `retarget/ENTITY/seen`, the share of cells whose key, gem or emptiness a linear probe of `conv3a` still reads, and
+    `retarget/ENTITY/pursued`, the share of frames in which one of `fc1` reads the asked entity as the next to be
+    touched; both with `_before` for the unedited agent (see `perception_and_goal`). For agents with these taps, and
+    edits at or before them.
+
     Args:
         agent: path of the agent's weights.
         tap: where edits are searched.
@@ -67,6 +74,7 @@ class Retargeting(Study):
         max_steps: without a touch until here is a failure.
         finish_steps: steps that finishing may take.
         comparison_levels: validation levels on which the policies are compared.
+        probe_mazes: mazes of validation levels on which probes are fitted, and as many on which they are read.
         distribution_mode: of heist.
         seed: of mazes, noise and controls.
         num_environments: mazes played at a time.
@@ -90,6 +98,7 @@ class Retargeting(Study):
         max_steps: int = 100,
         finish_steps: int = 500,
         comparison_levels: int = 64,
+        probe_mazes: int = 400,
         distribution_mode: Literal["easy", "hard"] = "easy",
         seed: int = 0,
         num_environments: int = 64,
@@ -98,7 +107,12 @@ class Retargeting(Study):
         cache_dir: str = ".cache/retargeting",
     ) -> None:
         self.search = SearchSettings() if search is None else search
-        numbers = {"max_steps": max_steps, "finish_steps": finish_steps, "num_environments": num_environments}
+        numbers = {
+            "max_steps": max_steps,
+            "finish_steps": finish_steps,
+            "num_environments": num_environments,
+            "probe_mazes": probe_mazes,
+        }
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"{name} {number} must be at least 1")
@@ -120,7 +134,7 @@ class Retargeting(Study):
         self.distances, self.max_steps, self.finish_steps = distances, max_steps, finish_steps
         self.seed, self.num_environments = seed, num_environments
         self.precision: Precision = precision
-        self.cache_dir = cache_dir
+        self.cache_dir, self.probe_mazes = cache_dir, probe_mazes
 
     def run(self) -> Report:
         """Search, play, count."""
@@ -142,6 +156,8 @@ class Retargeting(Study):
             "retarget/touched": wilson_interval(int((touched != NOTHING).sum()), len(states)),
         }
         intervals |= self._compare(edits)
+        seen, perception = self._perception(edits)
+        intervals |= seen
         arms: dict[str, dict[str, Interval]] = {}
         differences: dict[str, dict[str, Interval]] = {}
         outcomes: dict[str, dict[str, np.ndarray]] = {}
@@ -188,6 +204,7 @@ class Retargeting(Study):
         tables = {
             "arms": arm_table(arms, differences),
             "directions": direction_table(directions, outcomes),
+            "perception": perception,
             "preference": preference_table([pair for _, pair in mazes], touched),
         }
         figures = {
@@ -246,6 +263,20 @@ class Retargeting(Study):
             lifted = [played.after[row] for row in np.flatnonzero(played.touched == asked)] if asked != GEM else []
             done["finished"] = self._finished(lifted, self.seed + 1, f"{entity}, finishing")
         return done
+
+    def _perception(self, edits: Mapping[str, Edit]) -> tuple[dict[str, Interval], Table]:
+        """What probes read with each edit; fitted and tested on mazes of validation levels."""
+        levels = held_out_levels("validation", 2 * self.probe_mazes)
+        mazes = choice_mazes(first_states(levels, self.settings), self.seed, self.distances)
+        states = [maze.to_bytes() for maze, _ in mazes]
+        fitted, tested = (
+            choice_views(
+                self.agent, part, settings=self.settings, seed=self.seed, num_environments=self.num_environments,
+                max_steps=self.max_steps, precision=self.precision,
+            )
+            for part in (states[: self.probe_mazes], states[self.probe_mazes :])
+        )  # fmt: skip
+        return perception_and_goal(self.agent, fitted, tested, edits)
 
     def _film(self, states: list[bytes], edit: Edit) -> Film:
         """The first counted mazes without and with the edit."""

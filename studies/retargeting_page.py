@@ -62,6 +62,14 @@ def retargeting_page(
     headings = {
         "arms": ("Did it go where it was sent?", explained),
         "directions": ("By direction", ["The first move on the way to the asked entity."]),
+        "perception": (
+            "Seen or wanted",
+            [
+                "Linear probes fitted on untouched play: of what lies in a cell (at conv3a), and of what will be "
+                "touched next (at fc1). An edit of the goal alone leaves the first within 2 points and turns the second to the "
+                "asked entity; an edit that changes the first changes what the agent sees.",
+            ],
+        ),
         "preference": ("What the unedited agent does", ["Which of the two it touches first."]),
         "frontier": (
             "Smaller and larger edits",

@@ -122,6 +122,7 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "comparison_levels": 2,
         "max_steps": 8,
         "finish_steps": 8,
+        "probe_mazes": 6,
         "search": {"mazes": 3, "steps": 2, "unit_counts": [2, 4]},
     },
     "studies.VectorFields": {"levels": [0], "mazes": 2, "drawn": 1, "max_steps": 4, "keys_and_locks": [[3, 1]]},

@@ -12,7 +12,14 @@ from networks import ChannelEdit, CustomCNN, load_agent, save_weights
 from studies.retargeting import Retargeting
 from studies.retargeting_search import ASKED, SearchSettings, choice_mazes
 
-SMALL = {"num_levels": 12, "comparison_levels": 2, "max_steps": 12, "finish_steps": 4, "num_environments": 12}
+SMALL = {
+    "num_levels": 12,
+    "comparison_levels": 2,
+    "max_steps": 12,
+    "finish_steps": 4,
+    "num_environments": 12,
+    "probe_mazes": 12,
+}
 
 
 @pytest.fixture
@@ -45,6 +52,11 @@ def test_an_edit_that_does_nothing_redirects_nobody(agent: str, tmp_path: Path) 
         assert summary[f"retarget/{entity}/kl"] == pytest.approx(0, abs=1e-6)
         assert summary[f"retarget/{entity}/minus_entity_moved"] == -summary[f"retarget/{entity}/entity_moved"]
         assert summary[f"retarget/{entity}/units"] == 1
+    read = [entity for entity in ASKED if f"retarget/{entity}/seen" in summary]
+    assert read
+    for entity in read:
+        for probe in ("seen", "pursued"):
+            assert summary[f"retarget/{entity}/{probe}"] == summary[f"retarget/{entity}/{probe}_before"]
         assert (
             sum(row[2] for row in report.tables["directions"].rows if row[0] == entity)
             == summary[f"retarget/{entity}/counted"]

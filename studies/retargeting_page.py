@@ -66,8 +66,8 @@ def retargeting_page(
             "Seen or wanted",
             [
                 "Linear probes fitted on untouched play: of what lies in a cell (at conv3a), and of what will be "
-                "touched next (at fc1). An edit of the goal alone leaves the first within 2 points and turns the second to the "
-                "asked entity; an edit that changes the first changes what the agent sees.",
+                "touched next (at fc1). An edit of the goal alone leaves the first within 2 points and turns the "
+                "second to the asked entity; an edit that changes the first changes what the agent sees.",
             ],
         ),
         "preference": ("What the unedited agent does", ["Which of the two it touches first."]),

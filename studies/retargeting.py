@@ -190,7 +190,8 @@ class Retargeting(Study):
             if asked != GEM and hits["success"].any():
                 reached = [state for state, hit in zip(some, hits["success"], strict=True) if hit]
                 finished = kept.numbers(f"{entity}_finished", self._lifted, reached, edits[entity], asked)["finished"]
-                intervals[f"retarget/{entity}/finished"] = wilson_interval(sum(finished), len(finished))
+                if finished:
+                    intervals[f"retarget/{entity}/finished"] = wilson_interval(sum(finished), len(finished))
             there = [mazes[row][0] for row in rows]
             bounds = kept.numbers(f"{entity}_bounds", self._upper_bounds, there, entity, touched[rows])
             hits |= {arm: np.array(one, dtype=bool) for arm, one in bounds.items()}

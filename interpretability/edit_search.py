@@ -6,13 +6,16 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from interpretability.asked_moves import AskedMoves
 from networks.channel_edit import ChannelEdit, TapEdit
 from networks.precision import Precision, autocast
 from networks.taps import TappedAgent
+
+_CLIP = 1.0  # length of a gradient; a few frames on which the agent is sure of the wrong move would undo a fit
+_WARM_UP = 50  # steps until the learning rate is whole
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def search_learned(
         agent, tap, tuning, validation: as for `search_edit`.
         edits: fresh edits by their size; fitted in place.
         steps: gradient steps of each fit (Adam).
-        batch_size, learning_rate, seed: of the fits; the learning rate falls to 0.
+        batch_size, learning_rate, seed: of the fits; the learning rate rises for some steps, then falls to 0.
         play: what the agent comes to with an edit; without it all steps are taken on `tuning`.
         rounds: how often it plays.
         precision: of the passes.
@@ -151,7 +154,8 @@ def search_learned(
             loss = -_log_probability(agent, tap, edit, moves, rows, precision).mean()
             for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.grad = gradient
-            optimiser.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
+            nn.utils.clip_grad_norm_(parameters, _CLIP)
+            optimiser.param_groups[0]["lr"] = learning_rate * min((step + 1) / _WARM_UP, 1 - step / steps)
             optimiser.step()
         edit.requires_grad_(False)
         yield FoundEdit(

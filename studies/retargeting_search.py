@@ -51,8 +51,8 @@ class SearchSettings:
     places: int = 8
     unit_counts: tuple[int, ...] = (2, 8, 32)
     kernel: int = 3
-    steps: int = 1_000
-    rounds: int = 5
+    steps: int = 800
+    rounds: int = 4
     played: int = 200
     sparsity: float = 0.02
     keep: float = 0.98

@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from networks import CustomCNN, save_weights
+from studies import EntityTracking
+from tests.planted import PeakFollower
+
+SMALL = {"rooms": 1, "steps": 12, "players": ((4, 4), (0, 4)), "shuffles": 49}
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    save_weights(tmp_path / "agent.safetensors", CustomCNN(), {})
+    return str(tmp_path / "agent.safetensors")
+
+
+def test_the_planted_agents_channels_follow_what_has_their_colour(agent: str) -> None:
+    """Its channels are means of colours: they see every entity that is not the floor's colour, where it is."""
+    study = EntityTracking(agent, taps=("conv1a",), **SMALL)
+    study.agent, study.taps = PeakFollower().eval(), ("map",)
+    report = study.run()
+    rows = [row for row in report.tables["units"].rows if row[0] == "map"]
+    assert len(rows) == 7 * 3
+    red = {row[2]: row for row in rows if row[1] == 0}
+    for name in ("red_key", "gem"):
+        assert red[name][3] > 0.9
+        assert red[name][5] > 0.9
+        assert red[name][8] == "yes"
+    assert report.summary["tracking/map/red_key"] > 0
+    assert report.summary["tracking/map/several"] > 0
+    assert report.summary["tracking/map/stable"] > 0.5
+
+
+def test_scores_every_unit_beside_an_agent_with_random_weights(agent: str) -> None:
+    report = EntityTracking(agent, taps=("conv2b", "conv4a"), **SMALL).run()
+    assert len(report.tables["units"].rows) == 2 * 32 * 7
+    assert np.isfinite([report.summary[f"tracking/conv4a/random_agent_{name}"] for name in ("gem", "several")]).all()
+    assert set(report.figures) == {"conv2b", "conv4a"}
+    assert "random weights" in report.pages["tracking"]
+
+
+def test_refuses_what_cannot_be_walked_or_read(agent: str) -> None:
+    with pytest.raises(ValueError, match="fc1 is flat"):
+        EntityTracking(agent, taps=("fc1",), **SMALL)
+    with pytest.raises(ValueError, match="rooms 0"):
+        EntityTracking(agent, **SMALL | {"rooms": 0})
+    with pytest.raises(ValueError, match="walk leads over the player"):
+        EntityTracking(agent, **SMALL | {"players": ((1, 4),)})

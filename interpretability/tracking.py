@@ -114,4 +114,5 @@ def tracking_scores(
     p = (1 + (null >= found[:, None]).sum(1)) / (1 + shuffles)
     silent = found[1] == 0
     worst = np.where(silent, 1.0, p.max(0))
-    return TrackingScores(found[0], found[1], *null.mean(1), false_discovery_control(worst) <= rate)
+    chance = null.mean(1)
+    return TrackingScores(found[0], found[1], chance[0], chance[1], false_discovery_control(worst) <= rate)

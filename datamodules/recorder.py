@@ -13,7 +13,7 @@ from datamodules.outcomes import outcomes
 from datamodules.recorded_game import RecordedGame, Watcher
 from environments import EnvironmentSettings, VectorEnvironment
 from environments.heist import Labels, label_states
-from networks import AgentOutput, Precision, TappedNetwork, hash_tensors, sample_actions
+from networks import Precision, TappedNetwork, hash_tensors, sample_actions
 
 Rows = dict[str, Tensor]
 """Columns of equal length by name: `activations/TAP`, `beside/TAP`, `inside/TAP`, `labels/NAME`, `frames`, `levels`."""
@@ -163,31 +163,23 @@ class Recorder:
                 course.append((labels.held, labels.cells, game.began, game.solved))
             output = game.look()
             step, between = divmod(moment, play.every)
-            if between:
-                self._go_on(game, output, noise)
-                continue
-            columns = self._columns(output.activations, game, labels, noise)
-            if self.beside is not None:
-                seen = game.look_beside().activations
-                columns |= {f"beside/{tap}": _channels_last(seen[tap].cpu()) for tap in self.taps}
-            if not rows:
-                rows = {
-                    name: torch.empty((steps * len(column), *column.shape[1:]), dtype=column.dtype)
-                    for name, column in columns.items()
-                }
-            for name, column in columns.items():
-                rows[name][order[step]] = column
+            if not between:
+                columns = self._columns(output.activations, game, labels, noise)
+                if not rows:
+                    rows = {
+                        name: torch.empty((steps * len(column), *column.shape[1:]), dtype=column.dtype)
+                        for name, column in columns.items()
+                    }
+                for name, column in columns.items():
+                    rows[name][order[step]] = column
+                if progress is not None:
+                    progress(min(count, wanted - step * count))
             if moment < last:
-                self._go_on(game, output, noise)
-            if progress is not None:
-                progress(min(count, wanted - step * count))
+                assert output.logits is not None
+                game.act(self._choose(output.logits.cpu(), noise))
         if self.labels:
             rows |= self._outcomes(torch.stack(order), *map(np.stack, zip(*course, strict=True)))
         return {name: column[: wanted * self.rows_per_frame] for name, column in rows.items()}
-
-    def _go_on(self, game: RecordedGame, output: AgentOutput, noise: torch.Generator) -> None:
-        assert output.logits is not None
-        game.act(self._choose(output.logits.cpu(), noise))
 
     def _outcomes(self, order: Int[Tensor, "T R"], *course: Shaped[np.ndarray, "steps N ..."]) -> Rows:
         """Labels of every row that only the rest of the block knows."""
@@ -233,6 +225,9 @@ class Recorder:
             columns[f"activations/{tap}"] = maps
             if inside is not None:
                 columns[f"inside/{tap}"] = inside
+        if self.beside is not None:
+            seen = game.look_beside().activations
+            columns |= {f"beside/{tap}": _channels_last(seen[tap].cpu()) for tap in self.taps}
         per_frame: Rows = {"levels": torch.from_numpy(game.levels.copy())}
         if self.frames:
             per_frame["frames"] = torch.from_numpy(game.frames)
@@ -252,8 +247,6 @@ class Recorder:
         game.begin(0)
         labels = label_states(game.states()) if self.labels else None
         columns = self._columns(game.look().activations, game, labels, noise)
-        if self.beside is not None:
-            columns |= {f"beside/{tap}": columns[f"activations/{tap}"] for tap in self.taps}
         outcome_bytes = 2 * 8 * self.rows_per_frame if self.labels else 0
         return sum(column.nbytes for column in columns.values()) // self.play.environments + outcome_bytes
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float32, Int, Int64, Shaped, UInt8
 from torch import Tensor
 
 from datamodules.frame_patches import PackedFrames
@@ -154,10 +154,6 @@ class TrajectoryStore:
 
     def _borrow(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return self._memory.setdefault(shape, ReusedMemory(shape, dtype)).borrow()
-
-    def episode_returns(self) -> Float[np.ndarray, " E"]:
-        """The return to go at the first step of each episode."""
-        return self.returns[self._row]
 
 
 def window_weights(steps: Int[np.ndarray, " E"], context: int) -> Int[np.ndarray, " E"]:

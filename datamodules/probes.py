@@ -181,10 +181,7 @@ class ProbeDataModule(LightningDataModule):
     @cached_property
     def random_agent(self) -> TappedNetwork:
         """The agent's architecture with fresh weights, drawn from the seed, but not as a training with it would."""
-        with torch.random.fork_rng():
-            torch.manual_seed(2**31 + self.seed)
-            fresh = type(self.agent)(**self.agent.config())
-        return fresh.eval().requires_grad_(False)
+        return self.agent.untrained(2**31 + self.seed).requires_grad_(False)
 
     @cached_property
     def _caches(self) -> dict[str, ActivationCache]:

@@ -8,6 +8,7 @@ from environments.levels import (
     held_out_levels,
 )
 from environments.procgen import FRAME_SHAPE, NUM_ACTIONS, EnvironmentSettings, VectorEnvironment
+from environments.rendering import render_states
 from environments.state import State
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "State",
     "VectorEnvironment",
     "held_out_levels",
+    "render_states",
 ]

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from environments import EnvironmentSettings, State, VectorEnvironment
+from environments import EnvironmentSettings, State, render_states
 from environments.heist import DIRECTION_STEPS, Labels
 from environments.heist.asked import anywhere, label_asked
-from environments.heist.oracle import STAY
+from environments.heist.oracle import ACTION_STEPS, STAY
 from interpretability.choices import play_choices, retrace
 from networks.precision import Precision
 from networks.taps import Edit, TappedAgent
@@ -60,17 +60,9 @@ def asked_moves(
         ValueError: a maze without the entity.
     """
     states = [anywhere(maze, rng) for maze in mazes for _ in range(places)]
-    environment = VectorEnvironment(settings, min(256, len(states)))
-    frames: list[np.ndarray] = []
-    try:
-        for begin in range(0, len(states), environment.num_environments):
-            part = states[begin : begin + environment.num_environments]
-            environment.set_states([state.to_bytes() for state in part], range(len(part)))
-            frames.append(environment.observe()[1][: len(part)].copy())
-    finally:
-        environment.close()
+    frames = render_states([state.to_bytes() for state in states], settings)
     labels = label_asked(states, entity)
-    return _moves(np.concatenate(frames), labels, np.zeros(len(states), dtype=bool), num_actions)
+    return _moves(frames, labels, np.zeros(len(states), dtype=bool), num_actions)
 
 
 def own_moves(
@@ -115,7 +107,8 @@ def own_moves(
 def _moves(
     frames: UInt8[np.ndarray, "N 64 64 3"], labels: Labels, stuck: Bool[np.ndarray, " N"], num_actions: int
 ) -> AskedMoves:
-    steps = np.array([(action // 3 - 1, action % 3 - 1) if action < 9 else (0, 0) for action in range(num_actions)])
+    steps = np.zeros((num_actions, 2), dtype=np.int64)
+    steps[: len(ACTION_STEPS)] = ACTION_STEPS
     there = labels.directions[:, None] >> np.arange(len(DIRECTION_STEPS)) & 1
     wanted = there @ (np.array(DIRECTION_STEPS) @ steps.T > 0) > 0
     steering = np.eye(num_actions, dtype=bool)[labels.oracle_action]

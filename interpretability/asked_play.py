@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from environments import EnvironmentSettings
-from environments.heist import DIRECTION_ACTIONS, label_states
+from environments.heist import ACTION_STEPS, DIRECTION_ACTIONS, label_states
 from environments.heist.oracle import DIRECTION_STEPS, DIRECTIONS, STAY
 from interpretability.episodes import GAME_TIME_OUT, Episodes, play_episodes
 from interpretability.replay import ActionLog, Replay, replay
@@ -17,7 +17,7 @@ from networks import GAMMA, MAX_RETURN, DecisionTransformer, Edit, Precision
 
 ANSWERS = (*DIRECTIONS, "diagonal\nthat way", "other\ndiagonal", "stay")
 """Kinds of action in confusion matrices; a diagonal along a wall goes as fast as its straight part."""
-_MOVES = 9  # procgen's actions from there on do nothing in heist
+_MOVES = len(ACTION_STEPS)
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,8 @@ def confusion(shown: Sequence[Replay]) -> Int[np.ndarray, "4 7"]:
     """
     counts = np.zeros((len(DIRECTIONS), len(ANSWERS)), dtype=np.int64)
     kinds = np.full((len(DIRECTIONS), _MOVES), 5)  # by direction and action: another diagonal, unless ...
-    moves = np.stack([np.arange(_MOVES) // 3 - 1, np.arange(_MOVES) % 3 - 1], 1)  # procgen's dx and dy
     for direction, step in enumerate(DIRECTION_STEPS):
-        kinds[direction, (moves @ np.array(step)) == 1] = 4
+        kinds[direction, (np.array(ACTION_STEPS) @ np.array(step)) == 1] = 4
     kinds[:, list(DIRECTION_ACTIONS)] = np.arange(len(DIRECTIONS))
     kinds[:, STAY] = 6
     for each in shown:

@@ -9,14 +9,13 @@ from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from environments import EnvironmentSettings, State, VectorEnvironment
-from environments.heist import DIRECTION_STEPS, label_states, occupied_cells, place_player
+from environments import EnvironmentSettings, State, render_states
+from environments.heist import ACTION_STEPS, DIRECTION_STEPS, label_states, occupied_cells, place_player
 from environments.state import WALL
 from interpretability.episodes import evaluating
 from networks import Edit, Precision, TappedAgent, autocast
 
 _AT_ONCE = 64
-_MOVES = np.array([(action // 3 - 1, action % 3 - 1) for action in range(9)], dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def policy_field(
     if not cells:
         raise ValueError("this state has no free cell to put the player in")
     states = [place_player(state, cell).to_bytes() for cell in cells]
-    frames = _frames([state.to_bytes(), *states], settings)
+    frames = render_states([state.to_bytes(), *states], settings)
     device = next(agent.parameters()).device
     logits: list[Tensor] = []
     with evaluating(agent, *(edit for _, edit in edits)):
@@ -87,21 +86,8 @@ def policy_field(
     steps = np.array([*DIRECTION_STEPS, (0, 0)], dtype=np.float32)
     known = np.where(labels.direction_tied, -1, labels.direction)
     side = state.grid.shape[0]
-    moves = probabilities[:, :9] @ _MOVES
+    moves = probabilities[:, : len(ACTION_STEPS)] @ np.array(ACTION_STEPS, dtype=np.float32)
     return PolicyField(frames[0], side, np.array(cells), moves, probabilities, steps[known])
-
-
-def _frames(states: Sequence[bytes], settings: EnvironmentSettings) -> UInt8[np.ndarray, "N 64 64 3"]:
-    environment = VectorEnvironment(settings, min(_AT_ONCE, len(states)))
-    try:
-        found = []
-        for start in range(0, len(states), environment.num_environments):
-            some = states[start : start + environment.num_environments]
-            environment.set_states(some, list(range(len(some))))
-            found.append(environment.observe()[1][: len(some)].copy())
-        return np.concatenate(found)
-    finally:
-        environment.close()
 
 
 def draw_field(

@@ -9,7 +9,7 @@ tensors in the module, so that edits of one class share one compilation.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -100,6 +100,15 @@ class TappedNetwork(nn.Module, ABC):
     def architecture(self) -> str:
         """The class name, as saved beside weights."""
         return type(self).__name__
+
+    def untrained(self, seed: int) -> Self:
+        """The same architecture with fresh weights drawn from a seed, on the CPU in eval mode: a control.
+
+        The global random state is left alone.
+        """
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return type(self)(**self.config()).eval()
 
     def check_taps(self, names: Sequence[str]) -> None:
         """Raise ValueError for a name that is no tap of this network."""

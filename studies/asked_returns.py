@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
-import torch
-
 from environments import EnvironmentSettings, held_out_levels
 from environments.procgen import DistributionMode
 from interpretability.asked_play import (
@@ -18,9 +15,10 @@ from interpretability.asked_play import (
 )
 from interpretability.episodes import GAME_TIME_OUT
 from interpretability.films import film_of_replays
-from interpretability.statistics import Interval, join_metrics, paired_bootstrap
+from interpretability.statistics import Interval, difference_of_means, join_metrics, paired_bootstrap
 from networks import DecisionTransformer, Precision, load_network
 from studies.report import Cell, Report, Study, Table
+from studies.subject import choose_device
 
 
 class AskedReturns(Study):
@@ -71,7 +69,7 @@ class AskedReturns(Study):
             )
         self.levels = held_out_levels(split, num_levels)
         self.settings = EnvironmentSettings("heist", distribution_mode)
-        where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        where = choose_device(device)
         self.network = _load(agent).to(where)
         self.reference = None if reference is None else _load(reference).to(where)
         self.asked, self.seed, self.num_environments = tuple(asked), seed, num_environments
@@ -87,7 +85,7 @@ class AskedReturns(Study):
         for asked, episodes in zip(play.asked, play.episodes, strict=True):
             if episodes is not highest:
                 name = f"dt/rtg_{asked:g}/solved_drop"
-                differences[name] = paired_bootstrap(_difference, [highest.solved, episodes.solved])
+                differences[name] = paired_bootstrap(difference_of_means, [highest.solved, episodes.solved])
         rows = [_row(f"{asked:g}", each) for asked, each in zip(play.asked, play.intervals(), strict=True)]
         if self.reference is not None:
             cloned = self._play(self.reference)
@@ -98,7 +96,7 @@ class AskedReturns(Study):
             }
             rows.append(_row("reference", cloned.intervals()[0]))
             differences["cloning/solved_gain"] = paired_bootstrap(
-                _difference, [highest.solved, cloned.episodes[0].solved]
+                difference_of_means, [highest.solved, cloned.episodes[0].solved]
             )
         shown = replays(play, self.settings, min(64, len(self.levels)))
         films = {}
@@ -138,10 +136,6 @@ def _load(path: str) -> DecisionTransformer:
     if not isinstance(network, DecisionTransformer):
         raise ValueError(f"{path} holds a {network.architecture}, which is asked for nothing: use EvaluateAgent for it")
     return network
-
-
-def _difference(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
-    return np.mean(first, axis=axis) - np.mean(second, axis=axis)
 
 
 def _row(name: str, intervals: dict[str, Interval]) -> list[Cell]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from datamodules import ActivationBatch, ActivationDataModule
@@ -13,8 +12,9 @@ from environments.procgen import DistributionMode
 from interpretability.atlas import atlas_columns, draw_atlas
 from interpretability.atlas_units import AtlasSettings, gather_units
 from interpretability.receptive_fields import receptive_field
-from networks import Precision, SAEBase, load_agent, load_sae
+from networks import Precision
 from studies.report import Cell, Report, Study, Table
+from studies.subject import choose_device, load_subject
 
 _SETTINGS = AtlasSettings()
 
@@ -63,26 +63,19 @@ class Atlas(Study):
         cache_dir: str = ".cache/activations",
         device: str = "auto",
     ) -> None:
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        self.agent = load_agent(agent).to(self.device).eval().requires_grad_(False)
-        self.sae: SAEBase | None = None
-        if sae is not None:
-            self.sae = load_sae(sae, self.agent).to(self.device).eval().requires_grad_(False)
-            if tap not in (None, self.sae.tap):
-                raise ValueError(f"tap is {tap!r}, the autoencoder's is {self.sae.tap!r}: leave tap null")
-            tap = self.sae.tap
-        elif tap is None or not channels:
+        if sae is None and (tap is None or not channels):
             raise ValueError("there is nothing to show: give sae, or tap with channels: true")
-        self.agent.check_taps([tap])
-        if len(self.agent.taps[tap]) not in (1, 3):
-            raise ValueError(f"{tap} has no channels: choose another tap")
-        self.tap, self.channels, self.settings, self.num_frames = tap, channels, settings, num_frames
+        self.device = choose_device(device)
+        self.agent, self.tap, self.sae = load_subject(agent, sae, tap, self.device)
+        if len(self.agent.taps[self.tap]) not in (1, 3):
+            raise ValueError(f"{self.tap} has no channels: choose another tap")
+        self.channels, self.settings, self.num_frames = channels, settings, num_frames
         self.precision: Precision = precision
         self.environment = EnvironmentSettings(game, distribution_mode)
         self._paths = (agent, sae)
         self.data = ActivationDataModule(
             agent,
-            [tap],
+            [self.tap],
             environment=self.environment,
             validation_frames=num_frames,
             labels=game == "heist",

@@ -7,13 +7,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from environments import EnvironmentSettings, State, VectorEnvironment, held_out_levels
-from environments.heist import COLOURS, ENTITIES, empty_room, walk_square
+from environments import EnvironmentSettings, State, held_out_levels, render_states
+from environments.heist import ENTITIES, empty_room, find_entity, walk_square
 from interpretability.episodes import first_states
 from interpretability.report_page import Section, report_page
 from interpretability.tracking import TrackingScores, tracking_scores
 from networks import TappedAgent, load_agent, load_sae
 from studies.report import Cell, Report, Study, Table
+from studies.subject import choose_device
 
 WALKING: Final = tuple(name for name in ENTITIES if name != "player")
 LATENTS: Final = "latents"
@@ -65,7 +66,7 @@ class EntityTracking(Study):
         for name, number in {"rooms": rooms, "steps": steps, "shuffles": shuffles, "players": len(players)}.items():
             if number < 1:
                 raise ValueError(f"{name} {number} must be at least 1")
-        where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        where = choose_device(device)
         self.agent = load_agent(agent).to(where)
         self.agent.check_taps(list(taps))
         if flat := [tap for tap in taps if len(self.agent.taps[tap]) != 3]:
@@ -78,9 +79,7 @@ class EntityTracking(Study):
 
     def run(self) -> Report:
         """Walk, record, score."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            drawn = type(self.agent)(**self.agent.config()).to(next(self.agent.parameters()).device).eval()
+        drawn = self.agent.untrained(self.seed).to(next(self.agent.parameters()).device)
         summary: dict[str, float] = {}
         rows: list[list[Cell]] = []
         figures: dict[str, Figure] = {}
@@ -143,12 +142,7 @@ class EntityTracking(Study):
 
     @torch.inference_mode()
     def _maps(self, agent: TappedAgent, walk: list[State], taps: list[str]) -> dict[str, Tensor]:
-        environment = VectorEnvironment(self.settings, len(walk))
-        try:
-            environment.set_states([state.to_bytes() for state in walk])
-            frames = torch.from_numpy(environment.observe()[1].copy())
-        finally:
-            environment.close()
+        frames = torch.from_numpy(render_states([state.to_bytes() for state in walk], self.settings))
         acts = agent.forward(frames.to(next(agent.parameters()).device), record=taps, outputs=False).activations
         maps = {tap: acts[tap].float().cpu() for tap in self.taps}
         if self.sae is not None and agent is self.agent:
@@ -167,14 +161,8 @@ def _walk(base: State, name: str, player: tuple[int, int], steps: int) -> list[S
 
 
 def _places(walk: list[State], name: str) -> np.ndarray:
-    kind, colour = {"key": 2, "lock": 1, "gem": 9}[name.split("_")[-1]], name.split("_")[0]
-    where = []
-    for state in walk:
-        rows = state.entities[state.entities["type"] == kind]
-        if kind != 9:
-            rows = rows[rows["image_theme"] == COLOURS.index(colour)]
-        where.append((float(rows["x"][0]), float(rows["y"][0])))
-    return np.array(where)
+    rows = [state.entities[find_entity(state, name)] for state in walk]
+    return np.array([(float(row["x"]), float(row["y"])) for row in rows])
 
 
 def _shares(prefix: str, found: dict[str, list[TrackingScores]]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import nn
 
 from environments import EnvironmentSettings, State, VectorEnvironment, held_out_levels
@@ -19,6 +18,7 @@ from networks import Edit, Precision, TappedNetwork, load_network
 from studies.edit_choice import EditChoice
 from studies.evaluation_tables import Choice, agent_table, draw_outcomes, episode_table, group_table
 from studies.report import Report, Study
+from studies.subject import choose_device
 
 _PREFIX: dict[Choice, str] = {"sampled": "agent", "greedy": "agent_greedy"}
 
@@ -96,7 +96,7 @@ class EvaluateAgent(Study):
         self.levels = held_out_levels(split, num_levels)
         self.settings = EnvironmentSettings(game, distribution_mode)
         VectorEnvironment(self.settings, 1).close()  # refuses an unknown game
-        where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        where = choose_device(device)
         self.agents = [load_network(path).to(where) for path in self.names]
         for each in self.agents:
             self.edits = self.edit_choice.load(each, where)  # the same for all: an autoencoder has one agent

@@ -19,8 +19,9 @@ from interpretability.feature_groups import Group, co_active_groups, draw_co_act
 from interpretability.feature_sheet import draw_feature_sheet
 from interpretability.optimised_images import OptimisationSettings
 from interpretability.unit_numbers import UnitNumbers
-from networks import Precision, SAEBase, load_agent, load_sae
+from networks import Precision
 from studies.report import Report, Study, Table
+from studies.subject import choose_device, load_subject
 
 _SETTINGS = OptimisationSettings()
 _COLOUR_STRIDE = 16
@@ -77,25 +78,16 @@ class FeatureGroups(Study):
     ) -> None:
         if groups < 1 or examples < 1 or num_frames < 1:
             raise ValueError(f"groups {groups}, examples {examples} and num_frames {num_frames} must be at least 1")
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        self.agent = load_agent(agent).to(self.device).eval().requires_grad_(False)
-        self.sae: SAEBase | None = None
-        if sae is not None:
-            self.sae = load_sae(sae, self.agent).to(self.device).eval().requires_grad_(False)
-            if tap not in (None, self.sae.tap):
-                raise ValueError(f"tap is {tap!r}, the autoencoder's is {self.sae.tap!r}: leave tap null")
-            tap = self.sae.tap
-        elif tap is None:
-            raise ValueError("nothing says which units to group: give tap, or sae")
-        self.agent.check_taps([tap])
-        if len(self.agent.taps[tap]) not in (1, 3):
-            raise ValueError(f"{tap} has no channels: choose another tap")
-        self.tap, self.method, self.groups, self.examples = tap, method, groups, examples
+        self.device = choose_device(device)
+        self.agent, self.tap, self.sae = load_subject(agent, sae, tap, self.device)
+        if len(self.agent.taps[self.tap]) not in (1, 3):
+            raise ValueError(f"{self.tap} has no channels: choose another tap")
+        self.method, self.groups, self.examples = method, groups, examples
         self.num_frames, self.optimisation, self.seed = num_frames, optimisation, seed
         self.precision: Precision = precision
         self.data = ActivationDataModule(
             agent,
-            [tap],
+            [self.tap],
             environment=EnvironmentSettings(game, distribution_mode),
             validation_frames=num_frames,
             precision=precision,

@@ -13,17 +13,18 @@ from datamodules import ActivationDataModule
 from environments import EnvironmentSettings
 from environments.procgen import DistributionMode
 from interpretability.colour import ColourMoments, ColourStatistics
+from interpretability.episodes import STAY
 from interpretability.image_objectives import LayerDirection, Objective, Response, Unit, difference
 from interpretability.optimised_images import Inside, OptimisationSettings, OptimisedImages, optimise_images
 from interpretability.pictures import Row, Tile, sheet
 from interpretability.replay import replay
-from networks import Precision, load_agent, load_readout, load_sae
+from networks import Precision, load_readout
 from studies.report import Report, Study, Table
+from studies.subject import choose_device, load_subject
 
 _SETTINGS = OptimisationSettings()
 _FRAMES = 256  # in one pass
 _COLOUR_STRIDE = 8
-_STAY = 4  # procgen's action for standing still
 
 
 @dataclass(frozen=True)
@@ -125,32 +126,23 @@ class FeatureImages(Study):
         cache_dir: str = ".cache/activations",
         device: str = "auto",
     ) -> None:
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        self.agent = load_agent(agent).to(self.device).eval().requires_grad_(False)
-        self.sae = None
-        if sae is not None:
-            self.sae = load_sae(sae, self.agent).to(self.device).eval().requires_grad_(False)
-            if tap not in (None, self.sae.tap):
-                raise ValueError(f"tap is {tap!r}, the autoencoder's is {self.sae.tap!r}: leave tap null")
-            tap = self.sae.tap
-        elif tap is None:
-            raise ValueError("nothing says where the units are: give tap, or sae")
-        self.agent.check_taps([tap])
+        self.device = choose_device(device)
+        self.agent, self.tap, self.sae = load_subject(agent, sae, tap, self.device)
         if images < 1 or num_frames < 1:
             raise ValueError(f"images {images} and num_frames {num_frames} must be at least 1")
         if images > 1 and settings.diversity == 0:
             raise ValueError(f"{images} images of each would come out alike: set settings.diversity above 0, 3 say")
-        self.tap, self.images, self.settings, self.num_frames = tap, images, settings, num_frames
+        self.images, self.settings, self.num_frames = images, settings, num_frames
         self.precision: Precision = precision
         self.environment = EnvironmentSettings(game, distribution_mode)
-        units = (self.agent.taps[tap] or (1,))[0] if self.sae is None else self.sae.num_latents
+        units = (self.agent.taps[self.tap] or (1,))[0] if self.sae is None else self.sae.num_latents
         self.wanted = [Wanted(unit) for unit in range(units)] if wanted is None else wanted
         self.objectives = [self._objective(each, units) for each in self.wanted]
-        Response(self.agent, tap, self.objectives, self.sae, precision)  # refuses what does not exist
+        self.response = Response(self.agent, self.tap, self.objectives, self.sae, precision)
         self.inside = inside
         self.data = ActivationDataModule(
             agent,
-            [tap],
+            [self.tap],
             environment=self.environment,
             validation_frames=num_frames,
             labels=False,
@@ -210,7 +202,6 @@ class FeatureImages(Study):
     def _look(self) -> tuple[ColourStatistics, list[float]]:
         """Colours of the game, and how far its frames drive each objective at any position (or at its own)."""
         colours = ColourMoments(self.settings.parametrisation == "phase")
-        response = Response(self.agent, self.tap, self.objectives, self.sae, self.precision)
         highest = torch.full((len(self.objectives),), -torch.inf)
         loader = tqdm(self.data.val_dataloader(), desc="look through frames", unit="batch", leave=False)
         with torch.no_grad():
@@ -218,7 +209,7 @@ class FeatureImages(Study):
                 assert batch.frames is not None
                 colours.update(batch.frames[::_COLOUR_STRIDE])
                 for frames in batch.frames.split(_FRAMES):
-                    found = response.highest(frames.to(self.device).float() / 255)
+                    found = self.response.highest(frames.to(self.device).float() / 255)
                     highest = torch.maximum(highest, found.cpu())
         self.data.teardown("validate")
         return colours.statistics(), highest.tolist()
@@ -226,7 +217,7 @@ class FeatureImages(Study):
     def _patch(self) -> Inside | None:
         if self.inside is None:
             return None
-        frames = replay(self.inside.level, [_STAY], self.environment).frames
+        frames = replay(self.inside.level, [STAY], self.environment).frames
         top, left, bottom, right = self.inside.box
         mask = torch.zeros(64, 64)
         mask[top:bottom, left:right] = 1

@@ -5,7 +5,6 @@ from itertools import combinations, pairwise
 from typing import Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from scipy.stats import contingency
@@ -16,6 +15,7 @@ from environments.heist import COLOURS, DIRECTIONS, ENTITIES, Labels, deconfound
 from interpretability.episodes import first_states
 from networks import Precision, load_agent
 from studies.report import Cell, Report, Study, Table
+from studies.subject import choose_device
 
 DRAWN = ("target", "target_x", "target_y", "direction", "path_length", "keys_left", "keys_held")
 """Labels that `deconfound` draws on their own; the others follow from them and from chance."""
@@ -65,7 +65,7 @@ class LabelCorrelations(Study):
         self.settings = EnvironmentSettings("heist", distribution_mode)
         of_split = VALIDATION_LEVELS if split == "validation" else TEST_LEVELS
         played = EnvironmentSettings("heist", distribution_mode, of_split.start, len(of_split))
-        where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        where = choose_device(device)
         play = PlaySettings(environments=-(-num_frames // _KEPT), steps=_STEPS)
         self.recorder = Recorder(
             load_agent(agent), played, (), labels=True, precision=precision, play=play, seed=seed, device=where

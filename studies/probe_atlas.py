@@ -146,7 +146,7 @@ class ProbeAtlas(Study):
         return Report(
             summary,
             tables,
-            {name.replace(" ", "_"): figure for name, figure in figures.items()},
+            {f"{data} {form}".replace(" ", "_"): each for data in figures for form, each in figures[data].items()},
             pages={"probes": self._page(results, figures, tables)},
         )
 
@@ -181,10 +181,12 @@ class ProbeAtlas(Study):
                     summary |= join_metrics({f"probe/{name}/sparse/{target.name}/{kind}_{k}/accuracy": accuracy})
         return rows, summary
 
-    def _page(self, results: dict[str, list[ProbeResult]], figures: dict[str, Figure], tables: dict[str, Table]) -> str:
+    def _page(
+        self, results: dict[str, list[ProbeResult]], figures: dict[str, dict[str, Figure]], tables: dict[str, Table]
+    ) -> str:
         sections = []
         for data, found in results.items():
-            shown = [(f"{name}: scores by target and tap", figures[name]) for name in figures if figures_of(name, data)]
+            shown = [(f"{data} {form}: scores by target and tap", each) for form, each in figures[data].items()]
             shown += [
                 (f"confusion of {each.target}", draw_confusion(each, f"{each.target} at {each.tap}, {each.form}"))
                 for each in found
@@ -200,11 +202,6 @@ class ProbeAtlas(Study):
             "labels). The best tap is chosen on validation levels."
         ]
         return report_page("What the agent knows, and where", text, sections)
-
-
-def figures_of(name: str, data: str) -> bool:
-    """Whether a heat map is of these data."""
-    return name.rsplit(" ", 1)[0] == data
 
 
 def _trainer(folder: str) -> Trainer:
@@ -226,12 +223,13 @@ def _summary(results: Sequence[ProbeResult], data: str) -> dict[str, float]:
     return join_metrics(found)
 
 
-def _heat_maps(results: dict[str, list[ProbeResult]]) -> dict[str, Figure]:
-    figures = {}
+def _heat_maps(results: dict[str, list[ProbeResult]]) -> dict[str, dict[str, Figure]]:
+    """By data and form."""
+    figures: dict[str, dict[str, Figure]] = {}
     for data, found in results.items():
         for form in dict.fromkeys(result.form for result in found):
             chosen = [result for result in found if result.form == form]
-            figures[f"{data} {form}"] = draw_heat_map(chosen, f"{data}, form: {form}")
+            figures.setdefault(data, {})[form] = draw_heat_map(chosen, f"{data}, form: {form}")
     return figures
 
 

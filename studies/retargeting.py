@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Int
 
 from environments import EnvironmentSettings, State, held_out_levels
@@ -32,6 +31,7 @@ from studies.retargeting_tables import (
     frontier_table,
     preference_table,
 )
+from studies.subject import choose_device
 
 _FILMED: Final = 3
 
@@ -119,7 +119,7 @@ class Retargeting(Study):
         self.levels = held_out_levels("test", num_levels)
         self.compared = held_out_levels("validation", comparison_levels)
         self.settings = EnvironmentSettings("heist", distribution_mode)
-        where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        where = choose_device(device)
         self.agent, self.name = load_agent(agent).to(where), Path(agent).name
         self.agent.check_taps([tap])
         if tap.split(".")[0] in ("logits", "value"):

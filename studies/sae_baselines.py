@@ -32,6 +32,7 @@ from networks import Precision, SAEBase, load_agent, load_sae, save_weights
 from studies.code_comparison import FULL, Code, Measured, code_table, draw_codes, measure, measure_concepts
 from studies.edit_choice import MEAN_LEVELS, MEAN_STEPS
 from studies.report import Report, Study
+from studies.subject import choose_device
 
 
 class SAEBaselines(Study):
@@ -104,7 +105,7 @@ class SAEBaselines(Study):
             raise ValueError(
                 f"fit_rows {fit_rows} and steps {steps} must be at least 1, splice_levels {splice_levels} at least 0"
             )
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = choose_device(device)
         self.agent_path = agent
         self.agent = load_agent(agent).to(self.device).requires_grad_(False)
         self.sae: SAEBase = load_sae(sae, self.agent).to(self.device).requires_grad_(False)
@@ -207,11 +208,8 @@ class SAEBaselines(Study):
 
     def _random_agent(self) -> str:
         """The file of an agent of the same architecture that never learnt anything."""
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            drawn = type(self.agent)(**self.agent.config())
         path = Path(self.cache_dir) / f"random_{self.agent.architecture}_seed{self.seed}.safetensors"
-        save_weights(path, drawn, {})
+        save_weights(path, self.agent.untrained(self.seed), {})
         return str(path)
 
     def _rows(self) -> Float[Tensor, "R C"]:

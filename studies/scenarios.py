@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from environments import EnvironmentSettings, State, VectorEnvironment
+from environments import EnvironmentSettings, State, render_states
 from environments.heist import ENTITIES, check_playable, label_states
 from interpretability.episodes import first_states
 from interpretability.oracle_play import play_oracle_from
@@ -73,12 +73,7 @@ class Scenarios(Study):
 
 def contact_sheet(exhibits: list[Exhibit], settings: EnvironmentSettings, title: str) -> UInt8[Tensor, "H W 3"]:
     """A row of frames, as the game draws them, for each group."""
-    environment = VectorEnvironment(settings, len(exhibits))
-    try:
-        environment.set_states([exhibit.state.to_bytes() for exhibit in exhibits])
-        frames = torch.from_numpy(environment.observe()[1].copy())
-    finally:
-        environment.close()
+    frames = torch.from_numpy(render_states([exhibit.state.to_bytes() for exhibit in exhibits], settings))
     groups: dict[str, list[Tile]] = {}
     for exhibit, frame in zip(exhibits, frames, strict=True):
         groups.setdefault(exhibit.group, []).append(Tile(frame, exhibit.title))

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -18,6 +17,7 @@ from interpretability.statistics import Interval, bootstrap_interval, join_metri
 from networks import Edit, Precision, TappedAgent, load_agent
 from studies.edit_choice import MEAN_LEVELS, EditChoice
 from studies.report import Report, Study, Table
+from studies.subject import choose_device
 
 _COLUMNS = 3
 
@@ -87,7 +87,7 @@ class VectorFields(Study):
         if distribution_mode not in ("easy", "hard"):
             raise ValueError(f"a frame of {distribution_mode} mode does not show the whole world: choose easy or hard")
         self.settings = EnvironmentSettings("heist", distribution_mode)
-        where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        where = choose_device(device)
         self.name = agent
         self.agent = load_agent(agent).to(where)
         self.edits = self.edit_choice.load(self.agent, where)
@@ -134,9 +134,7 @@ class VectorFields(Study):
     def _count(
         self, mazes: dict[tuple[int, int], list[State]], edits: Sequence[Edit]
     ) -> tuple[list[list[str | int | float]], dict[str, float]]:
-        with torch.random.fork_rng():
-            torch.manual_seed(2**31 + self.seed)
-            drawn = type(self.agent)(**self.agent.config()).to(next(self.agent.parameters()).device)
+        drawn = self.agent.untrained(2**31 + self.seed).to(next(self.agent.parameters()).device)
         arms: dict[str, tuple[TappedAgent, Sequence[Edit]]] = {"": (self.agent, ()), "random_agent_": (drawn, ())}
         if edits:
             arms["edited_"] = (self.agent, edits)

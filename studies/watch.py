@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 from torch import nn
 
 from environments import EnvironmentSettings, VectorEnvironment, held_out_levels
@@ -17,6 +16,7 @@ from interpretability.replay import ActionLog, Replay, replay
 from networks import Edit, Precision, SAEBase, load_agent
 from studies.edit_choice import MEAN_LEVELS, EditChoice
 from studies.report import Cell, Report, Study, Table
+from studies.subject import choose_device
 
 ACTION_LETTERS = {"L": 1, "R": 7, "U": 5, "D": 3, ".": 4, "1": 0, "7": 2, "3": 6, "9": 8}
 """Actions by hand: left, right, up, down, stay, and the diagonals as they lie on a keyboard's number block."""
@@ -88,7 +88,7 @@ class Watch(Study):
         self.actions = None if actions is None else parse_actions(actions)
         self.settings = EnvironmentSettings(game, distribution_mode)
         VectorEnvironment(self.settings, 1).close()  # refuses an unknown game
-        where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        where = choose_device(device)
         self.name = agent
         self.agent = load_agent(agent).to(where)
         self.edits = self.edit_choice.load(self.agent, where)

@@ -7,6 +7,7 @@ from environments.heist.labels import Labels, label_states
 from environments.heist.layout import COLOURS, ENTITIES, HeistPart, Layout, Maze, read_layout
 from environments.heist.mazes import corner_maze, cross_maze, draw_maze, empty_room, t_maze, write_maze
 from environments.heist.oracle import (
+    ACTION_STEPS,
     DIRECTION_ACTIONS,
     DIRECTION_STEPS,
     DIRECTIONS,
@@ -47,6 +48,7 @@ from environments.heist.targets import (
 from environments.heist.variants import mirror, pickup_order, reorder, rotate, swap_target, walk_square
 
 __all__ = [
+    "ACTION_STEPS",
     "COLOURS",
     "DIRECTIONS",
     "DIRECTION_ACTIONS",

@@ -15,8 +15,10 @@ from environments.heist.layout import Layout, Maze
 DIRECTIONS: Final = ("left", "down", "up", "right")
 """Direction names; their order is that of direction labels."""
 DIRECTION_STEPS: Final = ((-1, 0), (0, -1), (0, 1), (1, 0))
-DIRECTION_ACTIONS: Final = (1, 3, 5, 7)
-"""procgen's action for each direction: dx = a // 3 - 1, dy = a % 3 - 1."""
+ACTION_STEPS: Final = tuple((action // 3 - 1, action % 3 - 1) for action in range(9))
+"""(dx, dy) of procgen's actions that move; the others, from 9 on, do not."""
+DIRECTION_ACTIONS: Final = tuple(ACTION_STEPS.index(step) for step in DIRECTION_STEPS)
+"""procgen's action for each direction."""
 STAY: Final = 4
 DEAD_BAND: Final = 0.1
 """Cells off a cell's centre that steering ignores; with 0.2 the player gets stuck at corners (0.6 % of levels)."""

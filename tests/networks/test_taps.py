@@ -134,3 +134,15 @@ def test_edits_that_differ_in_tensors_share_one_compilation(net, frames):
             assert torch.equal(output.activations["conv4a"], expected.activations["conv4a"])
     assert len(graphs) == 1
     torch._dynamo.reset()
+
+
+def test_an_untrained_twin_depends_on_the_seed_alone() -> None:
+    torch.manual_seed(3)
+    agent = CustomCNN()
+    before = torch.get_rng_state()
+    one, again, other = agent.untrained(5), agent.untrained(5), agent.untrained(6)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not one.training
+    assert torch.equal(one.conv1a.weight, again.conv1a.weight)
+    assert not torch.equal(one.conv1a.weight, other.conv1a.weight)
+    assert not torch.equal(one.conv1a.weight, agent.conv1a.weight)

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from environments import EnvironmentSettings, State, VectorEnvironment
 from environments.heist import choice_maze, corner_maze, draw_maze, label_states
@@ -9,22 +8,12 @@ from interpretability.asked_moves import asked_moves, own_moves
 from interpretability.choices import play_choices, retrace
 from interpretability.episodes import first_states
 from networks import CustomCNN
+from tests.planted import Pushed
 
 EASY = EnvironmentSettings()
 LEFT, DOWN, UP, RIGHT = ({a for a in range(9) if step(a) > 0} for step in (
     lambda a: 1 - a // 3, lambda a: 1 - a % 3, lambda a: a % 3 - 1, lambda a: a // 3 - 1,
 ))  # fmt: skip
-
-
-class Pushed(nn.Module):
-    """Edit of the logits: one action all the time."""
-
-    def __init__(self, action: int) -> None:
-        super().__init__()
-        self.action = action
-
-    def forward(self, logits):
-        return torch.nn.functional.one_hot(torch.full((len(logits),), self.action), 15) * 100.0
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from environments import EnvironmentSettings, State, VectorEnvironment
 from environments.heist import ENTITIES, choice_maze, cross_maze, label_states
@@ -9,19 +8,9 @@ from interpretability.choices import NOTHING, play_choices, play_to_end
 from interpretability.episodes import first_states
 from networks import CustomCNN
 from networks.policy import sample_actions
+from tests.planted import Pushed
 
 EASY = EnvironmentSettings()
-
-
-class Pushed(nn.Module):
-    """Edit of the logits: one action all the time."""
-
-    def __init__(self, action: int) -> None:
-        super().__init__()
-        self.action = action
-
-    def forward(self, logits):
-        return torch.nn.functional.one_hot(torch.full((len(logits),), self.action), 15) * 100.0
 
 
 @pytest.fixture(scope="module")

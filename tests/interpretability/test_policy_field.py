@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from environments import EnvironmentSettings, State
 from environments.heist import draw_maze, label_states, place_player
 from interpretability.episodes import first_states
 from interpretability.policy_field import policy_field
 from networks import CustomCNN
+from tests.planted import Pushed
 
 SETTINGS = EnvironmentSettings()
 
@@ -21,19 +21,6 @@ def state() -> State:
 def agent() -> CustomCNN:
     torch.manual_seed(0)
     return CustomCNN().eval()
-
-
-class Always(nn.Module):
-    """Puts one action's logit far above the others', whatever is seen."""
-
-    def __init__(self, action: int) -> None:
-        super().__init__()
-        self.action = action
-
-    def forward(self, acts: Tensor) -> Tensor:
-        out = torch.full_like(acts, -20.0)
-        out[:, self.action] = 20.0
-        return out
 
 
 def test_every_free_cell_is_asked_and_moves_are_expectations(agent: CustomCNN, state: State) -> None:
@@ -55,7 +42,7 @@ def test_every_free_cell_is_asked_and_moves_are_expectations(agent: CustomCNN, s
 def test_edits_count_and_arrows_point_as_procgen_moves(
     agent: CustomCNN, state: State, action: int, move: tuple[int, int]
 ) -> None:
-    field = policy_field(agent, state, SETTINGS, edits=[("logits", Always(action))], precision="fp32")
+    field = policy_field(agent, state, SETTINGS, edits=[("logits", Pushed(action))], precision="fp32")
     np.testing.assert_allclose(field.moves, np.broadcast_to(move, field.moves.shape), atol=1e-4)
     lined = np.nan_to_num((field.oracle @ np.array(move)) / max(np.linalg.norm(move), 1))
     known = np.abs(field.oracle).sum(1) > 0

@@ -1,13 +1,11 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 from interpretability.optimised_images import OptimisationSettings
-from networks import CustomCNN, SparseAutoencoder, load_agent, save_weights
 from studies import FeatureGroups
+from tests.saved_subject import save_subject
 
 SETTINGS = {
     "num_frames": 64,
@@ -20,13 +18,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    torch.manual_seed(0)
-    folder: Path = tmp_path_factory.mktemp("groups")
-    paths = {name: str(folder / f"{name}.safetensors") for name in ("agent", "sae")}
-    save_weights(paths["agent"], CustomCNN(), {})
-    origin = {"tap": "conv4a", "agent_hash": load_agent(paths["agent"]).weights_hash}
-    save_weights(paths["sae"], SparseAutoencoder(32, 1), {"kind": "SparseAutoencoder", **origin})
-    return {**paths, "cache": str(folder / "cache")}
+    return save_subject(tmp_path_factory.mktemp("groups"))
 
 
 def study(known: dict[str, str], **changes: Any) -> FeatureGroups:

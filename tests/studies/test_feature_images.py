@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,29 +5,28 @@ import torch
 from torch import Tensor
 
 from interpretability.optimised_images import OptimisationSettings
-from networks import CustomCNN, SparseAutoencoder, load_agent, save_weights
+from networks import load_agent, save_weights
 from networks.linear_readout import LinearReadout
 from studies import FeatureImages
 from studies.feature_images import Patch, Wanted
+from tests.saved_subject import save_subject
 
 QUICK = OptimisationSettings(steps=2, starts=2)
 
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    torch.manual_seed(0)
-    folder: Path = tmp_path_factory.mktemp("images")
-    paths = {name: str(folder / f"{name}.safetensors") for name in ("agent", "sae", "probe", "flat")}
-    save_weights(paths["agent"], CustomCNN(), {})
-    origin = {"tap": "conv4a", "agent_hash": load_agent(paths["agent"]).weights_hash}
-    save_weights(paths["sae"], SparseAutoencoder(32, 1), {"kind": "SparseAutoencoder", **origin})
+    folder = tmp_path_factory.mktemp("images")
+    paths = save_subject(folder)
+    origin = {"agent_hash": load_agent(paths["agent"]).weights_hash, "tap": "conv4a"}
     for name, form in (("probe", "position"), ("flat", "flat")):
         readout = LinearReadout("conv4a", form, (32, 8, 8), (32, 8, 8), {"gem": ("elsewhere", "here")})  # type: ignore[arg-type]
         torch.nn.init.normal_(readout.weight)
         readout.component_std.fill_(1)
         readout.fitted.fill_(True)
+        paths[name] = str(folder / f"{name}.safetensors")
         save_weights(paths[name], readout, {"kind": "LinearReadout", **origin, "config": readout.config()})
-    return {**paths, "cache": str(folder / "cache")}
+    return paths
 
 
 def study(known: dict[str, str], **changes: Any) -> FeatureImages:

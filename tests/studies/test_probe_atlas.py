@@ -1,12 +1,11 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from datamodules.recorder import PlaySettings
-from networks import CustomCNN, SparseAutoencoder, load_agent, save_weights
 from studies import ProbeAtlas
+from tests.saved_subject import save_subject
 
 TARGETS = ["target", "held_blue_key", "path_length"]
 SMALL: dict[str, Any] = {
@@ -24,13 +23,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    torch.manual_seed(0)
-    folder: Path = tmp_path_factory.mktemp("probes")
-    paths = {name: str(folder / f"{name}.safetensors") for name in ("agent", "sae")}
-    save_weights(paths["agent"], CustomCNN(), {})
-    origin = {"tap": "conv4a", "agent_hash": load_agent(paths["agent"]).weights_hash}
-    save_weights(paths["sae"], SparseAutoencoder(32, 2), {"kind": "SparseAutoencoder", **origin})
-    return {**paths, "cache": str(folder / "cache")}
+    return save_subject(tmp_path_factory.mktemp("probes"), 2)
 
 
 def test_natural_deconfounded_and_carried_over(known: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
 
+from callbacks.trainer_access import log_now, trainer_precision
 from environments import held_out_levels
 from interpretability.asked_play import (
     AskedPlay,
@@ -101,7 +102,7 @@ class AskedReturns(Callback):
     def _play(self, trainer: Trainer, module: Any) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         twin = copy.copy(module.agent)  # shares everything but the compiled call
-        precision: Precision = "bf16" if str(trainer.precision).startswith("bf16") else "fp32"
+        precision = trainer_precision(trainer)
         self.play = play_asked(
             twin,
             self.asked,
@@ -114,10 +115,7 @@ class AskedReturns(Callback):
             progress=trainer.progress_bar_callback is not None,
         )
         metrics = self.play.metrics()
-        # the hooks come where `self.log` is not allowed, or would take a mean over the epoch
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+        log_now(trainer, metrics, trainer.global_step)
         self._draw(trainer, twin, data.environment, precision)
 
     def _draw(self, trainer: Trainer, network: DecisionTransformer, settings: Any, precision: Precision) -> None:

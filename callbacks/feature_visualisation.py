@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from callbacks.trainer_access import trainer_precision
 from environments import VALIDATION_LEVELS, EnvironmentSettings
 from interpretability import (
     ColourMoments,
@@ -177,7 +178,7 @@ class _Subject:
         else:
             maps = [name for name, shape in agent.taps.items() if len(shape) == 3 and f"{name}.pre" in agent.taps]
             self.tap = tap or (maps or list(agent.taps))[-1]
-            self.precision = "bf16" if str(trainer.precision).startswith("bf16") else "fp32"
+            self.precision = trainer_precision(trainer)
         self.agent.check_taps([self.tap])
 
     def batches(self, num_frames: int) -> Iterator[Batch]:

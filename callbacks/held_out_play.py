@@ -3,10 +3,10 @@
 import copy
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from callbacks.trainer_access import log_now, trainer_precision
 from environments import held_out_levels
 from interpretability.episodes import GAME_TIME_OUT, Episodes, play_episodes
 from networks import TappedNetwork
@@ -95,7 +95,7 @@ class HeldOutPlay(Callback):
             seed=self.seed,
             num_environments=self.num_environments,
             max_steps=self.max_steps,
-            precision="bf16" if str(trainer.precision).startswith("bf16") else "fp32",
+            precision=trainer_precision(trainer),
             progress="play held-out levels" if trainer.progress_bar_callback is not None else None,
         )
         metrics = self.episodes.metrics("held_out")
@@ -103,6 +103,4 @@ class HeldOutPlay(Callback):
         if trained is not None:
             metrics["held_out/gap"] = float(trained) - metrics["held_out/return"]
         # the values belong to the frames played so far, which `self.log` could not say
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=getattr(data, "env_steps", trainer.global_step))
+        log_now(trainer, metrics, getattr(data, "env_steps", trainer.global_step))

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from callbacks.trainer_access import log_now
 from environments import held_out_levels
 from interpretability.episodes import GAME_TIME_OUT
 from interpretability.splice import SpliceResult, evaluate_splice
@@ -107,7 +107,4 @@ class SpliceEvaluation(Callback):
             progress=trainer.progress_bar_callback is not None,
         )
         metrics = self.result.metrics()
-        # outside an epoch a hook may not use `self.log`
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+        log_now(trainer, metrics, trainer.global_step)

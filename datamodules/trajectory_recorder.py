@@ -16,6 +16,7 @@ from datamodules.recorder import Rows
 from environments import EnvironmentSettings, VectorEnvironment
 from environments.heist import Labels, label_states
 from networks import Precision, TappedAgent, autocast, hash_tensors, sample_actions
+from networks.padding import padded_batch
 
 TRAJECTORY_LABELS = [*(f.name for f in dataclasses.fields(Labels) if f.name not in ("level", "world_dim")), "stuck"]
 """Names of stored labels: the fields of `environments.heist.Labels` that differ within a level, and `stuck`: whether
@@ -28,7 +29,6 @@ _STAY = 4
 _ENVIRONMENTS = 64
 _SHORT = 32  # steps of a short episode: a small block keeps no more environments busy
 BLOCK_FRAMES = 16_384
-_SMALLEST_BATCH = 8
 _PRIOR = 8  # episodes as long as the limit, in the first guess of their usual length
 _SAMPLE_FRAMES = 256  # played to find out what a frame takes on disk
 
@@ -162,10 +162,8 @@ class TrajectoryRecorder:
             return rng.integers(_MOVES, size=len(frames))
         if self.agent is None:
             return labels.oracle_action
-        size = max(_SMALLEST_BATCH, 1 << (len(frames) - 1).bit_length())  # few batch sizes: few kernels to choose
-        batch = torch.from_numpy(frames[np.minimum(np.arange(size), len(frames) - 1)])
         with torch.inference_mode(), autocast(self.precision, self.device):
-            logits = self.agent(batch.to(self.device)).logits
+            logits = self.agent(padded_batch(frames).to(self.device)).logits
         assert logits is not None
         logits = logits[: len(frames)]
         if self.source.temperature == 0:

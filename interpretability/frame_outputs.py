@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from networks.padding import SMALLEST_BATCH, padded_batch
 from networks.precision import Precision, autocast
 from networks.taps import AgentOutput, Edit, TappedAgent, TappedNetwork
-
-_SMALLEST_BATCH = 8
 
 
 class PlayedOutputs(Protocol):
@@ -111,10 +110,9 @@ class FrameOutputs:
         return chosen[:, :-1], chosen[:, -1]
 
     def _run(self, frames: np.ndarray) -> Tensor:
-        """Outputs for n frames, padded to a power of two: few batch sizes, hence few kernels to choose or compile."""
+        """Outputs for n frames."""
         count = len(frames)
-        size = max(_SMALLEST_BATCH, 1 << (count - 1).bit_length())
-        batch = torch.from_numpy(frames[np.minimum(np.arange(size), count - 1)]).to(self._device)
+        batch = padded_batch(frames).to(self._device)
         with autocast(self._precision, self._device):
             output = self._agent(batch, edits=self._edits)
         return _outputs(output)[:count].float().cpu()
@@ -125,7 +123,7 @@ class FrameOutputs:
         Either alone would not do: an edit may cut gradients and not the signal, and outputs may agree by chance.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            some = torch.from_numpy(frames[: _SMALLEST_BATCH // 2]).to(self._device).float() / 255
+            some = torch.from_numpy(frames[: SMALLEST_BATCH // 2]).to(self._device).float() / 255
             inputs = torch.cat([some, 1 - some]).requires_grad_()
             # not __call__: no training compilation
             outputs = _outputs(self._agent.forward(inputs, edits=self._edits))

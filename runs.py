@@ -23,6 +23,10 @@ CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 LOCK = ".lock"
 
+_FOLDER = "PROCGEN_LENS_RUN"  # environment variable with the folder, for ranks that rank 0 starts itself
+_STARTED = time.time()
+_APART = 30.0  # seconds by which ranks that are started together may come here apart
+
 # where to go on from is no part of what is run; `config` only names the file that the rest was read from
 _NOT_COMPARED = ("ckpt_path", "config")
 
@@ -65,6 +69,7 @@ def claim_run(root: Path, name: str, config: str, ckpt_path: str | None) -> Run:
         run = join_run(root, name, config, resume=ckpt_path == "auto")
     else:
         run = (continue_run(root, name, config) if ckpt_path == "auto" else None) or start_run(root, name, config)
+        os.environ[_FOLDER] = str(run.folder.absolute())
     if ckpt_path not in (None, "auto"):
         run.checkpoint = Path(ckpt_path)
     return run
@@ -100,14 +105,17 @@ def continue_run(root: Path, name: str, config: str) -> Run | None:
 def join_run(root: Path, name: str, config: str, resume: bool, patience: float = 60.0) -> Run:
     """The run that rank 0 has just started or goes on with, for the other ranks of distributed training.
 
+    Ranks that rank 0 has started are told; those that were started beside it (torchrun, SLURM) take the folder that
+    was claimed about when they began, and no older unfinished one.
+
     Raises TimeoutError if rank 0 has not made its folder within `patience` seconds.
     """
     deadline = time.monotonic() + patience
-    while not (folders := _unfinished(root / name, config)):
+    while (folder := _claimed(root / name, config)) is None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"rank 0 made no folder under {root / name}")
         time.sleep(0.1)
-    return Run(folders[0], newest_checkpoint(folders[0]) if resume else None, resumed=True)
+    return Run(folder, newest_checkpoint(folder) if resume else None, resumed=True)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -142,6 +150,18 @@ def _unfinished(folder: Path, config: str) -> list[Path]:
     return sorted(same, key=_number, reverse=True)
 
 
+def _claimed(folder: Path, config: str) -> Path | None:
+    """The folder that rank 0 says, else the newest that was claimed no earlier than this process began."""
+    folders = _unfinished(folder, config)
+    told = [path for path in folders if str(path.absolute()) == os.environ.get(_FOLDER)]
+    lately = [path for path in folders if (path / LOCK).exists() and _claim_time(path) > _STARTED - _APART]
+    return next(iter([*told, *lately]), None)
+
+
+def _claim_time(folder: Path) -> float:
+    return (folder / LOCK).stat().st_mtime
+
+
 def _comparable(config: str) -> dict[str, Any]:
     values = yaml.safe_load(config)
     return {key: value for key, value in values.items() if key not in _NOT_COMPARED}
@@ -156,10 +176,11 @@ def _readable(path: Path) -> bool:
 
 
 def _lock(folder: Path) -> IO[str] | None:
-    file = (folder / LOCK).open("w")
+    file = (folder / LOCK).open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
         return None
+    os.utime(folder / LOCK)  # when it was claimed, for the other ranks
     return file

@@ -1,5 +1,7 @@
 """Run folders, below the command line."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,32 @@ def test_other_ranks_join_the_run_of_rank_zero(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     second = claim_run(tmp_path, "a", CONFIG, ckpt_path="start.ckpt")
     assert (second.folder, second.checkpoint) == (first.folder, first.checkpoint)
+
+
+def test_ranks_started_together_do_not_join_an_old_unfinished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PROCGEN_LENS_RUN", raising=False)
+    old = start_run(tmp_path, "a", CONFIG)
+    old.release()
+    long_ago = time.time() - 3600
+    os.utime(old.folder / ".lock", (long_ago, long_ago))
+    with pytest.raises(TimeoutError, match="rank 0 made no folder"):
+        join_run(tmp_path, "a", CONFIG, resume=True, patience=0.0)
+    again = continue_run(tmp_path, "a", CONFIG)  # rank 0 goes on with it after all
+    assert again is not None
+    assert join_run(tmp_path, "a", CONFIG, resume=True, patience=0.0).folder == old.folder
+
+
+def test_a_rank_that_rank_zero_started_takes_the_folder_that_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PROCGEN_LENS_RUN", raising=False)
+    first = claim_run(tmp_path, "a", CONFIG, ckpt_path=None)
+    long_ago = time.time() - 3600
+    os.utime(first.folder / ".lock", (long_ago, long_ago))  # its data took an hour to prepare
+    start_run(tmp_path, "a", CONFIG)  # another user's, of the same configuration
+    assert join_run(tmp_path, "a", CONFIG, resume=False, patience=0.0).folder.samefile(first.folder)
 
 
 def test_a_text_is_replaced_whole(tmp_path: Path) -> None:

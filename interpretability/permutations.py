@@ -82,7 +82,7 @@ def shuffle_labels(values: Float[np.ndarray, "L K *U"], rng: np.random.Generator
 
 def discoveries(p: Float[np.ndarray, "*U"], rate: float = 0.05) -> Bool[np.ndarray, "*U"]:
     """Which of these tests stand, at most that share of them falsely (Benjamini and Hochberg 1995)."""
-    return false_discovery_control(p, axis=None) <= rate
+    return (false_discovery_control(p.ravel()) <= rate).reshape(p.shape)
 
 
 def _as_high(found: np.ndarray, null: np.ndarray) -> np.ndarray:

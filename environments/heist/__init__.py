@@ -1,6 +1,7 @@
 """Heist: its part of the state, the shortest-path oracle, labels and scenario edits."""
 
 from environments.heist.choices import choice_maze, keys_and_locks
+from environments.heist.corners import AXES, QUADRANTS, corner_scenes
 from environments.heist.deconfounded import deconfound, deconfounded_states
 from environments.heist.inside import inside_maze, maze_bounds
 from environments.heist.labels import Labels, label_states
@@ -49,12 +50,14 @@ from environments.heist.variants import mirror, pickup_order, reorder, rotate, s
 
 __all__ = [
     "ACTION_STEPS",
+    "AXES",
     "COLOURS",
     "DIRECTIONS",
     "DIRECTION_ACTIONS",
     "DIRECTION_STEPS",
     "ENTITIES",
     "POSITION_TARGETS",
+    "QUADRANTS",
     "TARGETS",
     "Advice",
     "ClassTarget",
@@ -73,6 +76,7 @@ __all__ = [
     "close_walls",
     "copy_state",
     "corner_maze",
+    "corner_scenes",
     "cross_maze",
     "deconfound",
     "deconfounded_states",

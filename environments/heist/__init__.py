@@ -19,6 +19,7 @@ from environments.heist.oracle import (
     steer,
 )
 from environments.heist.playable import check_playable
+from environments.heist.replaced import replaced_entities
 from environments.heist.scatter import scatter_player
 from environments.heist.scenarios import (
     add_entity,
@@ -102,6 +103,7 @@ __all__ = [
     "recolour_entity",
     "remove_entity",
     "reorder",
+    "replaced_entities",
     "rotate",
     "scatter_player",
     "steer",

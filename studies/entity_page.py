@@ -56,7 +56,7 @@ def draw_code(tap: str, code: EntityCode, names: Sequence[str], bound: float) ->
     The units that separate entities best on tuning levels, in the order of their numbers.
     """
     chosen = np.sort(np.argsort(-code.rank)[:_SHOWN])
-    figure = Figure(figsize=(0.31 * len(chosen) + 3, 3.4), layout="constrained")
+    figure = Figure(figsize=(max(0.31 * len(chosen) + 3, 5.5), 3.4), layout="constrained")
     axis = figure.subplots()
     values = code.effect[:, chosen]
     most = max(float(np.abs(values).max()), 1e-9)
@@ -106,17 +106,19 @@ def draw_levels(
         drawn = axis.violinplot(values, showextrema=False, widths=0.85)
         for index, body in enumerate(drawn["bodies"]):
             body.set_facecolor(_COLOURS.get(labels[index].split("_")[0], "0.5"))
-            body.set_alpha(0.85 if index < len(names) and together[tap][index, unit] else 0.25)
+            body.set_alpha(0.85 if count > 1 and index < len(names) and together[tap][index, unit] else 0.25)
         axis.plot(range(1, len(labels) + 1), np.median(values, 0), "k_", markersize=9)
         axis.set_xticks(
             range(1, len(labels) + 1), [label.replace("_", " ") for label in labels], rotation=90, fontsize=8
         )
-        axis.set_title(f"{tap} {unit}: tells {count} apart", fontsize=10)
+        axis.set_title(f"{tap} {unit}: tells {count if count > 1 else 'none'} apart", fontsize=10)
     figure.supylabel("level at the entity's place")
     return figure
 
 
-def entity_page(shares: Table, verdicts: Table, figures: Mapping[str, Figure], levels: int, bound: float) -> str:
+def entity_page(
+    shares: Table, verdicts: Table, units: Table, figures: Mapping[str, Figure], levels: int, bound: float
+) -> str:
     """The page."""
     text = [
         f"In each of {levels} test levels each entity in turn, and then nothing, lies in one place of one random maze; "
@@ -165,6 +167,8 @@ def entity_page(shares: Table, verdicts: Table, figures: Mapping[str, Figure], l
             "Levels of the units that tell most entities apart",
             ["Full colour: entities that are told apart. A dash is the median."],
             [("levels by entity", figures["levels"])],
+            units.columns,
+            sorted((row for row in units.rows if row[3]), key=lambda row: -int(row[4])),
         ),
         Section("Units and entities", ["A dot: the unit responds. Framed: its level tells which of these it is."]),
         *maps,

@@ -24,6 +24,7 @@ from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 
 NAMES: Final = tuple(name for name in ENTITIES if name != "player")
+_WORDS: Final = [name.replace("_", " ") for name in NAMES]
 KEYS: Final = [NAMES.index(name) for name in ("blue_key", "green_key", "red_key")]
 SHARES: Final = ("responds", "identity", "strength_2", "strength_3", "three_keys", "explained")
 ARMS: Final = {"": "agent", "random_agent_": "random weights", "shuffled_": "labels shuffled"}
@@ -126,14 +127,14 @@ class EntityUnits(Study):
         verdicts = _verdicts(codes, self.bound)
         rows = [row for tap, code in codes[""].items() for row in _rows(tap, code, self.bound)]
         columns = ["tap", "unit", "responds to", "tells apart", "number", "eta squared", "p", "guessed rightly"]
-        columns += [f"effect of {name.replace('_', ' ')}" for name in NAMES]
+        columns += [f"effect of {name}" for name in _WORDS]
         units = Table(columns, rows, printed=False)
         figures = {"pictures": draw_pictures(pictures["test"][0][: 3 * (len(NAMES) + 1)], self.settings, NAMES)}
         figures["bounds"] = draw_bounds(codes, ARMS, self.bound)
         figures |= {tap: draw_code(tap, code, NAMES, self.bound) for tap, code in codes[""].items()}
         levels = {tap: splits["test"] for tap, splits in arms[""].items()}
         figures["levels"] = draw_levels(levels, codes[""], NAMES, self.bound)
-        page = entity_page(shares, verdicts, figures, len(self.levels["test"]), self.bound)
+        page = entity_page(shares, verdicts, units, figures, len(self.levels["test"]), self.bound)
         tables = {"shares": shares, "multiplexing": verdicts, "units": units}
         return Report(join_metrics(summary), tables, figures, pages={"entities": page})
 
@@ -229,13 +230,14 @@ def _verdicts(codes: dict[str, dict[str, EntityCode]], bound: float) -> Table:
 
 
 def _rows(tap: str, code: EntityCode, bound: float) -> list[list[Cell]]:
+    """A row a unit; entities that it tells apart come from the highest level to the lowest."""
     rows: list[list[Cell]] = []
     responds, together = code.responds(bound), code.together(bound)
     for unit in range(len(code.rank)):
-        named = [
-            ", ".join(name.replace("_", " ") for name, yes in zip(NAMES, which[:, unit], strict=True) if yes)
-            for which in (responds, together)
-        ]
+        effects = code.effect[:, unit]
+        seen = [_WORDS[k] for k in np.flatnonzero(responds[:, unit])]
+        told = [_WORDS[k] for k in np.argsort(-effects) if together[k, unit]]
+        named = [", ".join(seen), " > ".join(told) if len(told) > 1 else ""]
         numbers = [float(one[unit]) for one in (code.explained, code.explained_p, code.decoded)]
-        rows.append([tap, unit, *named, int(together[:, unit].sum()), *numbers, *code.effect[:, unit].tolist()])
+        rows.append([tap, unit, *named, len(told), *numbers, *effects.tolist()])
     return rows

@@ -95,3 +95,35 @@ class Compass(TappedAgent):
 
     def config(self) -> dict[str, int | float | bool | str]:
         return {}
+
+
+class EntityEye(TappedAgent):
+    """Knows heist's entities by their colours, pixel by pixel.
+
+    Channels of the tap `map`: 3 where there is blue, 2 where there is green and 1 where there is red (one channel's
+    level says which); blue alone; the gem alone; what is always the same.
+    """
+
+    _COLOURS = ((28, 164, 228), (116, 204, 76), (236, 108, 20), (252, 228, 132))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+        self._find_taps()
+
+    def trunk(self) -> Iterator[tuple[str, Step]]:
+        yield "map.pre", self._look
+        yield "map", functional.relu
+
+    def heads(self) -> tuple[Step, Step]:
+        return lambda acts: acts.new_zeros(len(acts), 15), lambda acts: acts.mean((1, 2, 3)).unsqueeze(1)
+
+    def _look(self, frames: Tensor) -> Tensor:
+        colours = torch.tensor(self._COLOURS) / 255
+        blue, green, red, gem = (
+            ((frames - colour[:, None, None]).abs().amax(1) < 6 / 255).float() for colour in colours
+        )
+        return torch.stack([3 * blue + 2 * green + red, blue, gem, torch.ones_like(gem)], 1)
+
+    def config(self) -> dict[str, int | float | bool | str]:
+        return {}

@@ -10,7 +10,7 @@ from studies import DirectionalUnits
 from tests.planted import Compass
 from tests.saved_subject import save_subject
 
-SMALL = {"levels": 6, "permutations": 99}
+SMALL = {"levels": 4, "permutations": 49}
 
 
 @pytest.fixture

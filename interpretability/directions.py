@@ -49,6 +49,27 @@ class Selectivity(NamedTuple):
     stands: Bool[np.ndarray, "D U"]
 
 
+class TapScores(NamedTuple):
+    """Scores of a tap's units.
+
+    Attributes:
+        corner: by measure, in mazes that hold the way alone.
+        detour: likewise where the other way round is open too, but for one cell.
+        profile: mean response in each maze and scene, in standard deviations about the unit's mean.
+        exchanged: `first_step` in corners, the labels of a random half of the levels exchanged.
+    """
+
+    corner: dict[str, Selectivity]
+    detour: dict[str, Selectivity]
+    profile: Float[np.ndarray, "2 4 2 U"]
+    exchanged: Selectivity
+
+    @property
+    def directional(self) -> np.ndarray:
+        """[D U]: selective for the first step in both mazes."""
+        return self.corner["first_step"].stands & self.detour["first_step"].stands
+
+
 def contrasts(responses: Float[np.ndarray, "L 4 2 2 U"]) -> dict[str, Contrasts]:
     """The differences of each level by name of the measure.
 

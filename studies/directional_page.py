@@ -1,18 +1,15 @@
 """Pictures and page of the study of directional units."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from environments import EnvironmentSettings, render_states
 from environments.heist import AXES, DIRECTION_STEPS, DIRECTIONS, QUADRANTS
+from interpretability.directions import TapScores
 from interpretability.report_page import Section, report_page
 from studies.report import Table
-
-if TYPE_CHECKING:
-    from studies.directional_units import TapScores
 
 _SHOWN = 24  # units
 _ARROWS = {"left": "←", "down": "↓", "up": "↑", "right": "→"}
@@ -43,7 +40,7 @@ def draw_scenes(scenes: list[bytes], settings: EnvironmentSettings) -> Figure:
     return figure
 
 
-def draw_selectivity(trained: "Mapping[str, TapScores]", drawn: "Mapping[str, TapScores]", least: float) -> Figure:
+def draw_selectivity(trained: Mapping[str, TapScores], drawn: Mapping[str, TapScores], least: float) -> Figure:
     """Each unit's selectivity for the first step against that for the side of the key, each at its own best direction.
 
     Random weights in grey.
@@ -71,7 +68,7 @@ def draw_selectivity(trained: "Mapping[str, TapScores]", drawn: "Mapping[str, Ta
     return figure
 
 
-def draw_units(scores: "Mapping[str, TapScores]") -> Figure:
+def draw_units(scores: Mapping[str, TapScores]) -> Figure:
     """Mean response of the units of the clearest first step in all scenes, those of one first step side by side."""
     ranked: list[tuple[float, str, int, int]] = []
     for tap, found in scores.items():

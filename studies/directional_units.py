@@ -1,7 +1,7 @@
 """Which units say in which direction the way starts, rather than where the key lies?"""
 
 from functools import partial
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -9,7 +9,15 @@ from torch import Tensor
 
 from environments import EnvironmentSettings, State, held_out_levels
 from environments.heist import ACTION_STEPS, DIRECTION_STEPS, DIRECTIONS, QUADRANTS, corner_scenes
-from interpretability.directions import MEASURES, Selectivity, contrasts, exchanged, pooled_deviation, selectivity
+from interpretability.directions import (
+    MEASURES,
+    Selectivity,
+    TapScores,
+    contrasts,
+    exchanged,
+    pooled_deviation,
+    selectivity,
+)
 from interpretability.episodes import first_states
 from interpretability.report_page import percent
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
@@ -25,27 +33,6 @@ _COLUMNS: Final = [
     "tap", "unit", "direction", "first step", "low", "high", "p", "detour", "low", "high", "p", "key side", "p",
     "directional",
 ]  # fmt: skip
-
-
-class TapScores(NamedTuple):
-    """Scores of a tap's units.
-
-    Attributes:
-        corner: by measure, in mazes that hold the way alone.
-        detour: likewise where the other way round is open too, but for one cell.
-        profile: mean response in each maze and scene, in standard deviations about the unit's mean.
-        exchanged: `first_step` in corners, the labels of a random half of the levels exchanged.
-    """
-
-    corner: dict[str, Selectivity]
-    detour: dict[str, Selectivity]
-    profile: Float[np.ndarray, "2 4 2 U"]
-    exchanged: Selectivity
-
-    @property
-    def directional(self) -> np.ndarray:
-        """[D U]: selective for the first step in both mazes."""
-        return self.corner["first_step"].stands & self.detour["first_step"].stands
 
 
 class DirectionalUnits(Study):

@@ -39,10 +39,12 @@ def draw_bounds(codes: Mapping[str, Mapping[str, EntityCode]], arms: Mapping[str
     taps = list(codes["random_agent_"])
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     asked = np.linspace(0.5, 0.99, 50)
+    told = {
+        arm: [np.concatenate([codes[arm][tap].together(low).sum(0) for tap in taps]) for low in asked] for arm in arms
+    }
     for axis, count in zip(figure.subplots(1, 3, sharey=True), (1, 2, 3), strict=True):
         for (arm, words), style in zip(arms.items(), ("C0-", "C1--", "k:"), strict=True):
-            told = [np.concatenate([codes[arm][tap].together(b).sum(0) for tap in taps]) for b in asked]
-            axis.plot(asked, [100 * (one >= count).mean() for one in told], style, label=words)
+            axis.plot(asked, [100 * (one >= count).mean() for one in told[arm]], style, label=words)
         axis.axvline(bound, color="0.8", linewidth=0.8, zorder=0)
         axis.set(title=("respond to any", "tell two apart", "tell three apart")[count - 1], xlabel="bound of the area")
     figure.axes[0].set_ylabel("% of units, all taps")

@@ -60,7 +60,7 @@ class EntityUnits(Study):
         sae: path of an autoencoder whose latents are scored too.
         levels: of validation, and as many of test.
         reach: cells around the entity's in which the highest response is looked for.
-        others: further entities that lie about, the same in all pictures of a level.
+        others: further entities that lie about, at most 5, the same in all pictures of a level.
         bound: that the area under a ROC curve has to exceed in its whole interval.
         permutations: of each test.
         seed: of pictures, tests and random weights.
@@ -224,7 +224,7 @@ def _verdicts(codes: dict[str, dict[str, EntityCode]], bound: float) -> Table:
         for tap, table in (*zip(taps, np.moveaxis(counts, 2, 0), strict=True), ("all taps", counts.sum(2))):
             own, drawn = (wilson_interval(int(yes), int(yes + no)) for yes, no in table)
             p = float(fisher_exact(table).pvalue)
-            verdict = "cannot be told" if p > 0.05 else "more" if own.value > drawn.value else "fewer"
+            verdict = "no difference shown" if p > 0.05 else "more" if own.value > drawn.value else "fewer"
             rows.append([tap, name.replace("_", " "), percent(own), percent(drawn), p, verdict])
     return Table(["tap", "units that tell apart", "agent", "random weights", "p", "than random weights"], rows)
 

@@ -22,7 +22,7 @@ def replaced_entities(
         state: of heist; its level seed and theme stay.
         rng: draws walls, the place, the player's cell and what else lies about.
         names: entities but the player.
-        others: so many further entities in other cells, the same in all scenes; drawn with repetition.
+        others: so many further entities, the same in all scenes, not next to the place; drawn with repetition.
 
     Returns:
         The scenes, and the place.
@@ -37,13 +37,16 @@ def replaced_entities(
     side = state.grid.shape[0]
     floor = placed_floor(rng, side, int(rng.choice(maze_sizes(side, None))))
     cells = sample_cells(rng, free_cells(floor))
-    if not 0 <= others <= len(cells) - 2:
-        raise ValueError(f"{others} others beside the player and the place: choose 0 to {len(cells) - 2}")
+    (x, y), player = cells[:2]
+    room = [cell for cell in cells[2:] if max(abs(cell[0] - x), abs(cell[1] - y)) > 1]
+    if not 0 <= others <= len(room):
+        raise ValueError(f"{others} others in a maze with room for {len(room)}: choose fewer, at least 0")
     known = [name for name in ENTITIES if name != "player"]
     drawn = rng.integers(len(known), size=others).tolist()
-    around = [(known[index], cell) for index, cell in zip(drawn, cells[2:], strict=False)]
+    around = [(known[index], cell) for index, cell in zip(drawn, room, strict=False)]
     seed = int(rng.integers(2**32))  # things lie off their cells' centres alike in all scenes
-    contents = [*([(name, cells[0])] for name in names), []]
-    return [
-        write_maze(state, floor, [*around, *here], cells[1], rng=np.random.default_rng(seed)) for here in contents
-    ], cells[0]
+    contents = [*([(name, (x, y))] for name in names), []]
+    return [write_maze(state, floor, [*around, *here], player, rng=np.random.default_rng(seed)) for here in contents], (
+        x,
+        y,
+    )

@@ -27,7 +27,9 @@ def test_nothing_differs_outside_the_place(others: int) -> None:
             assert not (changed & ~(row & column)).any()
         assert (x, y) not in occupied_cells(scenes[-1])
         assert len({frame.tobytes() for frame in frames}) == len(NAMES) + 1
-        assert sum(map(len, occupied_cells(scenes[-1]).values())) == 1 + others
+        around = {cell for cell, there in occupied_cells(scenes[-1]).items() if there != ["player"]}
+        assert len(around) == others
+        assert all(max(abs(cell[0] - x), abs(cell[1] - y)) > 1 for cell in around)
 
 
 def test_refuses_what_cannot_be_put() -> None:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from interpretability.statistics import Interval
+
 _STYLE = """
 :root { color-scheme: light dark; --paper: light-dark(#fff, #14161b); --ink: light-dark(#181a20, #e9ebf0);
   --faint: light-dark(#626774, #9aa0ad); --rule: light-dark(#dfe2e8, #343945); }
@@ -61,6 +63,11 @@ def report_page(title: str, text: Sequence[str], sections: Sequence[Section]) ->
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>'
         f"<h1>{html.escape(title)}</h1>{_paragraphs(text)}<nav>{links}</nav>{body}</body></html>\n"
     )
+
+
+def percent(share: Interval) -> str:
+    """A share with its interval, in per cent: `50 (34 to 66)`."""
+    return f"{100 * share.value:.0f} ({100 * share.low:.0f} to {100 * share.high:.0f})"
 
 
 def _section(number: int, section: Section) -> str:

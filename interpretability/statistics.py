@@ -130,6 +130,13 @@ def bootstrap_of_sums(
     return Interval(value, float(low), float(high))
 
 
+def resampled_means(values: Float[np.ndarray, "L *U"], *, seed: int = 0) -> Float[np.ndarray, "R *U"]:
+    """Means over resampled levels, for many units at once; the quantiles of what follows from them bound it."""
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    means: Float[np.ndarray, "R U"] = _resampling(len(flat), seed) @ flat / len(flat)
+    return means.reshape(-1, *values.shape[1:])
+
+
 @lru_cache(maxsize=4)
 def _resampling(count: int, seed: int) -> Float[np.ndarray, "R count"]:
     """How often each of `count` levels is drawn, in each resample."""

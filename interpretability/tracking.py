@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import false_discovery_control
 from torch import Tensor
+
+from interpretability.permutations import discoveries, permutation_p
 
 _NOTHING = 1e-6  # of the largest response: less is none
 
@@ -111,8 +112,8 @@ def tracking_scores(
         scores[0] += equivariance(shown[orders], *centroids(response)) / len(walks)
         scores[1] += near[np.arange(len(where)), orders].mean(1) / len(walks)
     found, null = scores[:, 0].numpy(), scores[:, 1:].numpy()
-    p = (1 + (null >= found[:, None]).sum(1)) / (1 + shuffles)
+    p = permutation_p(found, null.swapaxes(0, 1))
     silent = found[1] == 0
     worst = np.where(silent, 1.0, p.max(0))
     chance = null.mean(1)
-    return TrackingScores(found[0], found[1], chance[0], chance[1], false_discovery_control(worst) <= rate)
+    return TrackingScores(found[0], found[1], chance[0], chance[1], discoveries(worst, rate))

@@ -2,7 +2,9 @@
 
 from studies.asked_returns import AskedReturns as AskedReturns
 from studies.atlas import Atlas as Atlas
+from studies.directional_units import DirectionalUnits as DirectionalUnits
 from studies.entity_tracking import EntityTracking as EntityTracking
+from studies.entity_units import EntityUnits as EntityUnits
 from studies.evaluate_agent import EvaluateAgent as EvaluateAgent
 from studies.feature_groups import FeatureGroups as FeatureGroups
 from studies.feature_images import FeatureImages as FeatureImages

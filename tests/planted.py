@@ -46,3 +46,84 @@ class Pushed(nn.Module):
 
     def forward(self, logits):
         return torch.nn.functional.one_hot(torch.full((len(logits),), self.action), 15) * 100.0
+
+
+class Compass(TappedAgent):
+    """Sees walls and keys around a player in the middle cell of heist's easy world, and goes where the way starts.
+
+    Units of the tap `seen`, four each in the order of `DIRECTIONS`: whether the cell next to the player on that side is
+    open; whether a way of three cells that starts there, and three more to either side, is open from end to end; how
+    much blue there is on that side of the player. The corner of the world has to be wall.
+    """
+
+    _SIDE = 9
+    _STEPS = ((-1, 0), (0, -1), (0, 1), (1, 0))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+        self._find_taps()
+
+    def trunk(self) -> Iterator[tuple[str, Step]]:
+        yield "seen.pre", self._look
+        yield "seen", functional.relu
+
+    def heads(self) -> tuple[Step, Step]:
+        return self._logits, lambda acts: acts.mean(1, keepdim=True)
+
+    def _look(self, frames: Tensor) -> Tensor:
+        cells = functional.adaptive_avg_pool2d(frames, self._SIDE).flip(2)  # [B 3 y x], y upwards
+        open_cells = ((cells - cells[..., :1, :1]).abs().amax(1) > 0.14).float()
+        blue = (frames[:, 2] - frames[:, 0] - 0.3).relu()
+        middle = self._SIDE // 2
+        seen: list[list[Tensor]] = [[], [], []]
+        for dx, dy in self._STEPS:
+            leg = [(middle + dx * n, middle + dy * n) for n in (1, 2, 3)]
+            turned = [[(leg[-1][0] + t * dy * n, leg[-1][1] + t * dx * n) for n in (1, 2, 3)] for t in (1, -1)]
+            ways = [torch.stack([open_cells[:, y, x] for x, y in leg + turn]).amin(0) for turn in turned]
+            seen[0].append(open_cells[:, leg[0][1], leg[0][0]])
+            seen[1].append(torch.stack(ways).amax(0))
+            columns, rows = (slice(0, 25), slice(40, 64)), (slice(40, 64), slice(0, 25))
+            part = blue[:, :, columns[dx > 0]] if dx else blue[:, rows[dy > 0]]
+            seen[2].append(part.mean((1, 2)))
+        return torch.stack([*seen[0], *seen[1], *seen[2]], 1)
+
+    def _logits(self, acts: Tensor) -> Tensor:
+        logits = torch.full((len(acts), 15), -20.0)
+        logits[:, [1, 3, 5, 7]] = 40 * acts[:, 4:8] - 20
+        return logits
+
+    def config(self) -> dict[str, int | float | bool | str]:
+        return {}
+
+
+class EntityEye(TappedAgent):
+    """Knows heist's entities by their colours, pixel by pixel.
+
+    Channels of the tap `map`: 3 where there is blue, 2 where there is green and 1 where there is red (one channel's
+    level says which); blue alone; the gem alone; what is always the same.
+    """
+
+    _COLOURS = ((28, 164, 228), (116, 204, 76), (236, 108, 20), (252, 228, 132))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+        self._find_taps()
+
+    def trunk(self) -> Iterator[tuple[str, Step]]:
+        yield "map.pre", self._look
+        yield "map", functional.relu
+
+    def heads(self) -> tuple[Step, Step]:
+        return lambda acts: acts.new_zeros(len(acts), 15), lambda acts: acts.mean((1, 2, 3)).unsqueeze(1)
+
+    def _look(self, frames: Tensor) -> Tensor:
+        colours = torch.tensor(self._COLOURS) / 255
+        blue, green, red, gem = (
+            ((frames - colour[:, None, None]).abs().amax(1) < 6 / 255).float() for colour in colours
+        )
+        return torch.stack([3 * blue + 2 * green + red, blue, gem, torch.ones_like(gem)], 1)
+
+    def config(self) -> dict[str, int | float | bool | str]:
+        return {}

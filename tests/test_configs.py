@@ -117,6 +117,8 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "splice_levels": 2,
         "max_steps": 4,
     },
+    "studies.DirectionalUnits": {"levels": 2, "permutations": 9},
+    "studies.EntityUnits": {"levels": 2, "permutations": 9},
     "studies.EntityTracking": {"rooms": 1, "steps": 4, "players": [[4, 4]], "shuffles": 4},
     "studies.Retargeting": {
         "num_levels": 6,

@@ -1,6 +1,7 @@
 """Heist: its part of the state, the shortest-path oracle, labels and scenario edits."""
 
 from environments.heist.choices import choice_maze, keys_and_locks
+from environments.heist.corners import AXES, QUADRANTS, corner_scenes
 from environments.heist.deconfounded import deconfound, deconfounded_states
 from environments.heist.inside import inside_maze, maze_bounds
 from environments.heist.labels import Labels, label_states
@@ -18,6 +19,7 @@ from environments.heist.oracle import (
     steer,
 )
 from environments.heist.playable import check_playable
+from environments.heist.replaced import replaced_entities
 from environments.heist.scatter import scatter_player
 from environments.heist.scenarios import (
     add_entity,
@@ -49,12 +51,14 @@ from environments.heist.variants import mirror, pickup_order, reorder, rotate, s
 
 __all__ = [
     "ACTION_STEPS",
+    "AXES",
     "COLOURS",
     "DIRECTIONS",
     "DIRECTION_ACTIONS",
     "DIRECTION_STEPS",
     "ENTITIES",
     "POSITION_TARGETS",
+    "QUADRANTS",
     "TARGETS",
     "Advice",
     "ClassTarget",
@@ -73,6 +77,7 @@ __all__ = [
     "close_walls",
     "copy_state",
     "corner_maze",
+    "corner_scenes",
     "cross_maze",
     "deconfound",
     "deconfounded_states",
@@ -98,6 +103,7 @@ __all__ = [
     "recolour_entity",
     "remove_entity",
     "reorder",
+    "replaced_entities",
     "rotate",
     "scatter_player",
     "steer",

@@ -209,7 +209,15 @@ def t_maze(state: State, left: str, right: str, *, stem: int = 3, arm: int = 3) 
 
 
 def corner_maze(
-    state: State, entity: str, *, quarter_turns: int = 0, mirrored: bool = False, legs: tuple[int, int] = (3, 3)
+    state: State,
+    entity: str,
+    *,
+    quarter_turns: int = 0,
+    mirrored: bool = False,
+    legs: tuple[int, int] = (3, 3),
+    aside: bool = False,
+    blocked: int | None = None,
+    player: Cell | None = None,
 ) -> State:
     """A key or the gem round a corner: the player walks right, then up, and is there.
 
@@ -221,22 +229,40 @@ def corner_maze(
         quarter_turns: counter-clockwise turns of the whole picture, 0 to 3.
         mirrored: exchange left and right before turning; with the turns this gives all eight pictures of a corner.
         legs: moves from the player to the corner, and from there to the entity.
+        aside: gem and lock lie below the player, not at its back.
+        blocked: opens the other way round too, up and then right, but for the cell so many moves from the player.
+        player: its cell; without it the maze stands in the middle of the world.
 
     Raises:
-        ValueError: a name that is neither a key nor the gem, or legs that are too short or too long for the world.
+        ValueError: a name that is neither a key nor the gem, legs that are too short or too long for the world (for
+            the player's cell), or a block that is not on the other way.
     """
     first, second = legs
     if min(legs) < 1:
         raise ValueError(f"legs {legs} leave no corner to go round: choose at least 1 each")
-    out = _way_out([entity])[::-1]
-    bottom = out + "P" + "." * first
-    margin = "#" * (len(bottom) - 1)
-    drawing = [margin + character for character in reversed(_ended(entity, second))] + [bottom]
+    if blocked is not None and not 1 <= blocked < first + second:
+        raise ValueError(f"blocked {blocked} is not on the way: choose 1 to {first + second - 1}, or None")
+    drawn: dict[Cell, str] = {}
+    if blocked is not None:
+        other = [(0, y) for y in range(1, second + 1)] + [(x, second) for x in range(1, first)]
+        drawn = dict.fromkeys(other, ".") | {other[blocked - 1]: "#"}
+    drawn |= {(x, 0): "." for x in range(1, first + 1)} | {(first, y): "." for y in range(1, second)}
+    drawn |= {(0, 0): "P", (first, second): _symbol(entity)}
+    for distance, character in enumerate(_way_out([entity]), start=1):
+        drawn[(0, -distance) if aside else (-distance, 0)] = character
     if mirrored:
-        drawing = [row[::-1] for row in drawing]
+        drawn = {(-x, y): character for (x, y), character in drawn.items()}
     for _ in range(quarter_turns % 4):
-        drawing = ["".join(column) for column in reversed(list(zip(*drawing, strict=True)))]
-    return check_playable(draw_maze(state, drawing))
+        drawn = {(-y, x): character for (x, y), character in drawn.items()}
+    left, bottom, right, top = (of(cells) for of in (min, max) for cells in zip(*drawn, strict=True))
+    if player is not None:
+        side = state.grid.shape[0]
+        if min(player[0] + left, player[1] + bottom) < 0 or max(player[0] + right, player[1] + top) >= side:
+            raise ValueError(f"the corner leaves the world, the player at {player}: choose a cell nearer its middle")
+        left, bottom, right, top = -player[0], -player[1], side - 1 - player[0], side - 1 - player[1]
+    lines = range(top, bottom - 1, -1)
+    rows = ["".join(drawn.get((x, y), "#") for x in range(left, right + 1)) for y in lines]
+    return check_playable(draw_maze(state, rows))
 
 
 def _symbol(name: str) -> str:

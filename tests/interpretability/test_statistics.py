@@ -9,6 +9,7 @@ from interpretability.statistics import (
     join_metrics,
     paired_bootstrap,
     ratio_of_means,
+    resampled_means,
     wilson_interval,
 )
 
@@ -121,3 +122,13 @@ def test_bootstrap_of_sums_agrees_with_the_ratio_of_means() -> None:
     assert found.low == pytest.approx(expected.low, abs=0.005)
     assert found.high == pytest.approx(expected.high, abs=0.005)
     assert np.isnan(bootstrap_of_sums(np.zeros((3, 2)), lambda sums: sums[:, 0] / sums[:, 1])).all()
+
+
+def test_resampled_means_bound_a_mean_as_its_bootstrap_does() -> None:
+    values = np.random.default_rng(4).exponential(size=(60, 2, 3))
+    means = resampled_means(values, seed=1)
+    assert means.shape[1:] == (2, 3)
+    for place in np.ndindex(2, 3):
+        low, high = np.quantile(means[:, *place], [0.025, 0.975])
+        whole = bootstrap_interval(values[:, *place])
+        assert (low, high) == pytest.approx((whole.low, whole.high), abs=0.04)

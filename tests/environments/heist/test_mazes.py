@@ -102,6 +102,11 @@ def test_shapes_of_the_mazes(state):
     assert cropped(corner_maze(state, "green_key", legs=(2, 3))) == ["####g", "####.", "####.", "*GP.."]
     assert cropped(corner_maze(state, "gem", legs=(2, 2), mirrored=True)) == ["*##", ".##", "..P"]
     assert cropped(corner_maze(state, "gem", legs=(1, 3), quarter_turns=1)) == ["*...", "###P"]
+    assert cropped(corner_maze(state, "red_key", legs=(2, 1), aside=True)) == ["##r", "P..", "R##", "*##"]
+    assert cropped(corner_maze(state, "gem", legs=(2, 3), blocked=4)) == [".#*", ".#.", ".#.", "P.."]
+    ring = corner_maze(state, "gem", legs=(2, 3), blocked=3, quarter_turns=1, player=(4, 2))
+    assert cropped(ring) == ["*...", ".##.", "#..P"]
+    assert occupied_cells(ring) == {(4, 2): ["player"], (1, 4): ["gem"]}
 
 
 def test_corners_are_eight_different_pictures_of_one_length(state):
@@ -159,6 +164,8 @@ def test_things_are_scattered_as_the_game_scatters_them(state):
         (lambda s: t_maze(s, "gem", "red_key", stem=0), "leaves the player no way"),
         (lambda s: t_maze(s, "gem", "red_key", arm=7), "does not fit this world"),
         (lambda s: corner_maze(s, "gem", legs=(0, 3)), "no corner"),
+        (lambda s: corner_maze(s, "gem", blocked=6), "not on the way"),
+        (lambda s: corner_maze(s, "gem", player=(0, 0), mirrored=True), "leaves the world"),
         (lambda s: write_maze(s, np.ones((3, 3), bool), [], (0, 0)), "same shape"),
     ],
 )

@@ -1,5 +1,6 @@
 """One file per question asked of an agent: scenario in, numbers and pictures out."""
 
+from studies.ablations import Ablations as Ablations
 from studies.asked_returns import AskedReturns as AskedReturns
 from studies.atlas import Atlas as Atlas
 from studies.entity_tracking import EntityTracking as EntityTracking

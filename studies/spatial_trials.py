@@ -167,9 +167,8 @@ class SpatialTrials:
     def _play(
         self, scenes: Sequence[Scene], edits: Sequence[Edit], until: Int[np.ndarray, "S 2"] | None, title: str
     ) -> Visits:
-        known = {id(scene.state): scene.state.to_bytes() for scene in scenes}
         return play_visits(
-            self.agent, [known[id(scene.state)] for scene in scenes], settings=self.settings, until=until,
+            self.agent, [scene.state.to_bytes() for scene in scenes], settings=self.settings, until=until,
             edits=edits, trials=np.arange(len(scenes)), seed=self.seed, num_environments=self.num_environments,
             max_steps=self.max_steps, precision=self.precision, progress=title,
         )  # fmt: skip

@@ -37,6 +37,14 @@ class PeakFollower(TappedAgent):
         return {}
 
 
+class EitherOr(PeakFollower):
+    """Goes left while red or green is seen anywhere, else right: either of the two channels will do."""
+
+    def _logits(self, acts: Tensor) -> Tensor:
+        seen = acts.amax((2, 3))[:, :2].amax(1) > 0
+        return functional.one_hot(torch.where(seen, 1, 7), 15) * 50.0
+
+
 class PlaceFollower(TappedAgent):
     """Walks towards the peak of one channel; where that is dark it stands still.
 

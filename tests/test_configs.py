@@ -74,6 +74,17 @@ SHRUNK: dict[str, dict[str, Any]] = {
     },
     "callbacks.AskedReturns": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
     "callbacks.HeldOutPlay": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
+    "studies.Ablations": {
+        "tuning_mazes": 2,
+        "choice_levels": 2,
+        "natural_levels": 1,
+        "top_k": 2,
+        "groups": 1,
+        "random_sets": 1,
+        "max_steps": 3,
+        "natural_steps": 3,
+        "frame_levels": 2,
+    },
     "studies.Atlas": {
         "sae": "sae.safetensors",
         "num_frames": 64,

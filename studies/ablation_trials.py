@@ -11,9 +11,10 @@ from torch import Tensor
 
 from environments import EnvironmentSettings
 from interpretability.ablations import AblationKind, UnitAblation, replacements
-from interpretability.choices import NOTHING, play_choices
+from interpretability.choices import play_choices
 from interpretability.episodes import play_episodes
 from networks import Edit, Precision, SAEBase, TappedAgent
+from studies.kept_arms import kept_arm
 
 CHANGED: Final = "another choice"
 LOST: Final = "return lost"
@@ -79,6 +80,7 @@ class AblationTrials:
         settings, seed, num_environments, precision: as for `play_episodes`.
         max_steps: in a maze of choices, until something is touched.
         natural_steps: on a natural level.
+        cache_dir: folder in which outcomes are kept.
     """
 
     agent: TappedAgent
@@ -91,6 +93,7 @@ class AblationTrials:
     max_steps: int
     natural_steps: int
     precision: Precision
+    cache_dir: str
 
     @property
     def num_units(self) -> int:
@@ -111,21 +114,36 @@ class AblationTrials:
         return self._play([(self.tap, edit)], len(sets), levels, f"{kind}, {len(sets)} sets", self.seed)
 
     def _play(self, edits: Sequence[Edit], sets: int, levels: Levels, title: str, seed: int) -> Outcomes:
-        """All sets in all mazes and on all levels; either may be empty."""
+        """All sets in all mazes and on all levels; what was played before is not played again."""
+        known = {
+            "sets": sets, "natural": list(levels.natural), "seed": seed, "max_steps": self.max_steps,
+            "natural_steps": self.natural_steps, "environments": self.num_environments, "precision": self.precision,
+            "mode": self.settings.distribution_mode,
+        }  # fmt: skip
+        kept = kept_arm(
+            self.cache_dir, self.agent, edits, self.sae, levels.mazes, known,
+            lambda: self._outcomes(edits, sets, levels, title, seed),
+        )  # fmt: skip
+        touched, returns, solved = (np.array(kept[name]).reshape(sets, -1) for name in ("touched", "returns", "solved"))
+        return Outcomes(touched, returns, solved.astype(bool))
+
+    def _outcomes(
+        self, edits: Sequence[Edit], sets: int, levels: Levels, title: str, seed: int
+    ) -> dict[str, list[int]]:
+        """Either of mazes and natural levels may be empty."""
         mazes, natural = len(levels.mazes), len(levels.natural)
-        touched = np.full((sets, mazes), NOTHING)
-        returns, solved = np.zeros((sets, natural)), np.zeros((sets, natural), dtype=bool)
+        found: dict[str, list[int]] = {"touched": [], "returns": [], "solved": []}
         if mazes:
-            touched = play_choices(
+            found["touched"] = play_choices(
                 self.agent, list(levels.mazes) * sets, settings=self.settings, edits=edits,
                 trials=np.repeat(np.arange(sets), mazes), seed=seed, num_environments=self.num_environments,
                 max_steps=self.max_steps, precision=self.precision, progress=f"{title}, mazes",
-            ).touched.reshape(sets, -1)  # fmt: skip
+            ).touched.tolist()  # fmt: skip
         if natural:
             played = play_episodes(
                 self.agent, list(levels.natural) * sets, settings=self.settings, edits=edits,
                 trials=np.repeat(np.arange(sets), natural), seed=seed, num_environments=self.num_environments,
                 max_steps=self.natural_steps, precision=self.precision, progress=f"{title}, levels",
             )  # fmt: skip
-            returns, solved = played.returns.reshape(sets, -1), played.solved.reshape(sets, -1)
-        return Outcomes(touched, returns, solved)
+            found |= {"returns": played.returns.tolist(), "solved": played.solved.astype(int).tolist()}
+        return found

@@ -74,6 +74,7 @@ class Ablations(Study):
         num_environments: played at a time.
         precision: in which the agent plays.
         device: where; `auto` takes a GPU if there is one.
+        cache_dir: folder in which arms are kept as they are played: the same command goes on from there.
 
     Raises:
         ValueError: a file that is missing or does not fit, a tap that is not there, `top_k` of 1 or beyond the units,
@@ -101,6 +102,7 @@ class Ablations(Study):
         num_environments: int = 128,
         precision: Precision = "bf16",
         device: str = "auto",
+        cache_dir: str = ".cache/ablations",
     ) -> None:
         numbers = {
             "tuning_mazes": tuning_mazes, "choice_levels": choice_levels, "groups": groups, "max_steps": max_steps,
@@ -124,7 +126,7 @@ class Ablations(Study):
         self.settings = EnvironmentSettings("heist", distribution_mode)
         self.levels = held_out_levels("test", choice_levels)
         self.natural = held_out_levels("test", natural_levels) if natural_levels else range(0)
-        self.seed, self.num_environments = seed, num_environments
+        self.seed, self.num_environments, self.cache_dir = seed, num_environments, cache_dir
         self.precision: Precision = precision
 
     def run(self) -> Report:
@@ -198,7 +200,7 @@ class Ablations(Study):
         maps = unit_maps(agent, self.tap, frames, sae=sae, precision=self.precision)
         return AblationTrials(
             agent, self.tap, sae, maps, self.settings, self.seed, self.num_environments, self.max_steps,
-            self.natural_steps, self.precision,
+            self.natural_steps, self.precision, self.cache_dir,
         )  # fmt: skip
 
     def _mazes(self, levels: Sequence[int]) -> list[bytes]:

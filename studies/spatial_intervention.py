@@ -66,6 +66,7 @@ class SpatialIntervention(Study):
         num_environments: scenes played at a time.
         precision: in which the agent plays.
         device: where; `auto` takes a GPU if there is one.
+        cache_dir: folder in which arms are kept as they are played: the same command goes on from there.
 
     Raises:
         ValueError: a file that is missing or does not fit, a tap that is no map, a kind of scene that does not exist,
@@ -95,6 +96,7 @@ class SpatialIntervention(Study):
         num_environments: int = 128,
         precision: Precision = "bf16",
         device: str = "auto",
+        cache_dir: str = ".cache/spatial_intervention",
     ) -> None:
         numbers = {
             "scan_scenes": scan_scenes, "test_scenes": test_scenes, "reported": reported, "max_steps": max_steps,
@@ -117,7 +119,7 @@ class SpatialIntervention(Study):
         self.scan_scenes, self.test_scenes, self.reported = scan_scenes, test_scenes, reported
         self.max_steps, self.starts, self.filmed, self.frame_levels = max_steps, starts, filmed, frame_levels
         self.settings = EnvironmentSettings("heist", distribution_mode)
-        self.seed, self.num_environments = seed, num_environments
+        self.seed, self.num_environments, self.cache_dir = seed, num_environments, cache_dir
         self.precision: Precision = precision
 
     def run(self) -> Report:
@@ -156,6 +158,7 @@ class SpatialIntervention(Study):
         return SpatialTrials(
             agent, self.tap, sae, self.strength * peaks.quantile(self.quantile, dim=0), self.forcing, self.whole_cell,
             self.settings, self.seed, self.num_environments, self.max_steps, self.precision,
+            self.cache_dir,
         )  # fmt: skip
 
     def _scenes(self, kind: str, split: Literal["validation", "test"]) -> list[Scene]:

@@ -17,6 +17,7 @@ from interpretability.row_edits import MapEdit, MatchedNoise
 from interpretability.unit_maps import unit_maps
 from interpretability.visits import Visits, play_visits
 from networks import Edit, Precision, SAEBase, TappedAgent
+from studies.kept_arms import kept_arm
 from studies.spatial_scenes import Scene, walkable
 
 _NUMBERS: Final = 2**26  # of maps that are put in, in memory at once
@@ -60,6 +61,7 @@ class SpatialTrials:
         heights: to which a peak of each unit rises.
         forcing, whole_cell: see `forced_maps`.
         settings, seed, num_environments, max_steps, precision: as for `play_visits`.
+        cache_dir: folder in which it is kept what was reached.
     """
 
     agent: TappedAgent
@@ -73,6 +75,7 @@ class SpatialTrials:
     num_environments: int
     max_steps: int
     precision: Precision
+    cache_dir: str
 
     def scan(self, scenes: Sequence[Scene], title: str) -> Bool[np.ndarray, "U S"]:
         """For every unit and scene, whether the agent comes to the place while that unit is forced there."""
@@ -161,8 +164,17 @@ class SpatialTrials:
         return edit.to(next(self.agent.parameters()).device)
 
     def _reach(self, scenes: Sequence[Scene], edits: Sequence[Edit], title: str) -> Bool[np.ndarray, " S"]:
+        """Whether each comes to its place; what was played before is not played again."""
         cells = np.array([scene.place for scene in scenes])
-        return self._play(scenes, edits, cells, title).reached(cells)
+        known = {
+            "cells": cells.tolist(), "seed": self.seed, "max_steps": self.max_steps,
+            "environments": self.num_environments, "precision": self.precision, "mode": self.settings.distribution_mode,
+        }  # fmt: skip
+        kept = kept_arm(
+            self.cache_dir, self.agent, edits, self.sae, [scene.state.to_bytes() for scene in scenes], known,
+            lambda: {"reached": self._play(scenes, edits, cells, title).reached(cells).astype(int).tolist()},
+        )  # fmt: skip
+        return np.array(kept["reached"], dtype=bool)
 
     def _play(
         self, scenes: Sequence[Scene], edits: Sequence[Edit], until: Int[np.ndarray, "S 2"] | None, title: str

@@ -38,14 +38,17 @@ def crosses() -> list[bytes]:
     return [cross_maze(base, arms, length=2).to_bytes() for base in bases]
 
 
-def planted() -> AblationTrials:
+def planted(cache: Path, maps: torch.Tensor | None = None) -> AblationTrials:
     agent = EitherOr().eval()
-    maps = unit_maps(agent, "map", torch.randint(256, (6, 64, 64, 3), dtype=torch.uint8))
-    return AblationTrials(agent, "map", None, maps, EASY, 0, 8, 30, 10, "fp32")
+    if maps is None:
+        maps = unit_maps(agent, "map", torch.randint(256, (6, 64, 64, 3), dtype=torch.uint8))
+    return AblationTrials(agent, "map", None, maps, EASY, 0, 8, 30, 10, "fp32", str(cache))
 
 
-def test_units_that_stand_in_for_each_other_have_no_effect_alone_and_full_synergy(crosses: list[bytes]) -> None:
-    trials, levels = planted(), Levels(crosses)
+def test_units_that_stand_in_for_each_other_have_no_effect_alone_and_full_synergy(
+    crosses: list[bytes], tmp_path: Path
+) -> None:
+    trials, levels = planted(tmp_path), Levels(crosses)
     clean = trials.clean(levels)
     assert (clean.touched == BLUE).all()
     outcomes = trials.without([[], [0], [1], [2], [0, 1], [0, 2]], "zero", levels)
@@ -61,12 +64,12 @@ def test_units_that_stand_in_for_each_other_have_no_effect_alone_and_full_synerg
     assert (mean.touched == BLUE).all(), "the mean of noise is seen"
 
 
-def test_agrees_with_one_ablation_at_a_time(crosses: list[bytes]) -> None:
+def test_agrees_with_one_ablation_at_a_time(crosses: list[bytes], tmp_path: Path) -> None:
     torch.manual_seed(0)
     agent = CustomCNN().eval()
     agent.fc3.weight.data *= 10
     maps = unit_maps(agent, "conv4a", torch.randint(256, (6, 64, 64, 3), dtype=torch.uint8), precision="fp32")
-    trials = AblationTrials(agent, "conv4a", None, maps, EASY, 3, 5, 12, 8, "fp32")
+    trials = AblationTrials(agent, "conv4a", None, maps, EASY, 3, 5, 12, 8, "fp32", str(tmp_path))
     sets, levels = [[3], [0, 7, 9]], Levels(crosses, [5, 9])
     outcomes = trials.without(sets, "mean", levels)
 
@@ -90,24 +93,40 @@ def test_agrees_with_one_ablation_at_a_time(crosses: list[bytes]) -> None:
     assert np.array_equal(outcomes.effects(clean)[LOST], clean.returns - outcomes.returns)
 
 
-def test_a_group_is_held_against_sets_of_other_units(crosses: list[bytes]) -> None:
-    trials, levels = planted(), Levels(crosses)
+def test_a_group_is_held_against_sets_of_other_units(crosses: list[bytes], tmp_path: Path) -> None:
     maps = torch.zeros(40, 3, 8, 8)
     maps[::2, 0] = maps[::2, 1] = 1  # active together
     maps[::3, 2] = 1
-    trials = AblationTrials(trials.agent, "map", None, maps, EASY, 0, 8, 30, 10, "fp32")
-    report = group_effects(trials, "zero", 1, 3, trials.clean(levels), levels)
+    trials, levels = planted(tmp_path, maps), Levels(crosses)
+    clean = trials.clean(levels)
+    report = group_effects(trials, "zero", 1, 3, clean, levels)
     assert report is not None
     assert report.table.rows[0][1] in ("0 1", "1 0")
     assert report.table.rows[0][3:6] == [1.0, 1.0, 1.0]
-    assert group_effects(
-        AblationTrials(trials.agent, "map", None, maps[:1] * 0, EASY, 0, 8, 30, 10, "fp32"), "zero", 1, 3,
-        trials.clean(levels), levels,
-    ) is None  # fmt: skip
+    assert group_effects(planted(tmp_path, maps[:1] * 0), "zero", 1, 3, clean, levels) is None
+
+
+def test_goes_on_from_the_arms_that_are_done(
+    crosses: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps, levels = torch.rand(2, 3, 8, 8), Levels(crosses[:2], [7])
+    first = planted(tmp_path, maps).without([[0], [0, 1]], "resample", levels)
+
+    def never(*args: object, **named: object) -> None:
+        raise AssertionError("played again")
+
+    monkeypatch.setattr("studies.ablation_trials.play_choices", never)
+    again = planted(tmp_path, maps).without([[0], [0, 1]], "resample", levels)
+    assert np.array_equal(again.touched, first.touched)
+    assert np.array_equal(again.solved, first.solved)
+    for sets, kind in (([[0], [0, 2]], "resample"), ([[0], [0, 1]], "mean")):
+        with pytest.raises(AssertionError, match="played again"):
+            planted(tmp_path, maps).without(sets, kind, levels)
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> dict[str, str]:
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    monkeypatch.chdir(tmp_path)  # what is kept is kept there
     return save_subject(tmp_path)
 
 

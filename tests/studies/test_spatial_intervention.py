@@ -31,7 +31,8 @@ def planted(agent: str, **arguments) -> SpatialIntervention:
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> dict[str, str]:
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    monkeypatch.chdir(tmp_path)  # what is kept is kept there
     return save_subject(tmp_path)
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from environments import EnvironmentSettings, render_states
@@ -65,35 +63,39 @@ def draw_arms(arms: Mapping[str, Mapping[str, Interval]], title: str) -> Figure:
 
 
 def draw_end_map(found: EndMap, settings: EnvironmentSettings, title: str) -> Figure:
-    """Left, each cell's colour and arrow say what comes of forcing there; right, the same cells without an edit."""
+    """Left, each cell's colour and arrow say what comes of forcing there; then the same without an edit, and what the
+    edit adds.
+    """
     frame = render_states([found.state.to_bytes()], settings)[0]
     side = found.state.grid.shape[0]
-    figure = Figure(figsize=(11, 5.2), layout="constrained")
-    forced, clean = figure.subplots(1, 2)
-    for axis, shares, words in (
-        (forced, found.reached, "forced at a cell: colour, how often it is reached; arrow, to the mean end"),
-        (clean, found.unedited, "no edit: how often each cell is reached"),
-    ):
-        axis.imshow(frame, extent=(0, side, 0, side), interpolation="nearest")
-        _tint(axis, found.cells, shares)
+    figure = Figure(figsize=(14, 4.9), layout="constrained")
+    panels = figure.subplots(1, 3)
+    added = found.reached - found.unedited
+    for axis, shares, words, lowest, colours in zip(
+        panels,
+        (found.reached, found.unedited, added),
+        ("forced at a cell: share that comes to it; arrow, to the mean end", "no edit: share that comes to each cell",
+         "what forcing there adds"),
+        (0, 0, -1),
+        ("viridis", "viridis", "RdBu_r"),
+        strict=True,
+    ):  # fmt: skip
+        axis.imshow(frame, extent=(0, side, 0, side), interpolation="nearest", alpha=0.55)
+        x, y = (found.cells[np.isfinite(shares)] + 0.5).T
+        drawn = axis.scatter(
+            x, y, c=shares[np.isfinite(shares)], vmin=lowest, vmax=1, cmap=colours, marker="s", s=300, alpha=0.85
+        )
+        for start in found.starts:
+            axis.plot(start[0] + 0.5, start[1] + 0.5, "o", color="none", markeredgecolor="#ff2d78", markersize=13,
+                      markeredgewidth=1.8)  # fmt: skip
         axis.set_title(words, fontsize=9)
         axis.axis("off")
+        figure.colorbar(drawn, ax=axis, shrink=0.75)
     x, y = (found.cells + 0.5).T
     dx, dy = (found.ends - (found.cells + 0.5)).T
-    forced.quiver(x, y, dx, dy, color="white", edgecolor="black", linewidth=0.5, angles="xy", scale_units="xy",
-                  scale=1, width=0.006)  # fmt: skip
-    still = np.hypot(dx, dy) < 0.5
-    forced.plot(x[still], y[still], "o", color="white", markeredgecolor="black", markersize=4)
-    bar = figure.colorbar(forced.collections[0], ax=[forced, clean], shrink=0.8)
-    bar.set_label("share of starts from which the cell is reached")
-    figure.suptitle(title, fontsize=10)
+    panels[0].quiver(x, y, dx, dy, color="black", alpha=0.7, angles="xy", scale_units="xy", scale=1, width=0.004)
+    figure.suptitle(f"{title}; starts in pink", fontsize=10)
     return figure
-
-
-def _tint(axis: Axes, cells: np.ndarray, shares: Float[np.ndarray, " C"]) -> None:
-    x, y = (cells + 0.5).T
-    known = np.isfinite(shares)
-    axis.scatter(x[known], y[known], c=shares[known], vmin=0, vmax=1, cmap="viridis", marker="s", s=330, alpha=0.75)
 
 
 def draw_film(scenes: Sequence[Scene], arms: Mapping[str, Visits], settings: EnvironmentSettings) -> Film:

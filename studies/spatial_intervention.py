@@ -1,9 +1,11 @@
 """Does an agent go where a unit is made to say that something is? Every unit of a tap, forced at one place."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import numpy as np
+import torch
 from jaxtyping import Bool
 from matplotlib.figure import Figure
 
@@ -15,11 +17,12 @@ from interpretability.unit_maps import played_frames, unit_maps
 from networks import Precision, TappedAgent
 from studies.report import Cell, Report, Study, Table
 from studies.spatial_figures import draw_arms, draw_end_map, draw_film, draw_scan, spatial_page
-from studies.spatial_scenes import KINDS, Scene, find_scenes
+from studies.spatial_scenes import KINDS, Scene, find_scenes, walkable
 from studies.spatial_trials import ARMS, SpatialTrials
 from studies.subject import choose_device, load_subject
 
-_COLUMNS: Final = ["scenes", "units", "arm", "come to the place", "low", "high", "forced minus arm", "low", "high"]
+_LOOKED_AT: Final = 8  # scenes for one with much room, to be drawn
+_COLUMNS: Final = ["units", "arm", "reached", "low", "high", "forced minus arm", "low", "high"]
 _WORDS: Final = {
     "room": "A room without walls, the gem in a corner. What learnt in mazes may be lost in it: see the last arm.",
     "choice": "Mazes in which two of the keys and the gem can be fetched at once, in different directions.",
@@ -39,9 +42,9 @@ class SpatialIntervention(Study):
     kind: `spatial/KIND/best`, the share with the unit that came first on validation levels, and `best_ARM` for the
     controls `none`, `sham` (at the mirrored place; for a patch the unit's own map of the beginning), `random_unit`
     (drawn anew for each scene), `noise` (as large in norm, over the whole tap) and the bound `target_there` (the
-    entity that the solution fetches first really lies there); `best_minus_ARM` with paired bounds; `best_unit`, its
-    number; `together`, the same of all reported units at once; `random_agent_best` and `random_agent_none`, of an
-    agent with random weights, whose best unit is chosen in the same way.
+    entity that the solution fetches first really lies there); `best_minus_ARM` with paired bounds; `best_unit` and
+    `best_strength`; `together`, the same of all reported units at once; `random_agent_best` and `random_agent_none`,
+    of an agent with random weights, whose best unit is chosen in the same way.
 
     Args:
         agent: path of the agent's weights.
@@ -51,7 +54,8 @@ class SpatialIntervention(Study):
         forcing: `peak` puts a unit's height at the place and 0 elsewhere; `clear` silences it within a cell of the
             place (and, as one more set, all units); `patch` puts in the unit's map of the same scene in which the
             target lies at the place.
-        strength: height of a peak, in units of the unit's own.
+        strengths: heights of a peak that are tried, in units of the unit's own; the best for each unit on validation
+            levels is kept.
         quantile: of the unit's highest activation in each of the validation frames: its own height; 1 is the maximum.
         whole_cell: a peak covers a whole cell's positions rather than one.
         scan_scenes: validation scenes in which every unit is tried.
@@ -80,7 +84,7 @@ class SpatialIntervention(Study):
         sae: str | None = None,
         kinds: tuple[str, ...] = ("choice", "natural"),
         forcing: Forcing = "peak",
-        strength: float = 1.0,
+        strengths: tuple[float, ...] = (1.0, 4.0),
         quantile: float = 1.0,
         whole_cell: bool = False,
         scan_scenes: int = 48,
@@ -101,7 +105,8 @@ class SpatialIntervention(Study):
         numbers = {
             "scan_scenes": scan_scenes, "test_scenes": test_scenes, "reported": reported, "max_steps": max_steps,
             "frame_levels": frame_levels, "num_environments": num_environments, "starts": starts + 1,
-            "filmed": filmed + 1, "kinds": len(kinds), "distances": distances[0],
+            "filmed": filmed + 1, "kinds": len(kinds), "strengths": len(strengths),
+            "distances": distances[0],
         }  # fmt: skip
         for name, number in numbers.items():
             if number < 1:
@@ -115,7 +120,8 @@ class SpatialIntervention(Study):
         if len(self.agent.taps[self.tap]) != 3:
             raise ValueError(f"{self.tap} is flat: a unit can be forced at a place on maps only")
         self.kinds, self.forcing, self.whole_cell = tuple(kinds), forcing, whole_cell
-        self.strength, self.quantile, self.distances = strength, quantile, distances
+        self.strengths = tuple(strengths) if forcing == "peak" else (1.0,)  # of others there is no height
+        self.quantile, self.distances = quantile, distances
         self.scan_scenes, self.test_scenes, self.reported = scan_scenes, test_scenes, reported
         self.max_steps, self.starts, self.filmed, self.frame_levels = max_steps, starts, filmed, frame_levels
         self.settings = EnvironmentSettings("heist", distribution_mode)
@@ -138,8 +144,9 @@ class SpatialIntervention(Study):
             films |= part.films
         units = "channel" if self.sae is None else "latent"
         told = {
-            "peak": f"One position of a {units}'s map is set to {self.strength:g} times the {units}'s own height, the "
-            "rest of that map to 0, all the other units left alone, at every step of the episode.",
+            "peak": f"One position of a {units}'s map is set high, the rest of that map to 0, all the other units left "
+            f"alone, at every step of the episode: to {' or '.join(f'{each:g}' for each in self.strengths)} times what "
+            f"the {units} reaches by itself in play, whichever drew the agent more on validation levels.",
             "clear": f"A {units} is held at 0 within a cell of the place, at every step of the episode.",
             "patch": f"A {units}'s map is taken from the same scene with the target at the place, and held there.",
         }[self.forcing]
@@ -156,7 +163,7 @@ class SpatialIntervention(Study):
         )  # fmt: skip
         peaks = unit_maps(agent, self.tap, frames, sae=sae, precision=self.precision).amax((2, 3))
         return SpatialTrials(
-            agent, self.tap, sae, self.strength * peaks.quantile(self.quantile, dim=0), self.forcing, self.whole_cell,
+            agent, self.tap, sae, peaks.quantile(self.quantile, dim=0), self.forcing, self.whole_cell,
             self.settings, self.seed, self.num_environments, self.max_steps, self.precision,
             self.cache_dir,
         )  # fmt: skip
@@ -170,11 +177,27 @@ class SpatialIntervention(Study):
         shares = hits.mean(1)
         return np.argsort(shares if self.forcing == "clear" else -shares, kind="stable").tolist()
 
+    def _scan(
+        self, trials: SpatialTrials, scenes: Sequence[Scene], title: str
+    ) -> tuple[Bool[np.ndarray, "U S"], list[float], SpatialTrials]:
+        """Every unit at the strength that moves the agent most; these strengths, and what plays with them."""
+        every = np.stack(
+            [
+                dataclasses.replace(trials, heights=strength * trials.heights).scan(scenes, f"{title}, x {strength:g}")
+                for strength in self.strengths
+            ]
+        )
+        best = every.mean(2).argmax(0)
+        strengths = np.array(self.strengths)[best]
+        heights = trials.heights * torch.from_numpy(strengths).float()
+        return every[best, np.arange(len(best))], strengths.tolist(), dataclasses.replace(trials, heights=heights)
+
     def _kind(self, kind: str, trials: SpatialTrials, drawn: SpatialTrials) -> Report:
         """Everything of one kind of scenes."""
         scenes = self._scenes(kind, "validation")
-        hits, none = trials.scan(scenes, kind), trials.unedited(scenes)
-        drawn_hits = drawn.scan(scenes, f"{kind}, random weights")
+        none = trials.unedited(scenes)
+        hits, strengths, trials = self._scan(trials, scenes, kind)
+        drawn_hits, _, drawn = self._scan(drawn, scenes, f"{kind}, random weights")
         chosen = self._rank(hits)[: self.reported]
         tested = self._scenes(kind, "test")
         sets = {f"unit {unit}": [unit] for unit in chosen}
@@ -185,7 +208,9 @@ class SpatialIntervention(Study):
         best = self._rank(drawn_hits)[:1]
         drawn_arms = drawn.arms(tested, best) | {"none": drawn.unedited(tested)}
         intervals = _shares(arms)
-        summary = {f"spatial/{kind}/best_unit": float(chosen[0])}
+        summary = {
+            f"spatial/{kind}/best_unit": float(chosen[0]), f"spatial/{kind}/best_strength": strengths[chosen[0]]
+        }  # fmt: skip
         for name, of in (("best", f"unit {chosen[0]}"), ("together", "together"), ("all", "all")):
             if of in arms:
                 summary |= _metrics(f"spatial/{kind}/{name}", arms[of], self.seed)
@@ -204,7 +229,8 @@ class SpatialIntervention(Study):
             f"{kind}_arms": draw_arms(intervals, f"{title}: {len(tested)} on test levels"),
         }  # fmt: skip
         if self.starts:
-            ends = trials.end_map(tested[0], chosen[:1], self.starts)
+            widest = max(tested[:_LOOKED_AT], key=lambda scene: len(walkable(scene.state)))
+            ends = trials.end_map(widest, chosen[:1], self.starts)
             figures[f"{kind}_ends"] = draw_end_map(ends, self.settings, f"{title}: unit {chosen[0]}")
         films = {}
         if self.filmed:
@@ -212,8 +238,8 @@ class SpatialIntervention(Study):
             shown = {"no edit": trials.visits(some, []), f"unit {chosen[0]}": trials.visits(some, chosen[:1])}
             films[f"{kind}_unit_{chosen[0]}"] = draw_film(some, shown, self.settings)
         tables = {
-            f"{kind}_scan": _scan_table(kind, hits, none, trials.heights.tolist(), self.seed),
-            f"{kind}_arms": _arm_table(kind, arms | {f"random weights, unit {best[0]}": drawn_arms}, self.seed),
+            f"{kind}_scan": _scan_table(hits, none, strengths, trials.heights.tolist(), self.seed),
+            f"{kind}_arms": _arm_table(arms | {f"random weights, unit {best[0]}": drawn_arms}, self.seed),
         }
         return Report(summary, tables, figures, films)
 
@@ -240,20 +266,23 @@ def _metrics(prefix: str, hits: Mapping[str, np.ndarray], seed: int) -> dict[str
     return join_metrics(found)
 
 
-def _scan_table(kind: str, hits: np.ndarray, none: np.ndarray, heights: Sequence[float], seed: int) -> Table:
+def _scan_table(
+    hits: np.ndarray, none: np.ndarray, strengths: Sequence[float], heights: Sequence[float], seed: int
+) -> Table:
     rows: list[list[Cell]] = [
-        [kind, unit, heights[unit], *_wilson(row), *_difference(row, none, seed)] for unit, row in enumerate(hits)
+        [unit, strengths[unit], heights[unit], *_wilson(row), *_difference(row, none, seed)]
+        for unit, row in enumerate(hits)
     ]
     rows.sort(key=lambda row: -float(row[3]))
-    columns = ["scenes", "unit", "height", "come to the place", "low", "high", "minus no edit", "low", "high"]
+    columns = ["unit", "strength", "height", "reached", "low", "high", "minus no edit", "low", "high"]
     return Table(columns, rows, printed=False)
 
 
-def _arm_table(kind: str, arms: Mapping[str, Mapping[str, np.ndarray]], seed: int) -> Table:
+def _arm_table(arms: Mapping[str, Mapping[str, np.ndarray]], seed: int) -> Table:
     rows: list[list[Cell]] = []
     for name, hits in arms.items():
         for arm, words in ARMS.items():
             if arm in hits:
                 added = ("", "", "") if arm == "forced" else _difference(hits["forced"], hits[arm], seed)
-                rows.append([kind, name, words, *_wilson(hits[arm]), *added])
+                rows.append([name, words, *_wilson(hits[arm]), *added])
     return Table(_COLUMNS, rows)

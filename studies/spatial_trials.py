@@ -37,6 +37,7 @@ class EndMap:
 
     Attributes:
         state: of the scene.
+        starts: cells of the player.
         cells: where the unit is forced, (x, y).
         ends: mean place at the end, over the starts.
         reached: share of the starts, those next to the cell left out, from which the agent comes to it; NaN for none.
@@ -44,6 +45,7 @@ class EndMap:
     """
 
     state: State
+    starts: list[Cell]
     cells: Int[np.ndarray, "C 2"]
     ends: Float[np.ndarray, "C 2"]
     reached: Float[np.ndarray, " C"]
@@ -144,7 +146,7 @@ class SpatialTrials:
         once = self.visits(many[: len(states)], [])
         clean = Visits(once.paths * len(free), once.actions * len(free), np.tile(once.gem, len(free)))
         ends = forced.ends.reshape(*shape, 2).mean(1)
-        return EndMap(scene.state, cells, ends, shares(forced), shares(clean))
+        return EndMap(scene.state, begins, cells, ends, shares(forced), shares(clean))
 
     def _edit(self, scenes: Sequence[Scene], units: Int64[Tensor, "T G"], sham: bool) -> MapEdit:
         """Units forced at each scene's place. The sham of a patch is the scene's own map: nothing has moved in it."""

@@ -19,14 +19,14 @@ from tests.saved_subject import save_subject
 EASY = EnvironmentSettings()
 BLUE, RED = ENTITIES.index("blue_key"), ENTITIES.index("red_key")
 SMALL = {
-    "tuning_mazes": 3,
-    "choice_levels": 3,
-    "natural_levels": 2,
+    "tuning_mazes": 2,
+    "choice_levels": 2,
+    "natural_levels": 1,
     "top_k": 2,
     "groups": 1,
     "random_sets": 2,
-    "max_steps": 5,
-    "natural_steps": 5,
+    "max_steps": 3,
+    "natural_steps": 3,
     "frame_levels": 3,
 }
 
@@ -143,9 +143,8 @@ def test_writes_singles_pairs_and_groups_of_latents(paths: dict[str, str]) -> No
 
 
 def test_leaves_the_return_out_and_takes_flat_taps(paths: dict[str, str]) -> None:
-    known = SMALL | {"natural_levels": 0, "kinds": ("zero",), "combined": "resample", "choice_levels": 2}
-    study = Ablations(paths["agent"], tap="logits", **known | {"tuning_mazes": 2})
-    report = study.run()
+    known = SMALL | {"natural_levels": 0, "kinds": ("zero",), "combined": "resample"}
+    report = Ablations(paths["agent"], tap="logits", **known).run()
     assert report.tables["units"].columns == ["ablation", "unit", CHANGED, "low", "high"]
     assert "ablation/zero/return_loss" not in report.summary
 

@@ -12,6 +12,7 @@ from tests.saved_subject import save_subject
 
 EASY = EnvironmentSettings()
 SMALL = {
+    "strengths": (1.0,),
     "scan_scenes": 3,
     "test_scenes": 3,
     "reported": 2,
@@ -50,7 +51,7 @@ def test_the_planted_agent_is_found_and_sent_anywhere(paths: dict[str, str]) -> 
         assert summary[f"spatial/room/best_{arm}_high"] < 0.6
         assert summary[f"spatial/room/best_minus_{arm}_low"] > 0.4
     assert summary["spatial/room/best_target_there"] == 1
-    scan = {row[1]: row[3] for row in report.tables["room_scan"].rows}
+    scan = {row[0]: row[3] for row in report.tables["room_scan"].rows}
     assert scan[FOLLOWED] == 1
     assert max(share for unit, share in scan.items() if unit != FOLLOWED) < 0.7
     assert set(report.figures) == {"room_scan", "room_arms", "room_ends"}
@@ -69,11 +70,20 @@ def test_a_patch_of_the_followed_channel_sends_it_and_clearing_all_blinds_it(pat
     assert "spatial/room/all_random_unit" not in cleared.summary, "there are no other units"
 
 
+def test_each_unit_is_tested_at_the_strength_that_drew_the_agent_most(paths: dict[str, str]) -> None:
+    """The planted agent looks at the peak's place, not at its height; but a peak of height 0 is none."""
+    known = {"scan_scenes": 3, "test_scenes": 3, "reported": 1, "starts": 0, "filmed": 0}
+    report = planted(paths["agent"], strengths=(0.0, 2.0), **known).run()
+    strengths = {row[0]: row[1] for row in report.tables["room_scan"].rows}
+    assert strengths[FOLLOWED] == report.summary["spatial/room/best_strength"] == 2
+    assert report.summary["spatial/room/best"] == 1
+
+
 def test_latents_are_scanned_in_the_shipped_kinds(paths: dict[str, str]) -> None:
     study = SpatialIntervention(paths["agent"], tap=None, sae=paths["sae"], whole_cell=True, **SMALL)
     report = study.run()
     assert len(report.tables["choice_scan"].rows) == len(report.tables["natural_scan"].rows) == 32
-    assert [row[1] for row in report.tables["choice_arms"].rows][-1].startswith("random weights")
+    assert [row[0] for row in report.tables["choice_arms"].rows][-1].startswith("random weights")
     assert np.isfinite([report.summary[f"spatial/natural/{name}"] for name in ("best", "together", "best_none")]).all()
 
 

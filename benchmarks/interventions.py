@@ -2,9 +2,9 @@
 
 An episode ends at the first touch of a key or the gem, or after 100 steps. Both play the same mazes with the same edit
 and noise. `by_row` is the same with another edit in every environment, as scans of units and ablations play. What the
-agent does after the edit is lifted is timed apart, as episodes a second to the gem or the end of
-`--finish_steps`. The floor is what the network's arithmetic alone would take for the frames that were played, at the
-speed of a large bfloat16 matrix product.
+agent does after the edit is lifted is timed apart, as episodes a second to the gem or the end of `--finish_steps`. The
+floor is what the network's arithmetic alone would take for the frames that were played, at the speed of a large
+bfloat16 matrix product.
 """
 
 import argparse

@@ -49,7 +49,8 @@ class Ablations(Study):
     company: what rounding does to close choices), `ablation/other_noise/changed`; for each kind
     `ablation/KIND/changed` and `/return_loss`, means over units, `ablation/KIND/first_changed` and
     `/first_return_loss` of the unit that came first on validation levels (`ablation/first_unit`);
-    `ablation/random_agent/changed`, the mean over the units of an agent with random weights;
+    `ablation/random_agent/changed`, the mean over the units of an agent with random weights, in as many test mazes as
+    `tuning_mazes`;
     `ablation/pairs/changed_synergy` and `/return_synergy`, means over pairs, also as `ablation/random_pairs/...` over
     pairs drawn among the other units; `ablation/groups/changed`, `/return_loss`, each also as `random_...` and
     `minus_random_...`, means over groups.

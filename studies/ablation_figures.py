@@ -79,16 +79,19 @@ def draw_pairs(synergy: Mapping[str, Mapping[tuple[int, int], Interval]], units:
     figure = Figure(figsize=((side + 1.4) * len(synergy), side + 0.4), layout="constrained")
     for axis, (name, pairs) in zip(figure.subplots(1, len(synergy), squeeze=False)[0], synergy.items(), strict=True):
         values = np.full((len(units), len(units)), np.nan)
+        limit = max(1e-3, *(abs(interval.value) for interval in pairs.values()))
         for (one, other), interval in pairs.items():
             a, b = sorted((units.index(one), units.index(other)))
             values[b, a] = interval.value
             sure = interval.low > 0 or interval.high < 0
-            axis.text(a, b, f"{interval.value:+.2f}", ha="center", va="center", fontsize=8,
-                      fontweight="bold" if sure else "normal")  # fmt: skip
+            axis.text(
+                a, b, f"{interval.value:+.2f}", ha="center", va="center", fontsize=8,
+                fontweight="bold" if sure else "normal",
+                color="white" if abs(interval.value) > 0.6 * limit else "black",
+            )  # fmt: skip
             if sure:
-                axis.plot(a + np.array([-.48, .48, .48, -.48, -.48]), b + np.array([-.48, -.48, .48, .48, -.48]),
-                          color="black", linewidth=1.2)  # fmt: skip
-        limit = max(float(np.nanmax(np.abs(values))), 1e-3)
+                x, y = np.array([-0.48, 0.48, 0.48, -0.48, -0.48]), np.array([-0.48, -0.48, 0.48, 0.48, -0.48])
+                axis.plot(a + x, b + y, color="black", linewidth=1.2)
         image = axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit)
         axis.set_xticks(range(len(units)), [str(unit) for unit in units])
         axis.set_yticks(range(len(units)), [str(unit) for unit in units])

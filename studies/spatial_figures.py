@@ -74,7 +74,7 @@ def draw_end_map(found: EndMap, settings: EnvironmentSettings, title: str) -> Fi
     for axis, shares, words, lowest, colours in zip(
         panels,
         (found.reached, found.unedited, added),
-        ("forced at a cell: share that comes to it; arrow, to the mean end", "no edit: share that comes to each cell",
+        ("forced at a cell: share that comes; arrow, to the mean end", "no edit: share that comes to each cell",
          "what forcing there adds"),
         (0, 0, -1),
         ("viridis", "viridis", "RdBu_r"),
@@ -88,7 +88,7 @@ def draw_end_map(found: EndMap, settings: EnvironmentSettings, title: str) -> Fi
         for start in found.starts:
             axis.plot(start[0] + 0.5, start[1] + 0.5, "o", color="none", markeredgecolor="#ff2d78", markersize=13,
                       markeredgewidth=1.8)  # fmt: skip
-        axis.set_title(words, fontsize=9)
+        axis.set_title(words, fontsize=8.5)
         axis.axis("off")
         figure.colorbar(drawn, ax=axis, shrink=0.75)
     x, y = (found.cells + 0.5).T

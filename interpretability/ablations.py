@@ -1,16 +1,23 @@
-"""Edits that take what a tap says about the frame away: zeros, or its mean over play, in its place."""
+"""Edits that take what a tap, or some units of it, say about the frame away: zeros, the mean over play, or what they
+say of another frame, in its place.
+"""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from environments import EnvironmentSettings
 from interpretability.episodes import PlayedStep, play_episodes
 from interpretability.follower import Follower
+from interpretability.row_edits import UnitEdit
 from networks.precision import Precision
+from networks.sae_base import SAEBase
 from networks.taps import TappedNetwork
+
+AblationKind = Literal["zero", "mean", "resample"]
 
 
 class ZeroAblation(nn.Module):
@@ -104,3 +111,63 @@ def mean_ablation(
         progress=progress,
     )
     return mean.ablation()
+
+
+class UnitAblation(UnitEdit):
+    """Edit by row: a set of units says something that does not depend on the frame.
+
+    Args:
+        masks: which units each trial takes away.
+        replacements: activations of all units; their own of one of them, drawn anew for each row and pass, stand in
+            for those taken away. One alone is a fixed replacement.
+        sae: see `UnitEdit`.
+        seed: of the draws.
+    """
+
+    masks: Tensor
+    replacements: Tensor
+    drawn: Tensor
+
+    def __init__(
+        self,
+        masks: Bool[Tensor, "T U"],
+        replacements: Float[Tensor, "F U *HW"],
+        sae: SAEBase | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(sae)
+        self.register_buffer("masks", masks)
+        self.register_buffer("replacements", replacements)
+        self.register_buffer("drawn", torch.zeros(0, dtype=torch.int64), persistent=False)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def num_trials(self) -> int:
+        """T."""
+        return len(self.masks)
+
+    def assign(self, trials: Int64[Tensor, " B"]) -> None:
+        """Say which trial each row of the next batch undergoes, and draw."""
+        super().assign(trials)
+        drawn = torch.randint(len(self.replacements), (len(trials),), generator=self._generator)
+        self.drawn = drawn.to(self.replacements.device)
+
+    def changed(self, units: Float[Tensor, "B U *HW"]) -> Float[Tensor, "B U *HW"]:
+        """The units of each row after its trial."""
+        mask = self.masks[self.trials].view(*units.shape[:2], *[1] * (units.ndim - 2))
+        return torch.where(mask, self.replacements[self.drawn].to(units.dtype), units)
+
+
+def replacements(kind: AblationKind, maps: Float[Tensor, "F U *HW"]) -> Float[Tensor, "F2 U *HW"]:
+    """What `UnitAblation` puts in: zeros, the mean at each position, or the units' activations on other frames.
+
+    Args:
+        kind: which.
+        maps: of all units on frames of play (see `unit_maps`).
+    """
+    made: dict[AblationKind, Tensor] = {
+        "zero": torch.zeros_like(maps[:1]),
+        "mean": maps.mean(0, keepdim=True),
+        "resample": maps,
+    }
+    return made[kind]

@@ -1,5 +1,6 @@
 """One file per question asked of an agent: scenario in, numbers and pictures out."""
 
+from studies.ablations import Ablations as Ablations
 from studies.asked_returns import AskedReturns as AskedReturns
 from studies.atlas import Atlas as Atlas
 from studies.directional_units import DirectionalUnits as DirectionalUnits
@@ -16,6 +17,7 @@ from studies.report import Table as Table
 from studies.retargeting import Retargeting as Retargeting
 from studies.sae_baselines import SAEBaselines as SAEBaselines
 from studies.scenarios import Scenarios as Scenarios
+from studies.spatial_intervention import SpatialIntervention as SpatialIntervention
 from studies.study_list import StudyList as StudyList
 from studies.vector_fields import VectorFields as VectorFields
 from studies.watch import Watch as Watch

@@ -117,6 +117,7 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "splice_levels": 2,
         "max_steps": 4,
     },
+    "studies.Patching": {"taps": ["conv4a"], "num_levels": 12, "validation_levels": 12},
     "studies.EntityTracking": {"rooms": 1, "steps": 4, "players": [[4, 4]], "shuffles": 4},
     "studies.Retargeting": {
         "num_levels": 6,

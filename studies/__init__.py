@@ -15,6 +15,7 @@ from studies.report import Table as Table
 from studies.retargeting import Retargeting as Retargeting
 from studies.sae_baselines import SAEBaselines as SAEBaselines
 from studies.scenarios import Scenarios as Scenarios
+from studies.steering import Steering as Steering
 from studies.study_list import StudyList as StudyList
 from studies.vector_fields import VectorFields as VectorFields
 from studies.watch import Watch as Watch

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from environments import EnvironmentSettings, VectorEnvironment
 from interpretability.frame_outputs import PlayedOutputs, played_outputs
+from interpretability.row_edits import check_trials
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
 from networks.policy import sample_actions
 from networks.precision import Precision
@@ -91,6 +92,7 @@ def play_episodes(
     *,
     settings: EnvironmentSettings,
     edits: Sequence[Edit] = (),
+    trials: Sequence[int] | Int[np.ndarray, " L"] | None = None,
     greedy: bool = False,
     seed: int = 0,
     num_environments: int = 64,
@@ -114,7 +116,8 @@ def play_episodes(
         agent: plays on the device where its parameters are.
         levels: level seeds.
         settings: game and distribution mode; its own range of levels is not used.
-        edits: put in at the agent's taps, the same for every level.
+        edits: put in at the agent's taps, the same for every level but for edits by row (`RowEdit`).
+        trials: for edits by row, which trial each level undergoes; a level may then come once for each trial.
         greedy: take the likeliest action rather than sample.
         seed: of the action noise.
         num_environments: slots played together.
@@ -125,10 +128,12 @@ def play_episodes(
 
     Raises:
         ValueError: no levels, a repeated or negative one, `max_steps` or `num_environments` below 1, an edit at an
-            unknown tap.
+            unknown tap, trials that do not fit (see `check_trials`).
     """
     seeds = np.asarray(levels, dtype=np.int64)
-    if len(seeds) == 0 or seeds.min() < 0 or len(np.unique(seeds)) != len(seeds):
+    check_trials(agent, edits, trials, len(seeds))
+    of = np.zeros(len(seeds), dtype=np.int64) if trials is None else np.asarray(trials, dtype=np.int64)
+    if len(seeds) == 0 or seeds.min() < 0 or len(np.unique(np.stack([seeds, of]), axis=1).T) != len(seeds):
         raise ValueError("levels must be distinct seeds, at least one and none negative: give for example range(200)")
     if max_steps < 1 or num_environments < 1 or seed < 0:
         raise ValueError(
@@ -139,7 +144,7 @@ def play_episodes(
     bar = tqdm(total=len(seeds), desc=progress, unit="level", disable=progress is None, leave=False)
     try:
         with evaluating(agent, *(edit for _, edit in edits)), torch.inference_mode():
-            game = _Game(environment, seeds, seed=seed, max_steps=max_steps, bar=bar)
+            game = _Game(environment, seeds, None if trials is None else of, seed=seed, max_steps=max_steps, bar=bar)
             outputs_of = played_outputs(agent, edits, environment.num_environments, precision)
             return game.play(outputs_of, greedy, observer)
     finally:
@@ -164,10 +169,11 @@ class _Game:
     """The book-keeping of a call: which slot plays which level, and what came of it."""
 
     def __init__(
-        self, environment: VectorEnvironment, seeds: np.ndarray, *, seed: int, max_steps: int, bar: "tqdm[None]"
-    ) -> None:
+        self, environment: VectorEnvironment, seeds: np.ndarray, trials: np.ndarray | None, *, seed: int,
+        max_steps: int, bar: "tqdm[None]",
+    ) -> None:  # fmt: skip
         self.environment = environment
-        self.seeds = seeds
+        self.seeds, self.trials = seeds, trials
         self.max_steps = max_steps
         self.bar = bar
         slots, levels = environment.num_environments, len(seeds)
@@ -226,7 +232,7 @@ class _Game:
         self.totals[slots] = 0
         seeds = self.seeds[self.playing[chosen]]
         self.noise.start(chosen, seeds)
-        outputs_of.begin(chosen)
+        outputs_of.begin(chosen, None if self.trials is None else self.trials[self.playing[chosen]])
         self.environment.play_levels(seeds, chosen.tolist())
         return self.environment.observe()[1]
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from interpretability.row_edits import RowEdit
 from networks.padding import SMALLEST_BATCH, padded_batch
 from networks.precision import Precision, autocast
 from networks.taps import AgentOutput, Edit, TappedAgent, TappedNetwork
@@ -16,8 +17,8 @@ from networks.taps import AgentOutput, Edit, TappedAgent, TappedNetwork
 class PlayedOutputs(Protocol):
     """Logits and values of the slots that play, step by step."""
 
-    def begin(self, slots: Int[np.ndarray, " n"]) -> None:
-        """An episode begins in each of these slots."""
+    def begin(self, slots: Int[np.ndarray, " n"], trials: Int[np.ndarray, " n"] | None = None) -> None:
+        """An episode begins in each of these slots; `trials` are those of the edits by row (see `RowEdit`)."""
 
     def __call__(
         self, frames: UInt8[np.ndarray, "N 64 64 3"], slots: Int[np.ndarray, " n"]
@@ -48,8 +49,8 @@ class RememberingOutputs:
         self._precision: Precision = precision
         self._device = next(network.parameters()).device
 
-    def begin(self, slots: Int[np.ndarray, " n"]) -> None:
-        """An episode begins in each of these slots."""
+    def begin(self, slots: Int[np.ndarray, " n"], trials: Int[np.ndarray, " n"] | None = None) -> None:
+        """An episode begins in each of these slots; there are no edits by row."""
         self._player.begin(slots)
 
     def __call__(
@@ -71,7 +72,7 @@ class FrameOutputs:
 
     Agents see one frame and remember nothing. So the outputs for a frame that has not changed since the last step
     stand (a stuck greedy agent costs nothing), and an agent whose edits cut it off from the frame altogether (an
-    ablated bottleneck) is run once.
+    ablated bottleneck) is run once. Edits by row are told which trial each row undergoes.
 
     Args:
         agent, edits, precision: what is run, on the agent's device.
@@ -86,9 +87,14 @@ class FrameOutputs:
         self._frames = np.zeros((slots, 64, 64, 3), dtype=np.uint8)  # the frame that each row of outputs belongs to
         self._outputs: Tensor | None = None  # [N A + 1], the value last
         self._sees_frames = True
+        self._by_row = [edit for _, edit in edits if isinstance(edit, RowEdit)]
+        self._trials = np.zeros(slots, dtype=np.int64)
+        self._stale = np.zeros(slots, dtype=bool)
 
-    def begin(self, slots: Int[np.ndarray, " n"]) -> None:
-        """Nothing is remembered."""
+    def begin(self, slots: Int[np.ndarray, " n"], trials: Int[np.ndarray, " n"] | None = None) -> None:
+        """An episode begins in each of these slots: under another edit, the same frame means something else."""
+        if trials is not None:
+            self._trials[slots], self._stale[slots] = trials, True
 
     def took(self, slots: Int[np.ndarray, " n"], actions: Int[np.ndarray, " n"]) -> None:
         """Nothing is remembered."""
@@ -98,20 +104,25 @@ class FrameOutputs:
     ) -> tuple[Float[Tensor, "n A"], Float[Tensor, " n"]]:
         """Float32 logits and values, on the CPU, of the slots asked for. The first call reads all slots."""
         if self._outputs is None:
-            self._outputs = self._run(frames)
+            self._outputs = self._run(frames, self._trials)
             self._frames[:] = frames
-            self._sees_frames = self._depends_on(frames)
+            self._stale[:] = False
+            self._sees_frames = bool(self._by_row) or self._depends_on(frames)
         elif self._sees_frames:
-            changed = slots[(_words(frames)[slots] != _words(self._frames)[slots]).any(axis=1)]
+            unlike = (_words(frames)[slots] != _words(self._frames)[slots]).any(axis=1)
+            changed = slots[unlike | self._stale[slots]]
             if len(changed):
-                self._outputs[changed] = self._run(frames[changed])
+                self._outputs[changed] = self._run(frames[changed], self._trials[changed])
                 self._frames[changed] = frames[changed]
+                self._stale[changed] = False
         chosen = self._outputs[slots]
         return chosen[:, :-1], chosen[:, -1]
 
-    def _run(self, frames: np.ndarray) -> Tensor:
+    def _run(self, frames: np.ndarray, trials: np.ndarray) -> Tensor:
         """Outputs for n frames."""
         count = len(frames)
+        for edit in self._by_row:
+            edit.assign(padded_batch(trials))
         batch = padded_batch(frames).to(self._device)
         with autocast(self._precision, self._device):
             output = self._agent(batch, edits=self._edits)

@@ -5,6 +5,7 @@ everywhere, or only where it is read, the others' taken away where they are read
 of the tap or of an autoencoder's latents, and lie in 0 to 1; where the directions come from is another matter.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +18,7 @@ from torch.nn import functional
 from environments.heist import ENTITIES, Labels
 from interpretability.bilinear_decomposition import decompose
 from interpretability.perception import SEEN, Ridge
+from interpretability.row_edits import RowEdit
 from interpretability.unit_numbers import entity_positions
 from interpretability.value_counts import ValueCounts, binned_auc
 from networks.bilinear_impala import BilinearConv2d, BilinearLinear
@@ -93,6 +95,30 @@ class SteerEdit(nn.Module):
                 middle = self.directions.shape[-1] // 2
                 added = functional.conv_transpose2d(amounts.movedim(-1, 1), self.directions, padding=middle)
         return added.to(acts.dtype)
+
+
+class EditOfEach(RowEdit):
+    """Edit by row: a list of edits, of which each row undergoes its trial's.
+
+    Rows of one trial that follow each other in a list of episodes are played together, so that a batch holds few.
+    """
+
+    def __init__(self, edits: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.edits = nn.ModuleList(edits)
+
+    @property
+    def num_trials(self) -> int:
+        """How many there are."""
+        return len(self.edits)
+
+    def forward(self, acts: Float[Tensor, "B C *HW"]) -> Float[Tensor, "B C *HW"]:
+        assert len(self.trials) == len(acts), "assign says which trial each row undergoes"
+        edited = acts.clone()
+        for trial in self.trials.unique().tolist():
+            rows = self.trials == trial
+            edited[rows] = self.edits[trial](acts[rows])
+        return edited
 
 
 def operation(name: str, asked: int, preferred: int) -> tuple[Float[Tensor, "K K"], Float[Tensor, " K"]]:

@@ -40,9 +40,10 @@ def draw_sets(taps: Sequence[str], summary: Mapping[str, float]) -> Figure:
         axes.axvline(0, color="0.8", linewidth=0.8, zorder=0)
         axes.axvline(1, color="0.8", linewidth=0.8, zorder=0)
         axes.set_title(tap, fontsize=10)
-        axes.set_xlim(-0.35, 1.25)
+        axes.set_xlim(-0.5, 1.25)
+        axes.tick_params(labelsize=8)
         axes.grid(axis="x", alpha=0.2)
-    panels[0, 0].set_yticks(range(len(SETS)), list(SETS.values()), fontsize=8)
+    panels[0, 0].set_yticks(range(len(SETS)), list(SETS.values()))
     panels[0, 0].invert_yaxis()
     handles, names = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
@@ -54,23 +55,33 @@ def draw_maps(maps: Mapping[str, Mapping[str, Float[np.ndarray, "rows columns"]]
     """What single blocks of positions recover, a row for each tap, a column for each place to count from."""
     figure = Figure(figsize=(12.5, 3.0 * len(maps)), layout="constrained")
     panels = figure.subplots(len(maps), len(_TITLES), squeeze=False)
-    for row, (tap, views) in zip(panels, maps.items(), strict=True):
+    for number, (tap, views) in enumerate(maps.items()):
+        row = panels[number]
         full = max(float(np.nanmax(np.abs(view))) for view in views.values())
         for axes, (reference, title) in zip(row, _TITLES.items(), strict=True):
             view = views[reference]
-            height, width = view.shape
             extent = None
             if reference != "frame":
+                view = _cropped(view)
+                height, width = view.shape
                 extent = (-width / 2, width / 2, height / 2, -height / 2)
                 axes.plot(0, 0, "k+", markersize=9, markeredgewidth=1)
             image = axes.imshow(view, cmap="RdBu_r", vmin=-full, vmax=full, extent=extent)
             axes.set_facecolor("0.93")
             axes.set_xticks([])
             axes.set_yticks([])
-            axes.set_title(title if row is panels[0] else "", fontsize=10)
+            axes.set_title(title if number == 0 else "", fontsize=10)
         row[0].set_ylabel(tap, fontsize=11)
         figure.colorbar(image, ax=list(row), shrink=0.85, label="recovered by one block")
     return figure
+
+
+def _cropped(view: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "some fewer"]:
+    """Without what no block reaches, the middle in the middle."""
+    middle = np.array(view.shape) // 2
+    reach = np.abs(np.argwhere(np.isfinite(view)) - middle).max()
+    top, left = middle - np.minimum(reach, middle)
+    return view[top : view.shape[0] - top, left : view.shape[1] - left]
 
 
 def draw_examples(pairs: Sequence[Pair], found: Mapping[str, Moved]) -> Figure:
@@ -81,11 +92,11 @@ def draw_examples(pairs: Sequence[Pair], found: Mapping[str, Moved]) -> Figure:
     panels = figure.subplots(len(chosen), 2 + len(found), squeeze=False)
     for axes in panels.flat:
         axes.axis("off")
-    for row, number in zip(panels, chosen.tolist(), strict=True):
-        pair = pairs[number]
+    for place, number in enumerate(chosen.tolist()):
+        row, pair = panels[place], pairs[number]
         for axes, frame, title in zip(row, pair.frames, ("the maze", "exchanged"), strict=False):
             axes.imshow(frame.numpy(), extent=(0, 1, 0, 1))
-            axes.set_title(title if row is panels[0] else "", fontsize=9)
+            axes.set_title(title if place == 0 else "", fontsize=9)
         for axes, (tap, moved) in zip(row[2:], found.items(), strict=True):
             heat = moved.blocks[number, 0] / moved.whole[number, 0]
             full = max(float(np.abs(heat).max()), 1e-9)
@@ -94,7 +105,7 @@ def draw_examples(pairs: Sequence[Pair], found: Mapping[str, Moved]) -> Figure:
             axes.imshow(
                 heat, cmap="RdBu_r", vmin=-full, vmax=full, extent=(0, 1, 0, 1), alpha=np.abs(heat) / full * 0.85
             )
-            axes.set_title(f"{tap}\nup to {full:.2f}" if row is panels[0] else f"up to {full:.2f}", fontsize=9)
+            axes.set_title(f"{tap}\nup to {full:.2f}" if place == 0 else f"up to {full:.2f}", fontsize=9)
     return figure
 
 

@@ -1,13 +1,14 @@
 """Can the agent be sent after another entity along the directions that probes, means, latents or eigenfilters give?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Final, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from jaxtyping import Int
+from torch import nn
 
 from environments import EnvironmentSettings, held_out_levels, render_states
 from environments.heist import ENTITIES
@@ -17,7 +18,7 @@ from interpretability.patching import record_taps
 from interpretability.perception import SEEN, Views
 from interpretability.policy_comparison import PolicyComparisons
 from interpretability.statistics import Interval, join_metrics, wilson_interval
-from interpretability.steering import OPERATIONS, SteerEdit, operation
+from interpretability.steering import OPERATIONS, EditOfEach, SteerEdit, operation
 from networks import Edit, Precision, load_agent, load_sae
 from networks.channel_edit import RandomDirection
 from studies.report import Report, Study
@@ -157,8 +158,8 @@ class Steering(Study):
             precision=self.precision,
         )  # fmt: skip
         tuning, test = (self._mazes(levels) for levels in (self.tuned, self.levels))
-        other_noise = self._play(test.states, None, self.seed + 1)
-        preferred = _preferred(tuning)
+        other_noise = self._play(test.states, seed=self.seed + 1)
+        preferred = preferred_entities(tuning)
         methods = [Method(tap, source, name) for (tap, source), name in product(sources, self.operations)]
 
         def edit(method: Method, entity: str, strength: float, control: bool = False) -> SteerEdit:
@@ -168,15 +169,19 @@ class Steering(Study):
             device = next(self.agent.parameters()).device
             return SteerEdit(found.reader, directions, mix, push, strength).to(device)
 
+        tried = [
+            (method, entity, strength)
+            for method, entity, strength in product(methods, SEEN, self.strengths)
+            if tuning.counted(entity)
+        ]
+        shares = self._success(
+            tuning, [(method.tap, of, edit(method, of, much)) for method, of, much in tried], "doses"
+        )
         doses: dict[tuple[Method, str], Dose] = {}
-        trials = [(method, entity) for method in methods for entity in SEEN if tuning.counted(entity)]
-        for method, entity in tqdm(trials, desc="strengths", unit="edit", leave=False):
-            shares = [
-                self._success(tuning, entity, (method.tap, edit(method, entity, strength)))
-                for strength in self.strengths
-            ]
-            best = int(np.argmax([share.value for share in shares]))  # the smallest of equals
-            doses[method, entity] = Dose(self.strengths, shares, best)
+        for number in range(0, len(tried), len(self.strengths)):
+            dose = shares[number : number + len(self.strengths)]
+            highest = int(np.argmax([share.value for share in dose]))  # the smallest strength of equals
+            doses[tried[number][:2]] = Dose(self.strengths, dose, highest)
         intervals: dict[str, Interval] = {}
         summary: dict[str, float] = {"steering/levels": float(len(test.states))}
         for entity in SEEN:
@@ -190,25 +195,27 @@ class Steering(Study):
         }
         norms = self._norms(chosen, test)
         compared = self._compare(chosen)
-        for (method, entity), steer in tqdm(chosen.items(), desc="test mazes", unit="edit", leave=False):
-            key, strength = f"steering/{method.key}/{entity}", self.strengths[doses[method, entity].best]
-            arms = {
-                "success": steer,
-                "random_direction": RandomDirection(steer, self.seed),
-                "random_agent": edit(method, entity, strength, control=True),
-            }
-            for arm, module in arms.items():
-                intervals[f"{key}/{arm}"] = self._success(test, entity, (method.tap, module.to(steer.mix.device)))
-            summary[f"{key}/strength"], summary[f"{key}/norm"] = strength, norms[method, entity]
+        arms = ("success", "random_direction", "random_agent")
+        played: list[tuple[str, str, nn.Module]] = []
+        for (method, entity), steer in chosen.items():
+            other = edit(method, entity, steer.strength, control=True)
+            random = RandomDirection(steer, self.seed).to(steer.mix.device)
+            played += [(method.tap, entity, module) for module in (steer, random, other)]
+        found = iter(self._success(test, played, "test mazes"))
+        for (method, entity), steer in chosen.items():
+            key = f"steering/{method.key}/{entity}"
+            intervals |= {f"{key}/{arm}": next(found) for arm in arms}
             intervals |= {f"{key}/{name}": interval for name, interval in compared[method, entity].items()}
-        best_methods = {}
+            summary |= {f"{key}/strength": steer.strength, f"{key}/norm": norms[method, entity]}
+        best_methods: dict[str, Method] = {}
         for entity in SEEN:
-            tried = [(dose.shares[dose.best].value, method) for (method, of), dose in doses.items() if of == entity]
-            if tried and test.counted(entity):
-                best_methods[entity] = max(tried, key=lambda one: one[0])[1]
-                for arm in ("success", "random_direction", "random_agent", "kl", "action_agreement"):
-                    found = intervals[f"steering/{best_methods[entity].key}/{entity}/{arm}"]
-                    intervals[f"steering/{entity}/{arm}"] = found
+            reached = [(dose.shares[dose.best].value, method) for (method, of), dose in doses.items() if of == entity]
+            if reached and test.counted(entity):
+                best = best_methods[entity] = max(reached, key=lambda pair: pair[0])[1]
+                for name in (*arms, "kl", "action_agreement"):
+                    intervals[f"steering/{entity}/{name}"] = intervals[f"steering/{best.key}/{entity}/{name}"]
+                for name in ("strength", "norm"):
+                    summary[f"steering/{entity}/{name}"] = summary[f"steering/{best.key}/{entity}/{name}"]
         summary |= join_metrics(intervals)
         tables = steering_tables(doses, best_methods, summary)
         figures = {"doses": draw_doses(doses, summary)}
@@ -226,22 +233,34 @@ class Steering(Study):
     def _mazes(self, levels: range) -> Mazes:
         made = choice_mazes(first_states(levels, self.settings), self.seed, self.distances)
         states = [maze.to_bytes() for maze, _ in made]
-        return Mazes(states, [pair for _, pair in made], self._play(states, None))
+        return Mazes(states, [pair for _, pair in made], self._play(states))
 
     def _play(
-        self, states: list[bytes], edit: "tuple[str, torch.nn.Module] | None", seed: int | None = None
-    ) -> np.ndarray:
+        self, states: list[bytes], edits: Sequence[Edit] = (), trials: Sequence[int] | None = None,
+        seed: int | None = None, title: str | None = None,
+    ) -> Int[np.ndarray, " N"]:  # fmt: skip
         """What is touched first."""
         return play_choices(
-            self.agent, states, settings=self.settings, edits=[] if edit is None else [edit],
+            self.agent, states, settings=self.settings, edits=edits, trials=trials,
             seed=self.seed if seed is None else seed, num_environments=self.num_environments,
-            max_steps=self.max_steps, precision=self.precision,
+            max_steps=self.max_steps, precision=self.precision, progress=title,
         ).touched  # fmt: skip
 
-    def _success(self, mazes: Mazes, entity: str, edit: Edit) -> Interval:
-        rows = mazes.counted(entity)
-        touched = self._play([mazes.states[row] for row in rows], edit)
-        return wilson_interval(int((touched == ENTITIES.index(entity)).sum()), len(rows))
+    def _success(self, mazes: Mazes, trials: Sequence[tuple[str, str, nn.Module]], title: str) -> list[Interval]:
+        """For each (tap, entity, edit) how often the entity is touched in its counted mazes; those of a tap at once."""
+        shares: dict[int, Interval] = {}
+        for tap in dict.fromkeys(tap for tap, _, _ in trials):
+            own = [number for number, trial in enumerate(trials) if trial[0] == tap]
+            rows = [(place, row) for place, number in enumerate(own) for row in mazes.counted(trials[number][1])]
+            places = np.array([place for place, _ in rows])
+            touched = self._play(
+                [mazes.states[row] for _, row in rows], [(tap, EditOfEach([trials[number][2] for number in own]))],
+                places.tolist(), title=f"{title}, {tap}",
+            )  # fmt: skip
+            for place, number in enumerate(own):
+                hits = touched[places == place] == ENTITIES.index(trials[number][1])
+                shares[number] = wilson_interval(int(hits.sum()), len(hits))
+        return [shares[number] for number in range(len(trials))]
 
     def _norms(self, edits: Mapping[tuple[Method, str], SteerEdit], mazes: Mazes) -> dict[tuple[Method, str], float]:
         """Root mean square over positions of each edit's change, over the first frames of the mazes it is played in."""
@@ -267,7 +286,7 @@ class Steering(Study):
         return {trial: {name: each[name] for name in ("kl", "action_agreement")} for trial, each in found.items()}
 
 
-def _preferred(mazes: Mazes) -> dict[str, int]:
+def preferred_entities(mazes: Mazes) -> dict[str, int]:
     """For each entity, which of the others the unedited agent most often takes first, of the mazes that have it."""
     taken = {
         name: np.mean([

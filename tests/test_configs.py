@@ -118,6 +118,16 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "max_steps": 4,
     },
     "studies.Patching": {"taps": ["conv4a"], "num_levels": 12, "validation_levels": 12},
+    "studies.Steering": {
+        "taps": ["conv4a"],
+        "sources": ["means"],
+        "strengths": [1.0],
+        "num_levels": 6,
+        "tuning_levels": 6,
+        "fit_levels": 12,
+        "comparison_levels": 2,
+        "max_steps": 8,
+    },
     "studies.EntityTracking": {"rooms": 1, "steps": 4, "players": [[4, 4]], "shuffles": 4},
     "studies.Retargeting": {
         "num_levels": 6,

@@ -9,6 +9,7 @@ from studies.feature_images import FeatureImages as FeatureImages
 from studies.label_correlations import LabelCorrelations as LabelCorrelations
 from studies.patching import Patching as Patching
 from studies.probe_atlas import ProbeAtlas as ProbeAtlas
+from studies.replacement import Replacement as Replacement
 from studies.report import Report as Report
 from studies.report import Study as Study
 from studies.report import Table as Table

@@ -118,6 +118,7 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "max_steps": 4,
     },
     "studies.Patching": {"taps": ["conv4a"], "num_levels": 12, "validation_levels": 12},
+    "studies.Replacement": {"taps": ["conv4a"], "kernel": 3, "fit_levels": 3, "num_levels": 3, "max_steps": 9},
     "studies.Steering": {
         "taps": ["conv4a"],
         "sources": ["means"],

@@ -27,17 +27,16 @@ _ROWS = 64  # frames at once in a fit
 
 
 def label_maps(
-    states: Sequence[bytes], height: int, width: int, with_plan: bool = False
+    states: Sequence[bytes], height: int, width: int, count: int = len(SCENE)
 ) -> Float[Tensor, "B K height width"]:
     """What share of each position of a map over the whole frame belongs to a wall, an entity, the player, ...
 
-    The maps are `SCENE`, and with the plan `PLAN`; held keys are 1 everywhere. Entities take their whole cell, the
-    player one cell around its own centre.
+    Held keys are 1 everywhere. Entities take their whole cell, the player one cell around its own centre.
 
     Args:
         states: of heist, in a mode whose frame shows the whole world.
         height, width: of the map.
-        with_plan: add what the shortest solution says.
+        count: K, how many of `SCENE` and then `PLAN`.
     """
     labels = label_states(states)
     parsed = [State.from_bytes(state) for state in states]
@@ -50,7 +49,7 @@ def label_maps(
         cells[rows, place, where[rows, 1], where[rows, 0]] = 1
     rows = np.flatnonzero(labels.target_cell[:, 0] >= 0)
     cells[rows, len(SCENE), labels.target_cell[rows, 1], labels.target_cell[rows, 0]] = 1
-    if with_plan:
+    if count > len(SCENE) + 1:
         for row, state in enumerate(parsed):
             for cell in way_cells(state):
                 cells[row, len(SCENE) + 1, cell // side, cell % side] = 1
@@ -65,7 +64,7 @@ def label_maps(
     known = np.where(labels.direction_tied, -1, labels.direction)
     for number in range(len(DIRECTIONS)):
         maps[:, len(SCENE) + 2 + number] = player * torch.from_numpy(known == number)[:, None, None]
-    return maps if with_plan else maps[:, : len(SCENE)]
+    return maps[:, :count]
 
 
 def way_cells(state: State) -> list[int]:
@@ -101,7 +100,6 @@ class LabelCode(nn.Module):
         maps_mean: mean of the label maps.
         mean: of the activation.
         floor: the least value that the tap takes, below which nothing is written.
-        with_plan: whether the plan is among the maps.
     """
 
     weight: Tensor
@@ -114,13 +112,12 @@ class LabelCode(nn.Module):
         maps_mean: Float[Tensor, "K H W"],
         mean: Float[Tensor, "C *HW"],
         floor: float,
-        with_plan: bool,
     ) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("maps_mean", maps_mean)
         self.register_buffer("mean", mean)
-        self.floor, self.with_plan = floor, with_plan
+        self.floor = floor
 
     def forward(self, maps: Float[Tensor, "B K H W"]) -> Float[Tensor, "B C *HW"]:
         with torch.autocast(maps.device.type, enabled=False):
@@ -128,8 +125,8 @@ class LabelCode(nn.Module):
 
     def of_states(self, states: Sequence[bytes]) -> Float[Tensor, "B C *HW"]:
         """The activation written for some states."""
-        height, width = self.maps_mean.shape[1:]
-        maps = label_maps(states, height, width, self.with_plan)
+        count, height, width = self.maps_mean.shape
+        maps = label_maps(states, height, width, count)
         written: Tensor = self(maps.to(self.mean.device))
         return written
 
@@ -140,7 +137,6 @@ def fit_code(
     *,
     kernel: int = 5,
     penalty: float = 1e-4,
-    with_plan: bool = False,
 ) -> LabelCode:
     """Least squares over frames and positions, about each position's own mean, with a little penalty on the weights.
 
@@ -149,7 +145,6 @@ def fit_code(
         acts: the tap's activation.
         kernel: side of the convolution, odd.
         penalty: on the squared weights, in units of the mean square of a label.
-        with_plan: what the maps hold; kept in the code.
 
     Raises:
         ValueError: an even kernel, or maps of another size than the tap's.
@@ -173,7 +168,7 @@ def fit_code(
     gram += penalty * gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
     weight = torch.linalg.solve(gram, products).T.reshape(acts.shape[1], maps.shape[1], *window)
     floor = 0.0 if acts.min() >= 0 else -torch.inf
-    return LabelCode(weight.float(), maps_mean, mean, floor, with_plan)
+    return LabelCode(weight.float(), maps_mean, mean, floor)
 
 
 def _linear(maps: Tensor, weight: Tensor, spatial: bool) -> Tensor:

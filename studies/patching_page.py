@@ -41,7 +41,7 @@ def draw_sets(taps: Sequence[str], summary: Mapping[str, float]) -> Figure:
         axes.axvline(1, color="0.8", linewidth=0.8, zorder=0)
         axes.set_title(tap, fontsize=10)
         axes.set_xlim(-0.5, 1.25)
-        axes.tick_params(labelsize=8)
+        axes.tick_params(labelsize=8, labelbottom=True)
         axes.grid(axis="x", alpha=0.2)
     panels[0, 0].set_yticks(range(len(SETS)), list(SETS.values()))
     panels[0, 0].invert_yaxis()

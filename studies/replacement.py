@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from environments import TRAINING_START, EnvironmentSettings, held_out_levels
 from interpretability.ablations import MeanAblation
 from interpretability.episodes import Episodes, Observer, play_episodes
-from interpretability.label_code import SCENE, LabelCode, Written, fit_code, label_maps
+from interpretability.label_code import PLAN, SCENE, LabelCode, Written, fit_code, label_maps
 from interpretability.statistics import Interval, fraction_recovered, join_metrics, paired_bootstrap
 from networks import Edit, Precision, load_agent
 from studies.replacement_frames import (
@@ -31,9 +31,9 @@ _SIDE: Final = 9  # of the label maps that a flat tap is written from: a positio
 class Replacement(Study):
     """Writes a tap's activation from labels alone, and plays with it in place of the network's own.
 
-    The labels are maps of walls, keys, locks, gem, player and held keys (`scene`); `plan` adds what the shortest
-    solution says: where the next pickup lies, the cells on the way to it, and the first move. The function from them to
-    the activation is the mean at each position plus one k x k convolution (of a flat tap a linear map of all cells),
+    The labels are maps of walls, keys, locks, gem, player and held keys (`scene`); `target` adds where the shortest
+    solution's next pickup lies, and `plan` also the cells on the way to it and the first move. The function from them
+    to the activation is the mean at each position plus one k x k convolution (of a flat tap a linear map of all cells),
     fitted by least squares on untouched play of training levels. The network before the tap is then idle: what is left
     of its play is what the labels and one linear map say. Where `plan` keeps what `scene` loses, what follows the tap
     reads the solution there, and walls and entities seen through one window do not give it; how the network finds it
@@ -46,7 +46,7 @@ class Replacement(Study):
     Writes the page `pages/replacement.html`, the table `arms` and figures. Summary, with 95 % bounds over test levels:
     `replacement/clean/return` and `solved`; `replacement/TAP/ARM/...` for the arms above: `explained_variance` of the
     activation about each position's mean, `kl` and `action_agreement` with the untouched agent on its own play, and, of
-    `scene`, `plan` and `mean`, `return`, `solved`, `recovered` = (return - mean's) / (clean - mean's);
+    all but `shuffled`, `return`, `solved` and (not of `mean`) `recovered` = (return - mean's) / (clean - mean's);
     `replacement/TAP/random_agent/explained_variance`, of `plan`.
 
     Args:
@@ -157,15 +157,13 @@ class Replacement(Study):
         """A code for each arm; the mean's has no weights."""
         shape = self.agent.taps[tap]
         height, width = shape[1:] if len(shape) == 3 else (_SIDE, _SIDE)
-        maps = label_maps(states, height, width, with_plan=True)
+        maps = label_maps(states, height, width, len(SCENE) + len(PLAN))
         order = torch.randperm(len(maps), generator=torch.Generator().manual_seed(self.seed))
-        codes = {
-            "plan": fit_code(maps, acts, kernel=self.kernel, with_plan=True),
-            "scene": fit_code(maps[:, : len(SCENE)], acts, kernel=self.kernel),
-            "shuffled": fit_code(maps[order], acts, kernel=self.kernel, with_plan=True),
-        }
+        given = {"plan": maps, "target": maps[:, : len(SCENE) + 1], "scene": maps[:, : len(SCENE)]}
+        codes = {arm: fit_code(some, acts, kernel=self.kernel) for arm, some in given.items()}
+        codes["shuffled"] = fit_code(maps[order], acts, kernel=self.kernel)
         plain = codes["scene"]
-        codes["mean"] = LabelCode(torch.zeros_like(plain.weight), plain.maps_mean, plain.mean, plain.floor, False)
+        codes["mean"] = LabelCode(torch.zeros_like(plain.weight), plain.maps_mean, plain.mean, plain.floor)
         device = next(self.agent.parameters()).device
         return {arm: code.to(device) for arm, code in codes.items()}
 

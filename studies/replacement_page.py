@@ -14,6 +14,7 @@ from studies.report import Table
 
 ARMS: Final = {
     "plan": "scene and plan",
+    "target": "scene and target",
     "scene": "scene",
     "mean": "nothing (the mean)",
     "shuffled": "other frames' labels",
@@ -79,10 +80,10 @@ def replacement_page(
     """The page of the study."""
     text = [
         f"Agent {agent}. A tap's activation is written from labels of the game's state (walls, keys, locks, gem, "
-        "player and held keys; with the plan also the next pickup's place, the way to it and the first move) by the "
-        f"mean at each position and one convolution of {kernel} x {kernel} positions, fitted by least squares on "
-        f"{summary['replacement/fit_frames']:.0f} frames of training levels. The network plays on from there; what "
-        "lies before the tap plays no part.",
+        "player and held keys; with the target also the next pickup's place; with the plan also the way to it and the "
+        f"first move) by the mean at each position and one convolution of {kernel} x {kernel} positions, fitted by "
+        f"least squares on {summary['replacement/fit_frames']:.0f} frames of training levels. The network plays on "
+        "from there; what lies before the tap plays no part.",
         f"Over {summary['replacement/levels']:.0f} test levels. KL and action agreement: with the untouched policy, on "
         "its own play. Recovered: of the return that putting in the mean alone loses. Frames of another level, and "
         "weights that were never trained, are controls: an untrained network's activation too is a picture of the "

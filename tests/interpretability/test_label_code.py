@@ -15,8 +15,9 @@ EASY = EnvironmentSettings()
 
 def test_maps_of_one_position_a_cell_are_the_cells() -> None:
     states = first_states(range(4), EASY)
-    maps = label_maps(states, 9, 9, with_plan=True)
+    maps = label_maps(states, 9, 9, len(SCENE) + len(PLAN))
     labels = label_states(states)
+    assert torch.equal(label_maps(states, 9, 9, len(SCENE) + 1), maps[:, : len(SCENE) + 1])
     assert maps.shape == (4, len(SCENE) + len(PLAN), 9, 9)
     for row, state in enumerate(states):
         parsed = State.from_bytes(state)
@@ -89,7 +90,7 @@ def test_refuses_what_does_not_fit() -> None:
         fit_code(maps, acts, kernel=2)
     with pytest.raises(ValueError, match="make them alike"):
         fit_code(maps[..., :5], acts)
-    written = Written(LabelCode(torch.zeros(3, len(SCENE), 1, 1), torch.zeros(len(SCENE), 6, 6), acts[0], 0.0, False))
+    written = Written(LabelCode(torch.zeros(3, len(SCENE), 1, 1), torch.zeros(len(SCENE), 6, 6), acts[0], 0.0))
     written.see(first_states([0, 1], EASY))
     assert torch.equal(written(acts[:2]), acts[[0, 0]])
     with pytest.raises(AssertionError, match="see is told"):

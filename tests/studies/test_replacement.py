@@ -52,14 +52,14 @@ def test_reports_every_arm(agent: str, taps: tuple[str, ...]) -> None:
     report = Replacement(agent, taps=taps, **SMALL).run()
     summary = report.summary
     for tap in taps:
-        for arm in ("scene", "plan", "mean", "shuffled"):
+        for arm in ("scene", "target", "plan", "mean", "shuffled"):
             assert summary[f"replacement/{tap}/{arm}/explained_variance"] <= 1
             assert summary[f"replacement/{tap}/{arm}/kl"] >= 0
         assert summary[f"replacement/{tap}/mean/explained_variance"] <= 1e-6
         assert np.isfinite(summary[f"replacement/{tap}/random_agent/explained_variance"])
         assert f"replacement/{tap}/plan/solved_low" in summary
         assert f"replacement/{tap}/shuffled/solved" not in summary
-    assert len(report.tables["arms"].rows) == 1 + 4 * len(taps)
+    assert len(report.tables["arms"].rows) == 1 + 5 * len(taps)
     assert set(report.figures) == {"arms", "maps"}
     assert "written from labels" in report.pages["replacement"]
 

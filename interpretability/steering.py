@@ -154,10 +154,18 @@ class Rows:
     Attributes:
         acts: channels.
         classes: index into `SEEN`; `EMPTY` for a position without any (a flat tap has none such).
+
+    Raises:
+        ValueError: an entity that was never seen.
     """
 
     acts: Float[Tensor, "R C"]
     classes: Int[Tensor, " R"]
+
+    def __post_init__(self) -> None:
+        counts = torch.bincount(self.classes, minlength=EMPTY)[:EMPTY]
+        if missing := [SEEN[number] for number in torch.nonzero(counts == 0).flatten().tolist()]:
+            raise ValueError(f"no view shows {missing[0]} (or is followed by it): fit on more mazes")
 
     def mean(self, entity: int) -> Float[Tensor, " C"]:
         """Of one entity."""
@@ -191,13 +199,6 @@ def flat_rows(acts: Float[Tensor, "N C"], pursued: Int[np.ndarray, " N"]) -> Row
     """Frames with what is touched next in each; those before nothing are left out."""
     known = torch.from_numpy(pursued >= 0)
     return Rows(acts[known], torch.from_numpy(pursued)[known].long())
-
-
-def check_rows(rows: Rows) -> None:
-    """Raise ValueError where an entity was never seen."""
-    counts = torch.bincount(rows.classes, minlength=EMPTY)[:EMPTY]
-    if missing := [SEEN[number] for number in torch.nonzero(counts == 0).flatten().tolist()]:
-        raise ValueError(f"no view shows {missing[0]} (or is followed by it): fit on more mazes")
 
 
 def probe_reader(rows: Rows) -> Reader:

@@ -12,7 +12,6 @@ from interpretability.perception import Views
 from interpretability.steering import (
     Reader,
     Rows,
-    check_rows,
     eigen_directions,
     flat_rows,
     latent_steering,
@@ -66,9 +65,7 @@ def find_sources(
     def seen(network: TappedAgent, tap: str) -> Rows:
         frames = torch.from_numpy(views.frames).split(_BATCH)
         acts = torch.cat([record_taps(network, part, [tap], precision)[tap].float().cpu() for part in frames])
-        rows = map_rows(acts, views.labels, seed) if acts.ndim == 4 else flat_rows(acts, views.pursued)
-        check_rows(rows)
-        return rows
+        return map_rows(acts, views.labels, seed) if acts.ndim == 4 else flat_rows(acts, views.pursued)
 
     found: dict[tuple[str, str], Source] = {}
     for tap in taps:

@@ -12,7 +12,6 @@ from interpretability.steering import (
     Reader,
     Rows,
     SteerEdit,
-    check_rows,
     eigen_directions,
     flat_rows,
     latent_steering,
@@ -117,10 +116,11 @@ def test_rows_are_of_the_cells_in_which_things_lie() -> None:
     assert (rows.classes == EMPTY).sum() == 6 * 4
     taken = {float(acts[n, 0, side - 1 - y, x]) for n in range(6) for x, y in labels.cells[n].astype(int) if x >= 0}
     assert not taken & set(rows.acts[rows.classes == EMPTY].flatten().tolist())
-    goals = flat_rows(torch.arange(4.0)[:, None], np.array([2, -1, 0, 1]))
-    assert goals.classes.tolist() == [2, 0, 1]
+    goals = flat_rows(torch.arange(5.0)[:, None], np.array([2, -1, 0, 1, 3]))
+    assert goals.classes.tolist() == [2, 0, 1, 3]
+    assert goals.acts.flatten().tolist() == [0, 2, 3, 4]
     with pytest.raises(ValueError, match="no view shows gem"):
-        check_rows(goals)
+        flat_rows(torch.arange(4.0)[:, None], np.array([2, -1, 0, 1]))
 
 
 def test_the_latent_that_fires_for_an_entity_reads_and_writes_it() -> None:

@@ -296,10 +296,3 @@ def eigen_directions(agent: TappedAgent, tap: str, rows: Rows, behind: Rows) -> 
 
 def _probe(rows: Rows) -> tuple[Float[Tensor, "C K"], Float[Tensor, " K"]]:
     return Ridge(rows.acts, rows.classes, int(rows.classes.max()) + 1).linear()
-
-
-def matched(directions: Float[Tensor, "K C *kk"], like: Float[Tensor, "K C *kk"]) -> Float[Tensor, "K C *kk"]:
-    """Other directions, each as long as the one that it stands for."""
-    lengths = directions.flatten(1).norm(dim=1), like.flatten(1).norm(dim=1)
-    scale = lengths[1] / lengths[0].clamp(min=1e-12)
-    return directions * scale.view(-1, *[1] * (directions.ndim - 1))

@@ -11,7 +11,7 @@ from interpretability.statistics import Interval, bootstrap_interval, join_metri
 from networks import Precision, load_agent
 from studies.patching_mazes import SETS, Pair, make_pairs
 from studies.patching_moves import PAIRS, REFERENCES, Moved, measure
-from studies.patching_page import draw_examples, draw_maps, draw_sets, patching_page
+from studies.patching_page import draw_examples, draw_maps, draw_sets, draw_units, patching_page
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 
@@ -140,6 +140,11 @@ class Patching(Study):
         tables["positions"], peaks = self._peaks(pairs, tuned, {"": found, "_random_agent": random})
         if self.units:
             tables["units"] = _unit_table(tuned, found, random)
+            for tap in self.taps:
+                rows_of_tap = [row for row in tables["units"].rows if row[0] == tap]
+                summary[f"patching/{tap}/unit"] = float(rows_of_tap[0][1])
+                summary[f"patching/{tap}/unit_random_agent"] = max(float(row[6]) for row in rows_of_tap)
+                peaks[f"patching/{tap}/unit_recovered"] = Interval(*(float(bound) for bound in rows_of_tap[0][3:6]))
         summary |= {f"patching/{tap}/best_share": float(row[2]) for tap, row in best.items()}
         intervals |= {f"patching/{tap}/best_recovered": Interval(*row[3:]) for tap, row in best.items()} | peaks
         summary |= join_metrics(intervals)
@@ -149,6 +154,8 @@ class Patching(Study):
             if moved.blocks.size
         }
         figures = {"sets": draw_sets(self.taps, summary)}
+        if self.units:
+            figures["units"] = draw_units(self.taps, tables["units"])
         if maps:
             figures["positions"] = draw_maps(maps)
             figures["examples"] = draw_examples(pairs["test"], {tap: found[tap] for tap in maps})

@@ -18,6 +18,7 @@ _TITLES = {
     "player": "from the player",
 }
 _EXAMPLES = 4
+_UNITS = 12
 
 
 def draw_sets(taps: Sequence[str], summary: Mapping[str, float]) -> Figure:
@@ -48,6 +49,31 @@ def draw_sets(taps: Sequence[str], summary: Mapping[str, float]) -> Figure:
     handles, names = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle("Share of the difference recovered by patching a set of positions")
+    return figure
+
+
+def draw_units(taps: Sequence[str], units: Table) -> Figure:
+    """What the channels that recover most on validation levels recover, and the highest of random weights."""
+    columns = min(4, len(taps))
+    rows = -(-len(taps) // columns)
+    figure = Figure(figsize=(3.2 * columns + 0.5, 2.3 * rows + 0.7), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes in panels.flat[len(taps) :]:
+        axes.axis("off")
+    for axes, tap in zip(panels.flat, taps, strict=False):
+        of = [row for row in units.rows if row[0] == tap]
+        shown, chance = of[:_UNITS], sorted((float(row[6]) for row in of), reverse=True)[:_UNITS]
+        values = np.array([[float(cell) for cell in row[3:6]] for row in shown])
+        spread = np.abs(values[:, 1:] - values[:, :1]).T
+        axes.errorbar(range(len(shown)), values[:, 0], yerr=spread, fmt="o", markersize=4, label="agent")
+        axes.plot(range(len(chance)), chance, ".", color="0.6", label="random weights, highest first")
+        axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+        axes.set_xticks(range(len(shown)), [str(row[1]) for row in shown], fontsize=8, rotation=90)
+        axes.set_title(tap, fontsize=10)
+    for row in panels:
+        row[0].set_ylabel("recovered by one channel", fontsize=9)
+    handles, names = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
@@ -149,7 +175,11 @@ def patching_page(
         )  # fmt: skip
         parts.append(Section("Single positions in some mazes", examples, [("examples", figures["examples"])]))
     if "units" in tables:
-        words = ["Channels patched at all positions, in the order of validation levels; the table has them all."]
-        parts.append(Section("Channels", words, (), tables["units"].columns, tables["units"].rows[:20]))
+        words = [
+            "Single channels patched at all positions, in the order of what they recover on validation levels, and "
+            "measured on test levels. Grey: the channels of an agent with random weights that recover most.",
+        ]
+        pictures = [("recovered by channels", figures["units"])]
+        parts.append(Section("Channels", words, pictures, tables["units"].columns, tables["units"].rows[:20]))
     parts.append(Section("All sets", columns=tables["sets"].columns, rows=tables["sets"].rows))
     return report_page("What carries the choice of where to go", text, parts)

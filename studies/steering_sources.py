@@ -17,7 +17,6 @@ from interpretability.steering import (
     latent_steering,
     layer_behind,
     map_rows,
-    matched,
     mean_directions,
     probe_directions,
     probe_reader,
@@ -83,3 +82,10 @@ def find_sources(
             control = eigen_directions(drawn, tap, chance, seen(drawn, behind))
             found[tap, "eigen"] = Source(reader, directions, matched(control, directions))
     return found
+
+
+def matched(directions: Float[Tensor, "K C *kk"], like: Float[Tensor, "K C *kk"]) -> Float[Tensor, "K C *kk"]:
+    """Other directions, each as long as the one that it stands for."""
+    lengths = directions.flatten(1).norm(dim=1), like.flatten(1).norm(dim=1)
+    scale = lengths[1] / lengths[0].clamp(min=1e-12)
+    return directions * scale.view(-1, *[1] * (directions.ndim - 1))

@@ -17,7 +17,6 @@ from interpretability.steering import (
     latent_steering,
     layer_behind,
     map_rows,
-    matched,
     mean_directions,
     operation,
     probe_directions,
@@ -171,9 +170,3 @@ def test_eigenfilters_raise_what_the_next_layer_reads() -> None:
     assert ((found * means).sum(1) > 0).all()
     with pytest.raises(ValueError, match="no bilinear layer reads pool4"):
         eigen_directions(agent, "pool4", rows, behind)
-
-
-def test_matched_directions_are_as_long() -> None:
-    one, other = torch.randn(EMPTY, 5), torch.randn(EMPTY, 5)
-    torch.testing.assert_close(matched(one, other).norm(dim=1), other.norm(dim=1))
-    torch.testing.assert_close(torch.nn.functional.cosine_similarity(matched(one, other), one), torch.ones(EMPTY))

@@ -100,7 +100,10 @@ def test_reports_every_set_beside_its_controls(agent: str) -> None:
             assert summary[f"patching/{tap}/recovered{ending}"] == pytest.approx(1, abs=1e-2)
         assert np.isfinite(summary[f"patching/{tap}/recovered_unrelated_low"])
     assert "patching/fc1/both" not in summary
-    assert set(report.figures) == {"sets", "positions", "examples"}
+    assert set(report.figures) == {"sets", "units", "positions", "examples"}
+    rows = [row for row in report.tables["units"].rows if row[0] == "conv4a"]
+    assert summary["patching/conv4a/unit"] == max(rows, key=lambda row: row[2])[1]
+    assert summary["patching/conv4a/unit_random_agent"] == max(row[6] for row in rows)
     assert len(report.tables["units"].rows) == 32 + 256
     assert "random weights" in report.pages["patching"]
 

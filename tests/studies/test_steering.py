@@ -9,6 +9,7 @@ from interpretability.perception import SEEN
 from networks import BilinearImpala, CustomCNN, save_weights
 from studies import Steering
 from studies.steering import Mazes, preferred_entities
+from studies.steering_sources import matched
 
 SMALL = {
     "num_levels": 12,
@@ -85,3 +86,9 @@ def test_refuses_what_cannot_be_steered(agent: str) -> None:
         Steering(agent, strengths=(0.0, 1.0))
     with pytest.raises(ValueError, match="operation 'turn'"):
         Steering(agent, operations=("turn",))
+
+
+def test_matched_directions_are_as_long() -> None:
+    one, other = torch.randn(4, 5), torch.randn(4, 5)
+    torch.testing.assert_close(matched(one, other).norm(dim=1), other.norm(dim=1))
+    torch.testing.assert_close(torch.nn.functional.cosine_similarity(matched(one, other), one), torch.ones(4))

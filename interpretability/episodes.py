@@ -17,6 +17,7 @@ from tqdm import tqdm
 from environments import EnvironmentSettings, VectorEnvironment
 from interpretability.frame_outputs import PlayedOutputs, played_outputs
 from interpretability.row_edits import check_trials
+from interpretability.state_edits import StateEdit, StateOutputs
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
 from networks.policy import sample_actions
 from networks.precision import Precision
@@ -116,7 +117,8 @@ def play_episodes(
         agent: plays on the device where its parameters are.
         levels: level seeds.
         settings: game and distribution mode; its own range of levels is not used.
-        edits: put in at the agent's taps, the same for every level but for edits by row (`RowEdit`).
+        edits: put in at the agent's taps, the same for every level but for edits by row (`RowEdit`);
+            those that are told the states (`StateEdit`) see them.
         trials: for edits by row, which trial each level undergoes; a level may then come once for each trial.
         greedy: take the likeliest action rather than sample.
         seed: of the action noise.
@@ -145,7 +147,11 @@ def play_episodes(
     try:
         with evaluating(agent, *(edit for _, edit in edits)), torch.inference_mode():
             game = _Game(environment, seeds, None if trials is None else of, seed=seed, max_steps=max_steps, bar=bar)
-            outputs_of = played_outputs(agent, edits, environment.num_environments, precision)
+            outputs_of: PlayedOutputs
+            if any(isinstance(edit, StateEdit) for _, edit in edits):
+                outputs_of = StateOutputs(agent, edits, environment, precision)
+            else:
+                outputs_of = played_outputs(agent, edits, environment.num_environments, precision)
             return game.play(outputs_of, greedy, observer)
     finally:
         bar.close()

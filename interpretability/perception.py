@@ -62,6 +62,11 @@ class Ridge:
         """The likeliest class of each row."""
         return (self._ready(features) @ self._weight + self._bias).argmax(1)
 
+    def linear(self) -> tuple[Float[Tensor, "D K"], Float[Tensor, " K"]]:
+        """Weight and bias of the scores, for features as they are."""
+        weight = self._weight / self._std[:, None]
+        return weight, self._bias - self._mean @ weight
+
     def _ready(self, features: Tensor) -> Tensor:
         return (features.double() - self._mean) / self._std
 

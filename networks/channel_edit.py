@@ -4,7 +4,7 @@ repainted by a small convolution.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -176,6 +176,15 @@ class RepaintEdit(nn.Module):
 TapEdit = ChannelEdit | MixingEdit | RepaintEdit
 
 
+class Changes(Protocol):
+    """An edit that says what it adds."""
+
+    num_units: int
+
+    def change(self, acts: Float[Tensor, "B C *space"]) -> Float[Tensor, "B C *space"]:
+        """What the edit adds."""
+
+
 class RandomDirection(nn.Module):
     """Control of an edit: as large a change at every position, in one random direction.
 
@@ -186,7 +195,7 @@ class RandomDirection(nn.Module):
 
     direction: Tensor
 
-    def __init__(self, edit: TapEdit, seed: int = 0) -> None:
+    def __init__(self, edit: Changes, seed: int = 0) -> None:
         super().__init__()
         self.edit = edit
         drawn = torch.randn(edit.num_units, generator=torch.Generator().manual_seed(seed))

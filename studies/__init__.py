@@ -10,7 +10,9 @@ from studies.evaluate_agent import EvaluateAgent as EvaluateAgent
 from studies.feature_groups import FeatureGroups as FeatureGroups
 from studies.feature_images import FeatureImages as FeatureImages
 from studies.label_correlations import LabelCorrelations as LabelCorrelations
+from studies.patching import Patching as Patching
 from studies.probe_atlas import ProbeAtlas as ProbeAtlas
+from studies.replacement import Replacement as Replacement
 from studies.report import Report as Report
 from studies.report import Study as Study
 from studies.report import Table as Table
@@ -18,6 +20,7 @@ from studies.retargeting import Retargeting as Retargeting
 from studies.sae_baselines import SAEBaselines as SAEBaselines
 from studies.scenarios import Scenarios as Scenarios
 from studies.spatial_intervention import SpatialIntervention as SpatialIntervention
+from studies.steering import Steering as Steering
 from studies.study_list import StudyList as StudyList
 from studies.vector_fields import VectorFields as VectorFields
 from studies.watch import Watch as Watch

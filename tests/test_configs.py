@@ -130,6 +130,18 @@ SHRUNK: dict[str, dict[str, Any]] = {
     },
     "studies.DirectionalUnits": {"levels": 2, "permutations": 9},
     "studies.EntityUnits": {"levels": 2, "permutations": 9},
+    "studies.Patching": {"taps": ["conv4a"], "num_levels": 12, "validation_levels": 12},
+    "studies.Replacement": {"taps": ["conv4a"], "kernel": 3, "fit_levels": 3, "num_levels": 3, "max_steps": 9},
+    "studies.Steering": {
+        "taps": ["conv4a"],
+        "sources": ["means"],
+        "strengths": [1.0],
+        "num_levels": 6,
+        "tuning_levels": 6,
+        "fit_levels": 12,
+        "comparison_levels": 2,
+        "max_steps": 8,
+    },
     "studies.EntityTracking": {"rooms": 1, "steps": 4, "players": [[4, 4]], "shuffles": 4},
     "studies.Retargeting": {
         "num_levels": 6,

@@ -1,6 +1,6 @@
 """Heist: its part of the state, the shortest-path oracle, labels and scenario edits."""
 
-from environments.heist.choices import choice_maze, keys_and_locks
+from environments.heist.choices import choice_maze, keys_and_locks, shift_lock
 from environments.heist.corners import AXES, QUADRANTS, corner_scenes
 from environments.heist.deconfounded import deconfound, deconfounded_states
 from environments.heist.inside import inside_maze, maze_bounds
@@ -106,6 +106,7 @@ __all__ = [
     "replaced_entities",
     "rotate",
     "scatter_player",
+    "shift_lock",
     "steer",
     "swap_entities",
     "swap_target",

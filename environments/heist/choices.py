@@ -12,7 +12,8 @@ from environments.heist.mazes import write_maze
 from environments.heist.oracle import DIRECTION_STEPS
 from environments.heist.playable import check_playable
 from environments.heist.random_mazes import Walks, free_cells, maze_sizes, placed_floor, sample_cells, walks_from
-from environments.state import State
+from environments.heist.scenarios import move_entity, occupied_cells
+from environments.state import WALL, State
 
 _ATTEMPTS: Final = 2_000
 _Place = tuple[str, Cell]
@@ -172,3 +173,26 @@ def keys_and_locks(
         f"no maze of {size or sizes[-1]} cells a side was found with room for {len(keys)} keys before {len(locks)} "
         f"locks in {_ATTEMPTS} attempts: ask for fewer"
     )
+
+
+def shift_lock(state: State, rng: np.random.Generator, keep_free: Sequence[str]) -> State:
+    """The same maze with a lock elsewhere, off the ways from the player to the named entities: a change that does not
+    concern who wants to fetch one of them. Not checked for a solution.
+
+    Args:
+        state: of heist, without loops.
+        rng: draws the lock and the cell.
+        keep_free: entities whose ways stay as they are.
+
+    Raises:
+        ValueError: no lock, or no free cell off these ways.
+    """
+    taken = occupied_cells(state)
+    where = {name: cell for cell, names in taken.items() for name in names}
+    walks = walks_from(set(free_cells(state.grid != WALL)), where["player"])
+    ways = {cell for name in keep_free for cell in walks.path(where[name])}
+    locks = sorted(name for name in where if name.endswith("lock") and where[name] not in ways)
+    aside = [cell for cell in walks.parent if cell not in ways and cell not in taken]
+    if not locks or not aside:
+        raise ValueError(f"this maze has no lock off the ways to {', '.join(keep_free)}, or no cell to move one to")
+    return move_entity(state, locks[rng.integers(len(locks))], aside[rng.integers(len(aside))])

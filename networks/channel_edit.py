@@ -2,7 +2,7 @@
 repainted by a small convolution.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -124,15 +124,26 @@ class RepaintEdit(nn.Module):
         hidden: D, detectors.
         kernel: side of both kernels, odd; 1 sees and changes one position.
         seed: of the detectors at first.
+        written: units that training may change; None for all. All are read.
 
     Attributes:
         read: C to D channels, with a threshold each.
         write: D to C channels, with a shift each.
     """
 
-    def __init__(self, num_units: int, hidden: int, kernel: int = 3, seed: int = 0) -> None:
+    may: Tensor
+
+    def __init__(
+        self, num_units: int, hidden: int, kernel: int = 3, seed: int = 0, written: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         self.num_units, self.hidden, self.kernel = num_units, hidden, kernel
+        may = (
+            torch.ones(num_units) if written is None else torch.zeros(num_units).index_fill(0, torch.tensor(written), 1)
+        )
+        self.register_buffer(
+            "may", may.view(-1, 1, 1), persistent=False
+        )  # weights that it holds at 0 are saved as such
         self.read = nn.Conv2d(num_units, hidden, kernel, padding=kernel // 2)
         self.write = nn.Conv2d(hidden, num_units, kernel, padding=kernel // 2)
         assert self.read.bias is not None
@@ -149,7 +160,8 @@ class RepaintEdit(nn.Module):
     def change(self, acts: Float[Tensor, "B C *space"]) -> Float[Tensor, "B C *space"]:
         """What the edit adds."""
         maps = acts[:, :, None, None] if acts.ndim == 2 else acts
-        return self.write(torch.relu(self.read(maps.to(self.read.weight.dtype)))).to(acts.dtype).view_as(acts)
+        painted = self.write(torch.relu(self.read(maps.to(self.read.weight.dtype)))) * self.may
+        return painted.to(acts.dtype).view_as(acts)
 
     @property
     def units(self) -> Int[Tensor, " n"]:

@@ -36,6 +36,7 @@ class SearchSettings:
         places: at which the player is put in each of them.
         unit_counts: sizes of edits that are tried: channels, directions, or detectors.
         kernel: side of the repainting detectors, in positions of the tap.
+        written: units that repainting may change; null for all.
         steps: gradient steps of each fit.
         rounds: how often the agent plays with an edit while that is fitted, to learn from its mistakes; not channels.
         played: mazes that it plays each time.
@@ -51,6 +52,7 @@ class SearchSettings:
     places: int = 8
     unit_counts: tuple[int, ...] = (2, 8, 32)
     kernel: int = 3
+    written: tuple[int, ...] | None = None
     steps: int = 800
     rounds: int = 4
     played: int = 200
@@ -63,6 +65,8 @@ class SearchSettings:
                 raise ValueError(f"search.{name} {getattr(self, name)} must be at least 1")
         if self.kernel % 2 == 0:
             raise ValueError(f"search.kernel {self.kernel} has no middle: take an odd side")
+        if self.written is not None and (self.kind != "repaint" or not self.written or min(self.written) < 0):
+            raise ValueError(f"search.written {self.written} names units that repainting may change: leave it null")
 
 
 class Kept:
@@ -116,6 +120,8 @@ class EditSearch:
         precision: Precision,
         cache_dir: str | Path,
     ) -> None:
+        if max(search.written or (0,)) >= agent.taps[tap][0]:
+            raise ValueError(f"search.written {search.written}: {tap} has units 0 to {agent.taps[tap][0] - 1}")
         self.agent, self.tap, self.search = agent, tap, search
         self.settings, self.distances, self.seed = environment, distances, seed
         self.max_steps, self.num_environments = max_steps, num_environments
@@ -184,7 +190,7 @@ class EditSearch:
             fresh = (
                 MixingEdit(units, size, self.seed)
                 if search.kind == "mixing"
-                else RepaintEdit(units, size, search.kernel, self.seed)
+                else RepaintEdit(units, size, search.kernel, self.seed, search.written)
             )
             times = itertools.count(self.seed + 1)
 

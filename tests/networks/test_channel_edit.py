@@ -148,3 +148,19 @@ def test_repainting_of_other_units_is_the_same_with_their_places_changed() -> No
     edit, acts = repainting(3), torch.randn(1, 4, 5, 5, generator=torch.Generator().manual_seed(2))
     order = torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(edit.on_units(order)(acts)[:, order], edit(acts[:, order]))
+
+
+def test_repainting_may_be_held_to_some_units() -> None:
+    edit = RepaintEdit(4, 3, kernel=1, written=[2])
+    target = torch.rand(8, 4, 5, 5)
+    optimiser = torch.optim.Adam(edit.parameters(), 0.1)
+    for _ in range(5):
+        optimiser.zero_grad()
+        (edit(torch.rand(8, 4, 5, 5)) - target).square().mean().backward()
+        optimiser.step()
+    acts = torch.rand(2, 4, 5, 5)
+    assert edit.units.tolist() == [2]
+    loaded = RepaintEdit(**edit.config())
+    loaded.load_state_dict(edit.state_dict())
+    torch.testing.assert_close(loaded(acts), edit(acts))
+    assert loaded.units.tolist() == [2]

@@ -22,8 +22,8 @@ from networks.linear_readout import reduce_activations, reduced_shape
 
 Control = Literal["pixels", "random_agent"]
 _ENVIRONMENT = EnvironmentSettings()
-# few levels teach no rule; beyond 128 steps, levels that the agent is stuck in would fill the data
-_PLAY = PlaySettings(environments=64, steps=16, every=8)
+# few levels teach no rule; in longer play, levels that the agent is stuck in would fill the data
+PROBED_PLAY = PlaySettings(environments=64, steps=16, every=4)
 _AT_ONCE = 512  # frames of one pass
 
 
@@ -67,7 +67,7 @@ class ProbeDataModule(LightningDataModule):
         test_frames: int = 12_288,
         max_features: int = 2_048,
         controls: tuple[Control, ...] = ("pixels", "random_agent"),
-        play: PlaySettings = _PLAY,
+        play: PlaySettings = PROBED_PLAY,
         precision: Precision = "bf16",
         seed: int = 0,
         cache_dir: str = ".cache/activations",

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules import ProbeDataModule
+from datamodules.probes import PROBED_PLAY
 from datamodules.recorder import PlaySettings
 from environments import EnvironmentSettings
 from environments.heist import ClassTarget, choose_targets, deconfound
@@ -24,7 +25,6 @@ from networks import Precision, SAEBase, load_sae
 from networks.linear_readout import Form
 from studies.report import Cell, Report, Study, Table
 
-_PLAY = PlaySettings(environments=64, steps=16, every=8)
 _SIZES = (1, 4, 16)
 _TRANSFER = "natural to deconfounded"
 _EXPLANATIONS = {
@@ -82,7 +82,7 @@ class ProbeAtlas(Study):
         max_features: int = 2_048,
         random_agent: bool = True,
         shuffled: bool = False,
-        play: PlaySettings = _PLAY,
+        play: PlaySettings = PROBED_PLAY,
         seed: int = 0,
         precision: Precision = "bf16",
         cache_dir: str = ".cache/activations",

@@ -56,7 +56,7 @@ class Section:
 
 def report_page(title: str, text: Sequence[str], sections: Sequence[Section]) -> str:
     """The page: a title, paragraphs, links to the sections, and the sections."""
-    links = "".join(f'<a href="#part{n}">{html.escape(part.heading)}</a>' for n, part in enumerate(sections))
+    links = " ".join(f'<a href="#part{n}">{html.escape(part.heading)}</a>' for n, part in enumerate(sections))
     body = "".join(_section(number, section) for number, section in enumerate(sections))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'

@@ -20,6 +20,7 @@ import yaml
 import analyse
 import train
 from networks import BatchTopKSAE, CustomCNN, DecisionTransformer, SparseAutoencoder, load_agent, load_sae, save_weights
+from studies import Study
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -249,6 +250,19 @@ def test_every_study_runs_on_the_shipped_agent(workplace: Path, config: Path) ->
     Path(config.name).write_text(yaml.safe_dump(values))
     assert analyse.main(["--config", config.name]) == 0
     assert summary(config.stem)
+
+
+@pytest.mark.parametrize("config", STUDIES, ids=lambda path: path.stem)
+def test_every_study_accepts_its_configuration_as_it_is_shipped(
+    config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(ROOT / "pretrained", tmp_path / "pretrained")
+    trained = tmp_path / "runs/sae_conv4/version_0/sae.safetensors"  # by the main job, where a study takes that
+    trained.parent.mkdir(parents=True)
+    shutil.copy(tmp_path / "pretrained/heist_easy_customcnn_seed0_sae_conv4a.safetensors", trained)
+    monkeypatch.chdir(tmp_path)
+    parser = analyse.build_parser()
+    assert isinstance(parser.instantiate_classes(parser.parse_args(["--config", str(config)])).study, Study)
 
 
 def test_the_main_job_streams_with_one_override(workplace: Path) -> None:

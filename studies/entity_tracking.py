@@ -91,18 +91,7 @@ class EntityTracking(Study):
         for tap, found in self._scores(drawn).items():
             if tap != LATENTS:
                 summary |= _shares(f"tracking/{tap}/random_agent_", found)
-        columns = [
-            "tap",
-            "unit",
-            "entity",
-            "equivariance",
-            "shuffled",
-            "overlap",
-            "shuffled",
-            "overlap's range",
-            "tracks",
-        ]
-        table = Table(columns, rows, printed=False)
+        table = Table(_COLUMNS, rows, printed=False)
         shares = Table(
             ["tap", *WALKING, "several", "stable"],
             [

@@ -37,16 +37,14 @@ def replaced_entities(
     side = state.grid.shape[0]
     floor = placed_floor(rng, side, int(rng.choice(maze_sizes(side, None))))
     cells = sample_cells(rng, free_cells(floor))
-    (x, y), player = cells[:2]
-    room = [cell for cell in cells[2:] if max(abs(cell[0] - x), abs(cell[1] - y)) > 1]
+    place, player = cells[:2]
+    room = [cell for cell in cells[2:] if max(abs(cell[0] - place[0]), abs(cell[1] - place[1])) > 1]
     if not 0 <= others <= len(room):
         raise ValueError(f"{others} others in a maze with room for {len(room)}: choose fewer, at least 0")
     known = [name for name in ENTITIES if name != "player"]
     drawn = rng.integers(len(known), size=others).tolist()
     around = [(known[index], cell) for index, cell in zip(drawn, room, strict=False)]
     seed = int(rng.integers(2**32))  # things lie off their cells' centres alike in all scenes
-    contents = [*([(name, (x, y))] for name in names), []]
-    return [write_maze(state, floor, [*around, *here], player, rng=np.random.default_rng(seed)) for here in contents], (
-        x,
-        y,
-    )
+    contents = [*([(name, place)] for name in names), []]
+    scenes = [write_maze(state, floor, [*around, *here], player, rng=np.random.default_rng(seed)) for here in contents]
+    return scenes, place

@@ -23,6 +23,7 @@ from studies.ablation_figures import (
 )
 from studies.ablation_sets import group_effects, pair_synergy
 from studies.ablation_trials import CHANGED, KEYS, AblationTrials, Levels
+from studies.arguments import check_at_least_one
 from studies.report import Cell, Report, Study, Table
 from studies.retargeting_search import choice_mazes
 from studies.subject import choose_device, load_subject
@@ -110,9 +111,7 @@ class Ablations(Study):
             "random_sets": random_sets, "natural_steps": natural_steps, "frame_levels": frame_levels,
             "num_environments": num_environments, "kinds": len(kinds),
         }  # fmt: skip
-        for name, number in numbers.items():
-            if number < 1:
-                raise ValueError(f"{name} {number} must be at least 1")
+        check_at_least_one(numbers)
         self.device = choose_device(device)
         self.name = Path(agent).name
         self.agent, self.tap, self.sae = load_subject(agent, sae, tap, self.device)

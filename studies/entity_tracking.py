@@ -13,6 +13,7 @@ from interpretability.episodes import first_states
 from interpretability.report_page import Section, report_page
 from interpretability.tracking import TrackingScores, tracking_scores
 from networks import TappedAgent, load_agent, load_sae
+from studies.arguments import check_at_least_one
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 
@@ -63,9 +64,7 @@ class EntityTracking(Study):
         seed: int = 0,
         device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> None:
-        for name, number in {"rooms": rooms, "steps": steps, "shuffles": shuffles, "players": len(players)}.items():
-            if number < 1:
-                raise ValueError(f"{name} {number} must be at least 1")
+        check_at_least_one({"rooms": rooms, "steps": steps, "shuffles": shuffles, "players": len(players)})
         where = choose_device(device)
         self.agent = load_agent(agent).to(where)
         self.agent.check_taps(list(taps))

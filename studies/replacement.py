@@ -13,6 +13,7 @@ from interpretability.episodes import Episodes, Observer, play_episodes
 from interpretability.label_code import PLAN, SCENE, LabelCode, Written, fit_code, label_maps
 from interpretability.statistics import Interval, fraction_recovered, join_metrics, paired_bootstrap
 from networks import Edit, Precision, load_agent
+from studies.arguments import check_at_least_one
 from studies.replacement_frames import (
     Recorded,
     Recorder,
@@ -84,9 +85,7 @@ class Replacement(Study):
         device: str = "auto",
     ) -> None:
         numbers = {"fit_levels": fit_levels, "every": every, "max_steps": max_steps, "kernel": kernel}
-        for name, number in (numbers | {"num_environments": num_environments}).items():
-            if number < 1:
-                raise ValueError(f"{name} {number} must be at least 1")
+        check_at_least_one(numbers | {"num_environments": num_environments})
         if kernel % 2 == 0:
             raise ValueError(f"kernel {kernel} has no middle: take an odd side")
         self.agent = load_agent(agent).to(choose_device(device))

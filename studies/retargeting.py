@@ -19,6 +19,7 @@ from interpretability.statistics import Interval, difference_of_means, join_metr
 from networks import Edit, Precision, load_agent
 from networks.channel_edit import RandomDirection, ShamPosition, TapEdit, load_edit, on_random_units
 from networks.weights import hash_tensors
+from studies.arguments import check_at_least_one
 from studies.report import Report, Study, Table
 from studies.retargeting_goal import choice_views, perception_and_goal
 from studies.retargeting_page import choice_film, retargeting_page
@@ -113,9 +114,7 @@ class Retargeting(Study):
             "num_environments": num_environments,
             "probe_mazes": probe_mazes,
         }
-        for name, number in numbers.items():
-            if number < 1:
-                raise ValueError(f"{name} {number} must be at least 1")
+        check_at_least_one(numbers)
         self.levels = held_out_levels("test", num_levels)
         self.compared = held_out_levels("validation", comparison_levels)
         self.settings = EnvironmentSettings("heist", distribution_mode)

@@ -21,6 +21,7 @@ from interpretability.statistics import Interval, join_metrics, wilson_interval
 from interpretability.steering import OPERATIONS, EditOfEach, SteerEdit, operation
 from networks import Edit, Precision, load_agent, load_sae
 from networks.channel_edit import RandomDirection
+from studies.arguments import check_at_least_one
 from studies.report import Report, Study
 from studies.retargeting_goal import choice_views
 from studies.retargeting_search import choice_mazes
@@ -126,9 +127,7 @@ class Steering(Study):
         precision: Precision = "bf16",
         device: str = "auto",
     ) -> None:
-        for name, number in {"max_steps": max_steps, "num_environments": num_environments}.items():
-            if number < 1:
-                raise ValueError(f"{name} {number} must be at least 1")
+        check_at_least_one({"max_steps": max_steps, "num_environments": num_environments})
         if not strengths or min(strengths) <= 0:
             raise ValueError(f"strengths {list(strengths)} must be at least one, and all above 0")
         for name in operations:

@@ -161,17 +161,26 @@ class ActivationDataModule(LightningDataModule):
         """Whole maps with frames from validation levels; every frame once. Iterate as often as needed."""
         return ValidationLoader(self._validation_cache, self.validation_batch_size, **self._ranks())
 
+    @property
+    def _epoch_sizes(self) -> dict[str, int]:
+        """What the number of batches in an epoch hangs on."""
+        return {
+            "num_frames": self.num_frames,
+            "batch_size": self.batch_size,
+            "world_size": self._ranks()["world"],
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Where training stands in the data."""
-        return {**vars(self._position), "batch_size": self.batch_size, "world_size": self._ranks()["world"]}
+        return {**vars(self._position), **self._epoch_sizes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where training stood; another batch size or world size begins the epoch again."""
-        same = state_dict["batch_size"] == self.batch_size and state_dict["world_size"] == self._ranks()["world"]
-        if not same:
-            rank_zero_info("the batch size or the number of processes changed: this epoch's data begin again")
+        """Go on where training stood; where an epoch is no longer of the same batches it begins again."""
+        changed = [name for name, size in self._epoch_sizes.items() if state_dict[name] != size]
+        if changed:
+            rank_zero_info(f"{' and '.join(changed)} changed since the checkpoint: this epoch's data begin again")
         self._position.epoch, self._position.block = state_dict["epoch"], state_dict["block"]
-        self._position.batch = state_dict["batch"] if same else 0
+        self._position.batch = 0 if changed else state_dict["batch"]
 
     def teardown(self, stage: str) -> None:
         """Free the environments."""

@@ -130,12 +130,13 @@ def test_a_checkpoint_within_an_epoch_goes_on_with_the_very_next_batch(
     assert len(set(whole.trained)) == 32
 
 
-def test_another_batch_size_begins_the_epoch_again(agent_path: str, cache_dir: str) -> None:
+@pytest.mark.parametrize("size", ["batch_size", "num_frames", "world_size"])
+def test_an_epoch_of_other_batches_begins_again(agent_path: str, cache_dir: str, size: str) -> None:
     data = make(agent_path, cache_dir)
     state = data.state_dict() | {"epoch": 3, "batch": 5, "block": 9}
     data.load_state_dict(state)
     assert vars(data._position) == {"epoch": 3, "batch": 5, "block": 9}
-    data.load_state_dict(state | {"batch_size": 1})
+    data.load_state_dict(state | {size: state[size] + 1})
     assert vars(data._position) == {"epoch": 3, "batch": 0, "block": 9}
 
 

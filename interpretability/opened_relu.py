@@ -29,14 +29,15 @@ class _OpenedReLU(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0] > 0)
+        ctx.save_for_backward(inputs[0] <= 0)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (active,) = ctx.saved_tensors
-        passing = gradient * active
+        (silent,) = ctx.saved_tensors
+        passing = gradient.masked_fill(silent, 0)
         # the loss is minimised: a negative gradient asks for a higher activation
-        raising = gradient.clamp(max=0).masked_fill(active, 0)
-        norms = [part.flatten(1).norm(dim=1) for part in (passing, raising)]
-        blocked = (norms[0] < 0.1 * norms[1]).view(-1, *[1] * (gradient.ndim - 1))
-        return passing + blocked * raising
+        raising = (gradient - passing).clamp_(max=0)
+        entries = tuple(range(1, gradient.ndim))
+        passes, raises = (torch.linalg.vector_norm(part, dim=entries) for part in (passing, raising))
+        blocked = (passes < 0.1 * raises).nonzero()[:, 0]
+        return passing.index_add_(0, blocked, raising[blocked])

@@ -8,7 +8,7 @@ from torch import nn
 
 from environments import EnvironmentSettings
 from interpretability.ablations import ZeroAblation, mean_ablation
-from networks import Edit, Precision, SAEBase, TappedNetwork, load_sae
+from networks import Edit, Precision, SAEBase, TappedNetwork, load_edit, load_sae
 
 MEAN_LEVELS = 64
 MEAN_STEPS = 200
@@ -16,7 +16,7 @@ MEAN_STEPS = 200
 
 @dataclass(frozen=True)
 class EditChoice:
-    """At most one of an autoencoder, an ablation and any module, checked against each other.
+    """At most one of an autoencoder, an ablation, a saved edit and any module, checked against each other.
 
     Attributes:
         sae: path of an autoencoder that replaces its own tap.
@@ -24,6 +24,7 @@ class EditChoice:
         edit: any module, put in at `tap`.
         tap: where `ablation` or `edit` go.
         allow_other_agent: take an autoencoder that was trained on another agent.
+        saved: path of an edit that `studies.Retargeting` found, on this agent or another; it knows its tap.
 
     Raises:
         ValueError: more than one of them, one without a tap, or a tap without one.
@@ -34,16 +35,18 @@ class EditChoice:
     edit: nn.Module | None = None
     tap: str | None = None
     allow_other_agent: bool = False
+    saved: str | None = None
 
     def __post_init__(self) -> None:
-        if sum(option is not None for option in (self.sae, self.ablation, self.edit)) > 1:
-            raise ValueError("sae, ablation and edit exclude each other: give one of them")
+        if sum(option is not None for option in (self.sae, self.ablation, self.edit, self.saved)) > 1:
+            raise ValueError("sae, ablation, edit and saved_edit exclude each other: give one of them")
         needs_tap = self.ablation is not None or self.edit is not None
         if needs_tap and self.tap is None:
             raise ValueError("ablation and edit need a tap: name the one that they replace")
         if self.tap is not None and not needs_tap:
             raise ValueError(
-                f"tap {self.tap!r} is given without an ablation or an edit to put in there (an sae has its own)"
+                f"tap {self.tap!r} is given without an ablation or an edit to put in there "
+                "(an sae and a saved_edit have their own)"
             )
 
     def load(self, agent: TappedNetwork, device: torch.device | str) -> list[Edit]:
@@ -55,6 +58,9 @@ class EditChoice:
         if self.sae is not None:
             autoencoder: SAEBase = load_sae(self.sae, agent, self.allow_other_agent).to(device)
             return [(autoencoder.tap, autoencoder)]
+        if self.saved is not None:
+            _, tap, edit = load_edit(self.saved, agent)
+            return [(tap, edit.to(device))]
         if self.tap is None:
             return []
         agent.check_taps([self.tap])

@@ -48,6 +48,7 @@ class EvaluateAgent(Study):
             of the levels) at each channel and position.
         edit: any module, put in at `tap`.
         tap: where `ablation` or `edit` go; an autoencoder knows its own.
+        saved_edit: path of an edit that `studies.Retargeting` found, on this agent or another; it knows its own tap.
         seed: of the action noise.
         num_environments: levels played at a time.
         max_steps: cut episodes here and count them as unsolved; 1000 is the game's own time-out.
@@ -72,6 +73,7 @@ class EvaluateAgent(Study):
         ablation: Literal["mean", "zero"] | None = None,
         edit: nn.Module | None = None,
         tap: str | None = None,
+        saved_edit: str | None = None,
         seed: int = 0,
         num_environments: int = 64,
         max_steps: int = GAME_TIME_OUT,
@@ -80,7 +82,7 @@ class EvaluateAgent(Study):
         device: str = "auto",
         allow_other_agent: bool = False,
     ) -> None:
-        self.edit_choice = EditChoice(sae, ablation, edit, tap, allow_other_agent)
+        self.edit_choice = EditChoice(sae, ablation, edit, tap, allow_other_agent, saved_edit)
         if num_environments < 1 or max_steps < 1 or film_episodes < 0:
             raise ValueError(
                 f"num_environments {num_environments} and max_steps {max_steps} must be at least 1, "

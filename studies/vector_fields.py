@@ -47,6 +47,7 @@ class VectorFields(Study):
         ablation: replaces `tap` by zeros or its mean.
         edit: any module, put in at `tap`.
         tap: where `ablation` or `edit` go.
+        saved_edit: path of an edit that `studies.Retargeting` found, on this agent or another; it knows its own tap.
         distribution_mode: heist's difficulty.
         seed: of mazes and action noise.
         num_environments: mazes played together.
@@ -70,13 +71,14 @@ class VectorFields(Study):
         ablation: Literal["mean", "zero"] | None = None,
         edit: nn.Module | None = None,
         tap: str | None = None,
+        saved_edit: str | None = None,
         distribution_mode: DistributionMode = "easy",
         seed: int = 0,
         num_environments: int = 64,
         precision: Precision = "bf16",
         device: str = "auto",
     ) -> None:
-        self.edit_choice = EditChoice(sae, ablation, edit, tap)
+        self.edit_choice = EditChoice(sae, ablation, edit, tap, saved=saved_edit)
         self.levels = list(range(6)) if levels is None else levels
         self.pairs = [(3, 1), (3, 2), (2, 1)] if keys_and_locks is None else keys_and_locks
         if min([mazes, max_steps, num_environments, len(self.levels)]) < 1 or min([0, *self.levels]) < 0 or drawn < 0:

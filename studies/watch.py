@@ -46,6 +46,7 @@ class Watch(Study):
         ablation: replaces `tap` by zeros, or by its mean over untouched play of 64 validation levels.
         edit: any module, put in at `tap`.
         tap: where `ablation` or `edit` go; an autoencoder knows its own.
+        saved_edit: path of an edit that `studies.Retargeting` found, on this agent or another; it knows its own tap.
         game: any procgen game; the shortest solution is shown in heist.
         distribution_mode: its difficulty.
         seed: of the action noise.
@@ -71,6 +72,7 @@ class Watch(Study):
         ablation: Literal["mean", "zero"] | None = None,
         edit: nn.Module | None = None,
         tap: str | None = None,
+        saved_edit: str | None = None,
         game: str = "heist",
         distribution_mode: DistributionMode = "easy",
         seed: int = 0,
@@ -78,11 +80,11 @@ class Watch(Study):
         device: str = "auto",
         allow_other_agent: bool = False,
     ) -> None:
-        self.edit_choice = EditChoice(sae, ablation, edit, tap, allow_other_agent)
+        self.edit_choice = EditChoice(sae, ablation, edit, tap, allow_other_agent, saved_edit)
         if level < 0 or max_steps < 1:
             raise ValueError(f"level {level} must be at least 0 and max_steps {max_steps} at least 1")
-        if play_edited and sae is None and ablation is None and edit is None:
-            raise ValueError("play_edited asks for an edit to play with: give sae, ablation or edit")
+        if play_edited and sae is None and ablation is None and edit is None and saved_edit is None:
+            raise ValueError("play_edited asks for an edit to play with: give sae, ablation, edit or saved_edit")
         if play_edited and actions is not None:
             raise ValueError("actions are taken by hand, so play_edited lets nobody play: give one of them")
         self.actions = None if actions is None else parse_actions(actions)
@@ -150,6 +152,8 @@ class Watch(Study):
         ]
         if self.edit_choice.sae is not None:
             lines.append(f"Edit: the autoencoder {choice.sae} in place of {self.edits[0][0]}.")
+        elif choice.saved is not None:
+            lines.append(f"Edit: {choice.saved} at {self.edits[0][0]}.")
         elif choice.tap is not None:
             what = f"{choice.ablation} ablation" if choice.ablation else type(choice.edit).__name__
             lines.append(f"Edit: {what} at {choice.tap}.")

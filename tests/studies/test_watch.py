@@ -15,7 +15,7 @@ import analyse
 from environments import EnvironmentSettings
 from environments.heist import label_states
 from interpretability.replay import replay
-from networks import CustomCNN, SparseAutoencoder, load_agent, save_weights
+from networks import ChannelEdit, CustomCNN, SparseAutoencoder, load_agent, save_weights
 from studies import Watch
 from studies.watch import parse_actions
 
@@ -91,6 +91,19 @@ def test_an_edit_that_changes_nothing_makes_no_difference(agent):
     assert report.summary["watch/action_agreement"] == 1
 
 
+def test_a_saved_edit_is_put_in_at_its_own_tap(agent, tmp_path):
+    edit = ChannelEdit(32)
+    with torch.no_grad():
+        edit.scale[3] = -1
+    path = tmp_path / "edit.safetensors"
+    save_weights(path, edit, {"kind": "ChannelEdit", "tap": "conv3a", "entity": "gem", "agent_hash": ""})
+    saved = Watch(agent, saved_edit=str(path), play_edited=True, **TINY).run()
+    given = Watch(agent, edit=edit, tap="conv3a", play_edited=True, **TINY).run()
+    assert saved.summary == given.summary
+    assert saved.summary["watch/kl"] > 0
+    assert f"Edit: {path} at conv3a" in saved.pages["level_0"]
+
+
 def test_another_game_has_no_oracle(agent):
     page = Watch(agent, game="maze", **TINY).run().pages["level_0"]
     assert page_data(page)["oracle"] is None
@@ -139,6 +152,8 @@ def test_script_is_whole(agent, tmp_path):
         ({"show": {"fc1": 3}}, "fc1 has no map"),
         ({"show": {"sae": 3}}, "give the autoencoder's file"),
         ({"tap": "conv4a"}, "without an ablation"),
+        ({"saved_edit": "edit.safetensors", "ablation": "zero", "tap": "conv4a"}, "exclude each other"),
+        ({"saved_edit": "edit.safetensors"}, "edit.safetensors"),
         ({"game": "chess"}, "no game 'chess'"),
     ],
 )

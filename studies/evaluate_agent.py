@@ -15,6 +15,7 @@ from interpretability.outcomes import outcome_intervals
 from interpretability.replay import ActionLog, replay
 from interpretability.statistics import Interval, join_metrics
 from networks import Edit, Precision, TappedNetwork, load_network
+from studies.arguments import check_at_least_one, check_not_negative
 from studies.edit_choice import EditChoice
 from studies.evaluation_tables import Choice, agent_table, draw_outcomes, episode_table, group_table
 from studies.report import Report, Study
@@ -83,11 +84,8 @@ class EvaluateAgent(Study):
         allow_other_agent: bool = False,
     ) -> None:
         self.edit_choice = EditChoice(sae, ablation, edit, tap, allow_other_agent, saved_edit)
-        if num_environments < 1 or max_steps < 1 or film_episodes < 0:
-            raise ValueError(
-                f"num_environments {num_environments} and max_steps {max_steps} must be at least 1, "
-                f"film_episodes {film_episodes} at least 0"
-            )
+        check_at_least_one({"num_environments": num_environments, "max_steps": max_steps})
+        check_not_negative({"film_episodes": film_episodes})
         self.names = [agent] if isinstance(agent, str) else list(agent)
         if len(self.names) == 0 or len(set(self.names)) < len(self.names):
             raise ValueError(f"agent {self.names} must name at least one file, and none twice")

@@ -20,6 +20,7 @@ from interpretability.feature_sheet import draw_feature_sheet
 from interpretability.optimised_images import OptimisationSettings
 from interpretability.unit_numbers import UnitNumbers
 from networks import Precision
+from studies.arguments import check_at_least_one
 from studies.report import Report, Study, Table
 from studies.subject import choose_device, load_subject
 
@@ -76,8 +77,7 @@ class FeatureGroups(Study):
         cache_dir: str = ".cache/activations",
         device: str = "auto",
     ) -> None:
-        if groups < 1 or examples < 1 or num_frames < 1:
-            raise ValueError(f"groups {groups}, examples {examples} and num_frames {num_frames} must be at least 1")
+        check_at_least_one({"groups": groups, "examples": examples, "num_frames": num_frames})
         self.device = choose_device(device)
         self.agent, self.tap, self.sae = load_subject(agent, sae, tap, self.device)
         if len(self.agent.taps[self.tap]) not in (1, 3):

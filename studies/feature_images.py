@@ -19,6 +19,7 @@ from interpretability.optimised_images import Inside, OptimisationSettings, Opti
 from interpretability.pictures import Row, Tile, sheet
 from interpretability.replay import replay
 from networks import Precision, load_readout
+from studies.arguments import check_at_least_one
 from studies.report import Report, Study, Table
 from studies.subject import choose_device, load_subject
 
@@ -128,8 +129,7 @@ class FeatureImages(Study):
     ) -> None:
         self.device = choose_device(device)
         self.agent, self.tap, self.sae = load_subject(agent, sae, tap, self.device)
-        if images < 1 or num_frames < 1:
-            raise ValueError(f"images {images} and num_frames {num_frames} must be at least 1")
+        check_at_least_one({"images": images, "num_frames": num_frames})
         if images > 1 and settings.diversity == 0:
             raise ValueError(f"{images} images of each would come out alike: set settings.diversity above 0, 3 say")
         self.images, self.settings, self.num_frames = images, settings, num_frames

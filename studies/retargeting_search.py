@@ -21,6 +21,7 @@ from interpretability.episodes import first_states
 from networks import Precision, TappedAgent, save_weights
 from networks.channel_edit import MixingEdit, RepaintEdit, TapEdit, load_edit
 from networks.weights import read_weights, write_atomically
+from studies.arguments import check_at_least_one
 
 ASKED = (*(f"{colour}_key" for colour in COLOURS), "gem")
 
@@ -60,9 +61,8 @@ class SearchSettings:
     keep: float = 0.98
 
     def __post_init__(self) -> None:
-        for name in ("mazes", "places", "kernel", "steps", "played"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"search.{name} {getattr(self, name)} must be at least 1")
+        counted = ("mazes", "places", "kernel", "steps", "played")
+        check_at_least_one({f"search.{name}": getattr(self, name) for name in counted})
         if self.kernel % 2 == 0:
             raise ValueError(f"search.kernel {self.kernel} has no middle: take an odd side")
         if self.written is not None and (self.kind != "repaint" or not self.written or min(self.written) < 0):

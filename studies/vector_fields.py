@@ -15,6 +15,7 @@ from interpretability.episodes import first_states
 from interpretability.policy_field import PolicyField, draw_field, policy_field
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
 from networks import Edit, Precision, TappedAgent, load_agent
+from studies.arguments import check_at_least_one, check_not_negative
 from studies.edit_choice import MEAN_LEVELS, EditChoice
 from studies.report import Report, Study, Table
 from studies.subject import choose_device
@@ -81,8 +82,9 @@ class VectorFields(Study):
         self.edit_choice = EditChoice(sae, ablation, edit, tap, saved=saved_edit)
         self.levels = list(range(6)) if levels is None else levels
         self.pairs = [(3, 1), (3, 2), (2, 1)] if keys_and_locks is None else keys_and_locks
-        if min([mazes, max_steps, num_environments, len(self.levels)]) < 1 or min([0, *self.levels]) < 0 or drawn < 0:
-            raise ValueError("mazes, max_steps, num_environments and levels must be at least 1, drawn at least 0")
+        counted = {"mazes": mazes, "max_steps": max_steps, "num_environments": num_environments}
+        check_at_least_one(counted | {"the number of levels": len(self.levels)})
+        check_not_negative({"drawn": drawn, "levels": min(self.levels)})
         for keys, locks in self.pairs:
             if not 1 <= locks <= keys <= len(COLOURS):
                 raise ValueError(f"{keys} keys and {locks} locks: give 1 to 3 keys, and 1 lock to as many")

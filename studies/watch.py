@@ -14,6 +14,7 @@ from interpretability.film_strip import draw_film_strip
 from interpretability.observed_episode import ObservedEpisode, check_shown, observe_episode
 from interpretability.replay import ActionLog, Replay, replay
 from networks import Edit, Precision, SAEBase, load_agent
+from studies.arguments import check_at_least_one, check_not_negative
 from studies.edit_choice import MEAN_LEVELS, EditChoice
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
@@ -81,8 +82,8 @@ class Watch(Study):
         allow_other_agent: bool = False,
     ) -> None:
         self.edit_choice = EditChoice(sae, ablation, edit, tap, allow_other_agent, saved_edit)
-        if level < 0 or max_steps < 1:
-            raise ValueError(f"level {level} must be at least 0 and max_steps {max_steps} at least 1")
+        check_at_least_one({"max_steps": max_steps})
+        check_not_negative({"level": level})
         if play_edited and sae is None and ablation is None and edit is None and saved_edit is None:
             raise ValueError("play_edited asks for an edit to play with: give sae, ablation, edit or saved_edit")
         if play_edited and actions is not None:

@@ -56,8 +56,8 @@ class Replay:
         return self.ended and bool(self.rewards[-1] > 0)
 
 
-def replay(level: int, actions: Sequence[int], settings: EnvironmentSettings) -> Replay:
-    """Take the given actions on a level, from its beginning until they or the episode end.
+def replay(level: int, actions: Sequence[int], settings: EnvironmentSettings, start: bytes | None = None) -> Replay:
+    """Take the given actions on a level, from its beginning, or from a saved state, until they or the episode end.
 
     Raises:
         ValueError: no action, or one that procgen does not have.
@@ -72,7 +72,10 @@ def replay(level: int, actions: Sequence[int], settings: EnvironmentSettings) ->
     try:
         if not all(0 <= action < environment.num_actions for action in actions):
             raise ValueError(f"level {level}: actions must be 0 to {environment.num_actions - 1}")
-        environment.play_levels([level])
+        if start is None:
+            environment.play_levels([level])
+        else:
+            environment.set_states([start])
         frame = environment.observe()[1][0]
         for action in actions:
             frames.append(frame.copy())

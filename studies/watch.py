@@ -1,18 +1,21 @@
 """What goes on inside an agent while it plays one level? A film, and a page to go through step by step."""
 
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 from torch import nn
 
-from environments import EnvironmentSettings, VectorEnvironment, held_out_levels
-from environments.heist import label_states
+from environments import EnvironmentSettings, State, VectorEnvironment, held_out_levels
+from environments.heist import choice_maze, label_states
 from environments.procgen import DistributionMode
 from interpretability.episode_film import episode_film
 from interpretability.episode_page import episode_page
-from interpretability.episodes import play_episodes
+from interpretability.episodes import first_states, play_episodes
 from interpretability.film_strip import draw_film_strip
 from interpretability.observed_episode import ObservedEpisode, check_shown, observe_episode
 from interpretability.replay import ActionLog, Replay, replay
+from interpretability.saved_play import play_saved
 from networks import Edit, Precision, SAEBase, load_agent
 from studies.arguments import check_at_least_one, check_not_negative
 from studies.edit_choice import MEAN_LEVELS, EditChoice
@@ -41,6 +44,8 @@ class Watch(Study):
         choose: whether the playing agent samples its actions or takes the likeliest.
         play_edited: the edited agent plays, rather than the untouched one.
         max_steps: the episode is shown up to here.
+        fetchable: build a maze in the level's place in which these keys, or keys and the gem, can be fetched at once,
+            each in another direction and 2 to 6 moves away, as retargeting plays; heist's, the agent samples.
         show: which units are shown: for a tap's name, or `sae` for an autoencoder's latents, their numbers or how many;
             a number takes those that vary most over the episode.
         sae: path of an autoencoder that replaces its tap.
@@ -57,7 +62,7 @@ class Watch(Study):
 
     Raises:
         ValueError: a file that is missing or does not fit, a letter that is no action, a tap that has no map, units
-            that it does not have, or the edit's arguments do not fit together.
+            that it does not have, entities that no maze can have, or the edit's arguments do not fit together.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class Watch(Study):
         choose: Literal["sampled", "greedy"] = "sampled",
         play_edited: bool = False,
         max_steps: int = 100,
+        fetchable: list[str] | None = None,
         show: dict[str, list[int] | int] | None = None,
         sae: str | None = None,
         ablation: Literal["mean", "zero"] | None = None,
@@ -91,6 +97,10 @@ class Watch(Study):
         self.actions = None if actions is None else parse_actions(actions)
         self.settings = EnvironmentSettings(game, distribution_mode)
         VectorEnvironment(self.settings, 1).close()  # refuses an unknown game
+        self.start = None if fetchable is None else _maze(self.settings, level, fetchable)
+        if fetchable is not None and choose == "greedy":
+            raise ValueError("fetchable mazes are played by sampling: leave choose at sampled")
+        self.fetchable = fetchable
         where = choose_device(device)
         self.name = agent
         self.agent = load_agent(agent).to(where)
@@ -106,7 +116,7 @@ class Watch(Study):
         """Play, look inside, draw."""
         validation = held_out_levels("validation", MEAN_LEVELS)
         edits = self.edit_choice.resolve(self.edits, self.agent, validation, self.settings, self.precision, self.seed)
-        played = replay(self.level, self._choose_actions(edits), self.settings)
+        played = replay(self.level, self._choose_actions(edits), self.settings, self.start)
         episode = observe_episode(
             self.agent,
             played,
@@ -129,6 +139,16 @@ class Watch(Study):
     def _choose_actions(self, edits: list[Edit]) -> list[int]:
         if self.actions is not None:
             return self.actions[: self.max_steps]
+        if self.start is not None:
+            return play_saved(
+                self.agent,
+                [self.start],
+                settings=self.settings,
+                edits=edits if self.play_edited else (),
+                seed=self.seed,
+                max_steps=self.max_steps,
+                precision=self.precision,
+            ).actions[0]
         log = ActionLog()
         play_episodes(
             self.agent,
@@ -151,6 +171,9 @@ class Watch(Study):
             f"Agent {self.name}; game {settings.game}, {settings.distribution_mode}.",
             "Actions given by hand." if self.actions is not None else f"Played by {who}; actions are {how}.",
         ]
+        if self.fetchable is not None:
+            names = " and ".join(name.replace("_", " ") for name in self.fetchable)
+            lines.append(f"A maze built in the place of level {self.level}: {names} can be fetched at once.")
         if self.edit_choice.sae is not None:
             lines.append(f"Edit: the autoencoder {choice.sae} in place of {self.edits[0][0]}.")
         elif choice.saved is not None:
@@ -175,6 +198,13 @@ def parse_actions(letters: str) -> list[int]:
             "write L R U D, a full stop to stay, 7 9 1 3 for diagonals"
         )
     return [ACTION_LETTERS[letter] for letter in found]
+
+
+def _maze(settings: EnvironmentSettings, level: int, fetchable: Sequence[str]) -> bytes:
+    if settings.game != "heist" or settings.distribution_mode not in ("easy", "hard"):
+        raise ValueError(f"fetchable: mazes are built in heist, easy or hard, not in {settings.game}: leave it null")
+    state = State.from_bytes(first_states([level], settings)[0])
+    return choice_maze(state, np.random.default_rng(level), entities=fetchable, distances=(2, 6)).to_bytes()
 
 
 def _outcome(played: Replay) -> str:

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import analyse
-from environments import EnvironmentSettings
-from environments.heist import label_states
+from environments import EnvironmentSettings, State
+from environments.heist import label_states, occupied_cells
 from interpretability.replay import replay
 from networks import ChannelEdit, CustomCNN, SparseAutoencoder, load_agent, save_weights
 from studies import Watch
@@ -104,6 +104,18 @@ def test_a_saved_edit_is_put_in_at_its_own_tap(agent, tmp_path):
     assert f"Edit: {path} at conv3a" in saved.pages["level_0"]
 
 
+def test_a_maze_in_which_two_entities_can_be_fetched(agent):
+    study = Watch(agent, level=5, fetchable=["gem", "red_key"], **TINY)
+    page = study.run().pages["level_5"]
+    assert "level 5: gem and red key can be fetched at once" in page
+    things = [name for names in occupied_cells(State.from_bytes(study.start)).values() for name in names]
+    assert {"gem", "red_key"} <= set(things)
+    assert not {"blue_key", "green_key"} & set(things)
+    first = picture(page_data(page)["frames"]["uri"])[:64, :64]
+    assert np.array_equal(first, replay(5, [4], EnvironmentSettings(), study.start).frames[0])
+    assert not np.array_equal(first, replay(5, [4], EnvironmentSettings()).frames[0])
+
+
 def test_another_game_has_no_oracle(agent):
     page = Watch(agent, game="maze", **TINY).run().pages["level_0"]
     assert page_data(page)["oracle"] is None
@@ -155,6 +167,9 @@ def test_script_is_whole(agent, tmp_path):
         ({"saved_edit": "edit.safetensors", "ablation": "zero", "tap": "conv4a"}, "exclude each other"),
         ({"saved_edit": "edit.safetensors"}, "edit.safetensors"),
         ({"game": "chess"}, "no game 'chess'"),
+        ({"game": "maze", "fetchable": ["gem", "red_key"]}, "heist, easy or hard, not in maze"),
+        ({"fetchable": ["gem"]}, "two to four"),
+        ({"fetchable": ["gem", "red_key"], "choose": "greedy"}, "played by sampling"),
     ],
 )
 def test_mistakes_stop_before_any_work(agent, arguments, message):

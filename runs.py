@@ -25,6 +25,7 @@ LOCK = ".lock"
 
 _FOLDER = "PROCGEN_LENS_RUN"  # environment variable with the folder, for ranks that rank 0 starts itself
 _STARTED = time.time()
+_SHOWN = 3  # differences between two configurations that are named
 _APART = 30.0  # seconds by which ranks that are started together may come here apart
 
 # where to go on from is no part of what is run; `config` only names the file that the rest was read from
@@ -38,6 +39,7 @@ class Run:
     folder: Path
     checkpoint: Path | None = None  # what to go on from
     resumed: bool = False
+    passed_over: str = ""  # what of an unfinished run kept it from going on
     _lock: IO[str] | None = field(default=None, repr=False)
 
     @property
@@ -47,7 +49,7 @@ class Run:
 
     def __str__(self) -> str:
         start = f"goes on from {self.checkpoint}" if self.checkpoint else "starts at step 0"
-        return f"run {self.folder} {start}"
+        return f"run {self.folder} {start}{self.passed_over}"
 
     def release(self) -> None:
         """Let another process take the folder; the end of this process does the same."""
@@ -68,7 +70,12 @@ def claim_run(root: Path, name: str, config: str, ckpt_path: str | None) -> Run:
     if getattr(rank_zero_only, "rank", 0) != 0:
         run = join_run(root, name, config, resume=ckpt_path == "auto")
     else:
-        run = (continue_run(root, name, config) if ckpt_path == "auto" else None) or start_run(root, name, config)
+        passed_over = ""
+        going_on = continue_run(root, name, config) if ckpt_path == "auto" else None
+        if going_on is None and ckpt_path == "auto":
+            passed_over = _set_otherwise(root / name, config)
+        run = going_on or start_run(root, name, config)
+        run.passed_over = passed_over
         os.environ[_FOLDER] = str(run.folder.absolute())
     if ckpt_path not in (None, "auto"):
         run.checkpoint = Path(ckpt_path)
@@ -148,6 +155,31 @@ def _unfinished(folder: Path, config: str) -> list[Path]:
     started = [path for path in _versions(folder) if (path / CONFIG).exists() and not (path / SUMMARY).exists()]
     same = [path for path in started if _comparable((path / CONFIG).read_text()) == wanted]
     return sorted(same, key=_number, reverse=True)
+
+
+def _set_otherwise(folder: Path, config: str) -> str:
+    """What sets the newest unfinished run of another configuration apart, and how to go on from it all the same."""
+    wanted = _flat(_comparable(config))
+    for run in sorted(_versions(folder), key=_number, reverse=True):
+        if not (run / CONFIG).exists() or (run / SUMMARY).exists() or (checkpoint := newest_checkpoint(run)) is None:
+            continue
+        its = _flat(_comparable((run / CONFIG).read_text()))
+        names = sorted(name for name in its.keys() | wanted.keys() if its.get(name) != wanted.get(name))
+        apart = [f"{name} was {its.get(name)}, is {wanted.get(name)}" for name in names[:_SHOWN]]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        said = f"{run} is unfinished but was set otherwise ({'; '.join(apart)}{more})"
+        return f"\n{said}: --ckpt_path {checkpoint} goes on from it"
+    return ""
+
+
+def _flat(values: Any, name: str = "") -> dict[str, Any]:
+    """Settings by dotted name; lists of settings are numbered."""
+    if isinstance(values, list):
+        values = dict(enumerate(values))
+    if not isinstance(values, dict):
+        return {name: values}
+    parts = [_flat(inner, f"{name}.{part}".strip(".")) for part, inner in values.items()]
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def _claimed(folder: Path, config: str) -> Path | None:

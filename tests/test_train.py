@@ -197,7 +197,10 @@ def test_auto_goes_on_in_the_newest_unfinished_run_of_the_same_configuration(
     torch.save(checkpoint, last)
 
     assert train.main([*auto, "--model.init_args.lr", "0.5"]) == 0
-    assert "version_1 starts at step 0" in capsys.readouterr().out, "another configuration is another run"
+    said = capsys.readouterr().out
+    assert "version_1 starts at step 0" in said, "another configuration is another run"
+    assert "version_0 is unfinished but was set otherwise (model.init_args.lr was 0.01, is 0.5)" in said
+    assert f"--ckpt_path {last} goes on" in said
     assert train.main(auto) == 0
     assert f"version_0 goes on from {last}" in capsys.readouterr().out
     assert read_summary(first)["tiny/steps"] == 108, "two more steps on top of the checkpoint's"

@@ -67,7 +67,7 @@ class Throughput(Callback):
         metrics = {f"throughput/{name}_per_second": number / seconds for name, number in counts.items() if number}
         module.log_dict(metrics, logger=False)
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+            logger.log_metrics(metrics, step=trainer.global_step if played is None else played)
         self._logged = True
         self._clear(played or 0)
 

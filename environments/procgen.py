@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -33,14 +34,15 @@ class EnvironmentSettings:
         distribution_mode: procgen's difficulty.
         start_level: first level seed that a reset may draw.
         num_levels: how many seeds from there on; 0 would let procgen ignore `start_level`, so it is refused.
-        num_threads: procgen's own stepping threads.
+        num_threads: procgen's own stepping threads, which change the speed and nothing else; null takes one for
+            each CPU that this process may use, divided among the processes that torchrun has started.
     """
 
     game: str = "heist"
     distribution_mode: DistributionMode = "easy"
     start_level: int = TRAINING_START
     num_levels: int = TRAINING_COUNT
-    num_threads: int = 2
+    num_threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_levels < 1 or self.start_level < 0 or self.start_level + self.num_levels > 2**31 - 1:
@@ -49,9 +51,17 @@ class EnvironmentSettings:
                 "both must be positive and end below 2**31 (num_levels 0 would make procgen ignore start_level)"
             )
 
-    def as_dict(self) -> dict[str, str | int]:
+    def as_dict(self) -> dict[str, str | int | None]:
         """The settings by name."""
         return dataclasses.asdict(self)
+
+
+def stepping_threads(settings: EnvironmentSettings, num_environments: int) -> int:
+    """The settings' own, or what CPUs this process may use, but no more than one an environment."""
+    if settings.num_threads is not None:
+        return settings.num_threads
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun says how many share the machine
+    return max(1, min(len(os.sched_getaffinity(0)) // processes, num_environments))
 
 
 class VectorEnvironment:
@@ -93,7 +103,7 @@ class VectorEnvironment:
             raise ValueError(f"num_environments is {num_environments}: at least 1 is needed")
         self.settings = settings
         self.num_environments = num_environments
-        self._env = self._make(num_environments, seed=seed, num_threads=settings.num_threads)
+        self._env = self._make(num_environments, seed=seed, num_threads=stepping_threads(settings, num_environments))
         self._nursery: Any = None
         # get_state is C code that holds no lock of Python's: two workers halve its cost.
         self._workers = ThreadPoolExecutor(2)

@@ -11,7 +11,8 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from datamodules.imitation import ImitationBatch, ImitationDataModule
 from networks import CustomCNN, TappedAgent, read_weights
 from networks.compilation import compile_in_place
-from networks.weights import load_into
+from networks.origin import parent
+from networks.weights import hash_tensors, load_into
 
 
 class BehaviourCloning(L.LightningModule):
@@ -35,8 +36,11 @@ class BehaviourCloning(L.LightningModule):
     ) -> None:
         super().__init__()
         self.agent = agent if agent is not None else CustomCNN()
+        self._parent: dict[str, Any] | None = None
         if weights is not None:
-            load_into(self.agent, read_weights(weights)[0], weights)
+            tensors, metadata = read_weights(weights)
+            load_into(self.agent, tensors, weights)
+            self._parent = parent(hash_tensors(tensors), metadata)
         convert_conv2d_weight_memory_format(self.agent, torch.channels_last)
         self.learning_rate = learning_rate
         self.compile_agent = compile
@@ -48,7 +52,7 @@ class BehaviourCloning(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Compile here, after checkpoints' weights have their places."""
         if self.compile_agent and stage == "fit":
-            compile_in_place(self.agent)
+            compile_in_place(self.agent, device=self.trainer.strategy.root_device)
 
     def training_step(self, batch: ImitationBatch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
@@ -77,6 +81,7 @@ class BehaviourCloning(L.LightningModule):
             "env_steps": self._data.env_steps,
             "training": "behaviour cloning from the shortest-path oracle",
             "warm_started": True,
+            **({} if self._parent is None else {"parent": self._parent}),
         }
 
     def configure_optimizers(self) -> Any:

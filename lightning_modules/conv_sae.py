@@ -147,7 +147,7 @@ class ConvSAE(LightningModule):
         self.latent_firing = Firing(sae.num_latents, shape[1:])
         self.coverage = Coverage()
         if self.compile_loss and stage == "fit":
-            compiled = compile_in_place(self.objective)
+            compiled = compile_in_place(self.objective, device=self.trainer.strategy.root_device)
             if compiled and self.trainer.strategy.root_device.type == "cpu" and self.kernel_size == 1:
                 self._kernel = load_kernel(shape[0], sae.num_latents)
 

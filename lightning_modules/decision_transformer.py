@@ -86,7 +86,7 @@ class DecisionTransformer(L.LightningModule):
                     "and frozen_encoder, and model.init_args.encoder_weights, to the same"
                 )
         if self.compile_agent and stage == "fit":
-            compile_in_place(self.agent)
+            compile_in_place(self.agent, device=self.trainer.strategy.root_device)
 
     def training_step(self, batch: TrajectoryBatch, batch_idx: int) -> Tensor:
         """The loss of one batch."""

@@ -24,6 +24,7 @@ from lightning_modules.ppo_losses import (
 from lightning_modules.rollout_boundary import SigtermFlag, check_checkpoints
 from networks import AgentOutput, TappedAgent, load_agent, log_probabilities
 from networks.compilation import compile_in_place
+from networks.origin import parent
 from networks.weights import load_into
 
 # What a checkpoint's weights are bound to; the agent and the clone it is held to come from there, not from a file.
@@ -105,6 +106,7 @@ class PPOImpala(LightningModule):
         self.kl_frames = kl_frames
         self.compile_agent = compile
         self._compiled = False
+        self._parent: dict[str, Any] | None = None
         self._sigterm = SigtermFlag()
         self._sums: Tensor | None = None
         self._count = 0
@@ -125,6 +127,7 @@ class PPOImpala(LightningModule):
         check_checkpoints(self.trainer)
         if self.warm_start is not None:
             clone = load_agent(self.warm_start)
+            self._parent = parent(clone.weights_hash, clone.metadata)
             if clone.architecture != self.agent.architecture:
                 raise ValueError(
                     f"{self.warm_start} is a {clone.architecture}, the agent to train a {self.agent.architecture}: "
@@ -137,9 +140,10 @@ class PPOImpala(LightningModule):
             if self.kl_coefficient:
                 self.reference = clone.train().requires_grad_(False)
         if self.compile_agent and not self._compiled:
-            self._compiled = compile_in_place(self.agent)
+            device = self.trainer.strategy.root_device
+            self._compiled = compile_in_place(self.agent, device=device)
             if self.reference is not None:
-                compile_in_place(self.reference)
+                compile_in_place(self.reference, device=device)
 
     def forward(self, frames: UInt8[Tensor, "B 64 64 3"]) -> AgentOutput:
         """The agent's logits and values."""
@@ -300,6 +304,7 @@ class PPOImpala(LightningModule):
             "env_steps": self.rollouts.env_steps,
             "training": only_value if self.value_warms_up() else "PPO",
             "warm_started": self.warm_start is not None,
+            **({} if self._parent is None else {"parent": self._parent}),
         }
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

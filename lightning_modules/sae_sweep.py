@@ -118,7 +118,11 @@ class SAESweep(LightningModule):
         self.sparsities: Any = nn.ModuleList(Sparsity(width) for width in self.objective.widths)
         self.firings: Any = nn.ModuleList(Firing(width, shape[1:]) for width in self.objective.widths)
         self.raw_sparsity, self.coverage = Sparsity(shape[0]), Coverage()
-        if self.compile_loss and stage == "fit" and compile_in_place(self.objective):
+        if (
+            self.compile_loss
+            and stage == "fit"
+            and compile_in_place(self.objective, device=self.trainer.strategy.root_device)
+        ):
             self._load_kernels()
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> Tensor:

@@ -3,13 +3,19 @@
 import shutil
 import warnings
 
+import torch
 from torch import nn
 
 
-def compile_in_place(network: nn.Module, dynamic: bool = False) -> bool:
+def compile_in_place(network: nn.Module, dynamic: bool = False, device: torch.device | None = None) -> bool:
     """Compile a network's `__call__` in place, which keeps its state-dict keys; say once where that cannot be.
 
     On a CPU, torch generates C++ and needs a compiler: where there is none the network goes on eagerly.
+
+    Args:
+        network: what to compile.
+        dynamic: for sizes that change from call to call.
+        device: where it is going to run; where its parameters lie if None.
 
     Returns:
         Whether the network is compiled.
@@ -17,8 +23,8 @@ def compile_in_place(network: nn.Module, dynamic: bool = False) -> bool:
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
-    on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
-    if on_cpu:
+    devices = [parameter.device for parameter in network.parameters()] if device is None else [device]
+    if all(one.type == "cpu" for one in devices):
         try:
             found = shutil.which(get_cpp_compiler()) is not None
         except (InvalidCxxCompiler, RuntimeError):

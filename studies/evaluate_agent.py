@@ -3,6 +3,7 @@
 from typing import Literal
 
 import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from environments import EnvironmentSettings, State, VectorEnvironment, held_out_levels
@@ -15,6 +16,7 @@ from interpretability.outcomes import outcome_intervals
 from interpretability.replay import ActionLog, replay
 from interpretability.statistics import Interval, join_metrics
 from networks import Edit, Precision, TappedNetwork, load_network
+from networks.origin import how_trained
 from studies.arguments import check_at_least_one, check_not_negative
 from studies.edit_choice import EditChoice
 from studies.evaluation_tables import Choice, agent_table, draw_outcomes, episode_table, group_table
@@ -85,13 +87,14 @@ class EvaluateAgent(Study):
     ) -> None:
         self.edit_choice = EditChoice(sae, ablation, edit, tap, allow_other_agent, saved_edit)
         check_at_least_one({"num_environments": num_environments, "max_steps": max_steps})
-        check_not_negative({"film_episodes": film_episodes})
+        check_not_negative({"film_episodes": film_episodes, "seed": seed})
         self.names = [agent] if isinstance(agent, str) else list(agent)
         if len(self.names) == 0 or len(set(self.names)) < len(self.names):
             raise ValueError(f"agent {self.names} must name at least one file, and none twice")
-        if sae is not None and len(self.names) > 1:
+        if sae is not None and len(self.names) > 1 and not allow_other_agent:
             raise ValueError(
-                "an autoencoder belongs to the one agent that it was trained on: give one agent, or no sae"
+                "an autoencoder belongs to the one agent that it was trained on: give one agent, no sae, "
+                "or allow_other_agent"
             )
         self.levels = held_out_levels(split, num_levels)
         self.settings = EnvironmentSettings(game, distribution_mode)
@@ -99,7 +102,11 @@ class EvaluateAgent(Study):
         where = choose_device(device)
         self.agents = [load_network(path).to(where) for path in self.names]
         for each in self.agents:
-            self.edits = self.edit_choice.load(each, where)  # the same for all: an autoencoder has one agent
+            self.edits = self.edit_choice.load(each, where)  # the same for all
+        self.trainings = [how_trained(each.metadata) for each in self.agents]
+        if len(set(self.trainings)) > 1:
+            kinds = "; ".join(f"{name}: {how}" for name, how in zip(self.names, self.trainings, strict=True))
+            rank_zero_warn(f"agents trained in different ways are averaged, which may think differently ({kinds})")
         self.choices: list[Choice] = ["sampled", "greedy"] if choose == "both" else [choose]
         self.seed, self.num_environments, self.max_steps = seed, num_environments, max_steps
         self.film_episodes = film_episodes
@@ -137,7 +144,7 @@ class EvaluateAgent(Study):
             "episodes": episode_table(played, self.names, keys, oracle),
         }
         if len(self.agents) > 1:
-            tables["by_agent"] = agent_table(played, self.names, oracle)
+            tables["by_agent"] = agent_table(played, self.names, self.trainings, oracle)
         return Report(
             self._summary(measured, counts),
             tables,

@@ -38,17 +38,17 @@ def group_table(measured: Measured, counts: Mapping[str, int]) -> Table:
     )
 
 
-def agent_table(played: Played, agents: Sequence[str], oracle: Episodes | None) -> Table:
-    """One row for each way of choosing and agent; bounds over levels."""
+def agent_table(played: Played, agents: Sequence[str], trainings: Sequence[str], oracle: Episodes | None) -> Table:
+    """One row for each way of choosing and agent, with how it was trained; bounds over levels."""
     rows = {
         (choice, agent): outcome_intervals([run], oracle)
         for choice, runs in played.items()
         for agent, run in zip(agents, runs, strict=True)
     }
-    names = _quantities(rows.values())
+    names, training_of = _quantities(rows.values()), dict(zip(agents, trainings, strict=True))
     return Table(
-        ["actions", "agent", *(_SHOWN[name][0] for name in names)],
-        [[choice, agent, *_cells(intervals, names)] for (choice, agent), intervals in rows.items()],
+        ["actions", "agent", "training", *(_SHOWN[name][0] for name in names)],
+        [[choice, agent, training_of[agent], *_cells(intervals, names)] for (choice, agent), intervals in rows.items()],
     )
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from environments import EnvironmentSettings, State, VectorEnvironment, held_out_levels
+from environments.procgen import stepping_threads
 
 
 @pytest.fixture
@@ -9,6 +10,16 @@ def env():
     env = VectorEnvironment(EnvironmentSettings(num_threads=0), 8, seed=1)
     yield env
     env.close()
+
+
+def test_stepping_threads_are_the_cpus_divided_among_processes(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(12)))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert stepping_threads(EnvironmentSettings(), 64) == 12
+    assert stepping_threads(EnvironmentSettings(), 3) == 3
+    assert stepping_threads(EnvironmentSettings(num_threads=5), 3) == 5
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert stepping_threads(EnvironmentSettings(), 64) == 3
 
 
 def first_frame(seed: int, game: str = "heist", mode: str = "easy") -> np.ndarray:

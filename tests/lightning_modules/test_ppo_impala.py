@@ -26,8 +26,8 @@ class FirstRatios(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if batch_idx == 0:
-            with torch.no_grad(), trainer.precision_plugin.train_step_context():
-                logits = pl_module.agent(batch.frames).logits
+            with trainer.precision_plugin.train_step_context():  # with gradients, as it trains
+                logits = pl_module.agent(batch.frames).logits.detach()
             ratios = (log_probabilities(logits, batch.actions) - batch.log_probs).exp()
             self.deviations.append(float((ratios - 1).abs().max()))
 
@@ -99,11 +99,13 @@ class FirstLosses(Callback):
         return torch.stack([policy.loss, value, entropy]).detach(), gradient.clone()
 
 
-def test_the_fast_path_computes_the_same_losses(tmp_path):
+def test_the_fast_path_computes_the_same_losses_and_is_on_policy(tmp_path):
     """bfloat16 and compiled against float32 and eager; tolerances are of bfloat16's 8 bits over seven layers."""
-    both = FirstLosses()
+    ratios, both = FirstRatios(), FirstLosses()
     data = RolloutDataModule(num_environments=8, num_steps=16, num_epochs=1, num_minibatches=1)
-    fit(tmp_path, 1, [both], precision="bf16-mixed", compile=True, warm_start=SHIPPED, data=data)
+    fit(tmp_path, 1, [ratios, both], precision="bf16-mixed", compile=True, warm_start=SHIPPED, data=data)
+    assert len(ratios.deviations) == 1
+    assert ratios.deviations[0] <= 1e-2
     (exact, exact_gradient), (fast, fast_gradient) = both.exact, both.fast
     torch.testing.assert_close(fast, exact, rtol=0.02, atol=5e-3)
     assert torch.cosine_similarity(fast_gradient, exact_gradient, dim=0) > 0.99
@@ -217,6 +219,7 @@ def test_agent_is_saved_with_where_it_comes_from(tmp_path, clone):
     for name, tensor in agent.state_dict().items():
         assert torch.equal(tensor, module.agent.state_dict()[name])
     assert agent.metadata["warm_started"] is True
+    assert agent.metadata["parent"]["hash"] == load_agent(clone).weights_hash
     assert agent.metadata["env_steps"] == FRAMES
     assert agent.metadata["environment"]["distribution_mode"] == "easy"
 

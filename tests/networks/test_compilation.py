@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch import nn
 
@@ -16,6 +17,13 @@ def test_a_compiled_network_keeps_its_keys_and_its_outputs():
     assert compile_in_place(network)
     assert list(network.state_dict()) == keys
     torch.testing.assert_close(network(inputs), expected)
+
+
+def test_where_it_will_run_counts_and_not_where_it_is_built(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.warns(UserWarning, match=r"no C\+\+ compiler"):
+        assert not compile_in_place(nn.Linear(2, 2))
+    assert compile_in_place(nn.Linear(2, 2), device=torch.device("cuda"))
 
 
 def test_without_a_compiler_the_network_goes_on_eagerly_and_says_so_once():

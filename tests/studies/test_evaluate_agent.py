@@ -73,14 +73,19 @@ def test_optimality_is_the_oracles_steps_over_the_agents(tmp_path):
 def test_several_agents(agent, tmp_path):
     torch.manual_seed(1)
     other = str(tmp_path / "other.safetensors")
-    save_weights(other, CustomCNN(), {})
-    report = EvaluateAgent([agent, other], choose="sampled", film_episodes=0, **PLAY).run()
+    save_weights(other, CustomCNN(), {"training": "PPO"})
+    with pytest.warns(UserWarning, match="trained in different ways.*other.safetensors: PPO from scratch"):
+        study = EvaluateAgent([agent, other], choose="sampled", film_episodes=0, **PLAY)
+    report = study.run()
     alone = [EvaluateAgent(path, choose="sampled", film_episodes=0, **PLAY).run() for path in (agent, other)]
     lengths = [each.summary["agent/episode_length"] for each in alone]
     assert report.summary["agent/episode_length"] == pytest.approx(np.mean(lengths))
     assert {"agent/return_iqm", "agent/return_iqm_low", "agent/return_iqm_high"} <= report.summary.keys()
     assert "agent/return_iqm" not in alone[0].summary
-    assert [row[:2] for row in report.tables["by_agent"].rows] == [["sampled", agent], ["sampled", other]]
+    assert [row[:3] for row in report.tables["by_agent"].rows] == [
+        ["sampled", agent, "unknown"],
+        ["sampled", other, "PPO from scratch"],
+    ]
     assert [row[-1] for row in report.tables["episodes"].rows] == [agent] * 6 + [other] * 6
     assert not report.films
 
@@ -120,6 +125,7 @@ def test_another_game_has_no_keys(agent):
         ({"agent": ["a", "a"]}, "none twice"),
         ({"agent": ["a", "b"], "sae": "c"}, "belongs to the one agent"),
         ({"film_episodes": -1}, "at least 0"),
+        ({"seed": -1}, "seed -1"),
     ],
 )
 def test_mistakes_stop_before_any_work(agent, arguments, message):

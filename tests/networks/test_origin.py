@@ -1,0 +1,25 @@
+import torch
+
+from networks import CustomCNN, load_agent, save_weights
+from networks.origin import frames_trained, how_trained, parent
+
+
+def test_a_way_of_three_trainings_is_told_and_its_frames_add_up(tmp_path):
+    save_weights(tmp_path / "clone.safetensors", CustomCNN(), {"training": "behaviour cloning", "env_steps": 30})
+    clone = load_agent(tmp_path / "clone.safetensors")
+    known = {"training": "PPO", "env_steps": 12, "parent": parent(clone.weights_hash, clone.metadata)}
+    save_weights(tmp_path / "ppo.safetensors", CustomCNN(), known)
+    ppo = load_agent(tmp_path / "ppo.safetensors")
+    last = {"training": "PPO", "env_steps": 5, "parent": parent(ppo.weights_hash, ppo.metadata)}
+    assert how_trained(last) == "PPO, begun as PPO, begun as behaviour cloning"
+    assert frames_trained(last) == 47
+    assert last["parent"]["parent"]["hash"] == clone.weights_hash
+    assert not torch.equal(clone.conv1a.weight, ppo.conv1a.weight)
+
+
+def test_scratch_and_warm_starts_of_files_without_a_parent_are_told_apart():
+    assert how_trained({"training": "PPO", "warm_started": False}) == "PPO from scratch"
+    assert how_trained({"training": "PPO", "warm_started": True}) == "PPO, begun as another agent"
+    assert how_trained({}) == "unknown"
+    assert frames_trained({}) is None
+    assert frames_trained({"env_steps": 3, "parent": {"hash": "1"}}) is None

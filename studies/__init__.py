@@ -10,6 +10,7 @@ from studies.evaluate_agent import EvaluateAgent as EvaluateAgent
 from studies.feature_groups import FeatureGroups as FeatureGroups
 from studies.feature_images import FeatureImages as FeatureImages
 from studies.label_correlations import LabelCorrelations as LabelCorrelations
+from studies.learning_curve import LearningCurve as LearningCurve
 from studies.patching import Patching as Patching
 from studies.probe_atlas import ProbeAtlas as ProbeAtlas
 from studies.replacement import Replacement as Replacement

@@ -1,0 +1,136 @@
+"""How does what an agent achieves grow with the frames that it was trained on? Checkpoints, played."""
+
+from typing import Final, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from environments import EnvironmentSettings, VectorEnvironment, held_out_levels
+from environments.procgen import DistributionMode
+from interpretability.episodes import GAME_TIME_OUT, Episodes, play_episodes
+from interpretability.oracle_play import play_oracle
+from interpretability.outcomes import outcome_intervals
+from interpretability.statistics import Interval, join_metrics
+from networks import Precision, load_network
+from networks.origin import frames_trained, how_trained
+from studies.arguments import check_at_least_one, check_not_negative
+from studies.evaluation_tables import agent_table
+from studies.report import Report, Study
+from studies.subject import choose_device
+
+_PUBLISHED: Final = {("heist", "easy"): [(25e6, 7.14), (50e6, 9.44)]}
+"""Environment frames and mean return of training on all levels; train-procgen's PPO, IMPALA network, three runs
+(github.com/openai/train-procgen, results/). Running means of training, not of fixed levels."""
+
+
+class LearningCurve(Study):
+    """Plays checkpoints over the same held-out levels and draws return and solved fraction against frames of training.
+
+    Frames are those of the whole way: an agent that began as another one counts that one's too, as its file says.
+    Agents that were trained in the same way are joined by a line. In heist, easy, the published points of PPO from
+    scratch stand beside them.
+
+    Writes `figures/learning_curve.png` and the table `checkpoints`. Summary, for each file's name without its ending:
+    `curve/NAME/frames`, and with 95 % bounds over levels `curve/NAME/return`, `solved`, `episode_length` and, in heist,
+    `optimality`.
+
+    Args:
+        agents: files of agents; `callbacks.AgentExport` with `keep_from` writes a ladder of them along a run.
+        split: held-out levels to play.
+        num_levels: the first so many of them.
+        game: any procgen game.
+        distribution_mode: its difficulty.
+        greedy: take the likeliest action rather than sample.
+        seed: of the action noise.
+        num_environments: levels played at a time.
+        max_steps: cut episodes here and count them as unsolved; 1000 is the game's own time-out.
+        precision: in which the agents run.
+        device: where; `auto` takes a GPU if there is one.
+
+    Raises:
+        ValueError: no file, one twice or two of one name, one that does not say on how many frames it was trained, or
+            a number too small.
+    """
+
+    def __init__(
+        self,
+        agents: list[str],
+        split: Literal["validation", "test"] = "test",
+        num_levels: int = 400,
+        game: str = "heist",
+        distribution_mode: DistributionMode = "easy",
+        greedy: bool = False,
+        seed: int = 0,
+        num_environments: int = 64,
+        max_steps: int = GAME_TIME_OUT,
+        precision: Precision = "bf16",
+        device: str = "auto",
+    ) -> None:
+        check_at_least_one({"num_environments": num_environments, "max_steps": max_steps, "agents": len(agents)})
+        check_not_negative({"seed": seed})
+        self.stems = [path.rsplit("/", 1)[-1].removesuffix(".safetensors") for path in agents]
+        if len(set(self.stems)) < len(agents):
+            raise ValueError(f"agents {agents}: two files have the same name, by which the figures go")
+        self.levels = held_out_levels(split, num_levels)
+        self.settings = EnvironmentSettings(game, distribution_mode)
+        VectorEnvironment(self.settings, 1).close()  # refuses an unknown game
+        where = choose_device(device)
+        self.names, self.agents = agents, [load_network(path).to(where) for path in agents]
+        self.frames: list[int] = []
+        for path, agent in zip(agents, self.agents, strict=True):
+            if (frames := frames_trained(agent.metadata)) is None:
+                raise ValueError(f"{path} does not say on how many frames it was trained (env_steps): leave it out")
+            self.frames.append(frames)
+        self.trainings = [how_trained(agent.metadata) for agent in self.agents]
+        self.greedy, self.seed, self.num_environments, self.max_steps = greedy, seed, num_environments, max_steps
+        self.precision: Precision = precision
+
+    def run(self) -> Report:
+        """Play, count, draw."""
+        oracle: Episodes | None = None
+        if self.settings.game == "heist":
+            oracle = play_oracle(
+                self.levels, settings=self.settings, num_environments=self.num_environments, progress="play oracle"
+            )
+        played = [
+            play_episodes(
+                agent,
+                self.levels,
+                settings=self.settings,
+                greedy=self.greedy,
+                seed=self.seed,
+                num_environments=self.num_environments,
+                max_steps=self.max_steps,
+                precision=self.precision,
+                progress=f"play {stem}",
+            )
+            for agent, stem in zip(self.agents, self.stems, strict=True)
+        ]
+        measured = [outcome_intervals([run], oracle) for run in played]
+        summary: dict[str, float] = {}
+        for stem, frames, intervals in zip(self.stems, self.frames, measured, strict=True):
+            summary[f"curve/{stem}/frames"] = frames
+            summary |= join_metrics({f"curve/{stem}/{name}": interval for name, interval in intervals.items()})
+        table = agent_table({"greedy" if self.greedy else "sampled": played}, self.names, self.trainings, oracle)
+        return Report(summary, {"checkpoints": table}, {"learning_curve": self._draw(measured)})
+
+    def _draw(self, measured: list[dict[str, Interval]]) -> Figure:
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        sides = figure.subplots(1, 2)
+        for axes, name in zip(sides, ("return", "solved"), strict=True):
+            for training in dict.fromkeys(self.trainings):
+                rows = [row for row, how in enumerate(self.trainings) if how == training]
+                rows.sort(key=lambda row: self.frames[row])
+                values = np.array([measured[row][name] for row in rows])  # value, low, high
+                errors = np.abs(values[:, 1:] - values[:, :1]).T
+                axes.errorbar(
+                    [self.frames[row] for row in rows], values[:, 0], errors, marker="o", capsize=3, label=training
+                )
+            axes.set(xscale="log", xlabel="environment frames of training", ylabel=name)
+            axes.set_ylim(bottom=0)
+            axes.grid(alpha=0.3)
+        if published := _PUBLISHED.get((self.settings.game, self.settings.distribution_mode)):
+            label = "PPO from scratch, train-procgen, in training"
+            sides[0].plot(*zip(*published, strict=True), marker="s", ls="--", color="0.5", label=label)
+        figure.legend(*sides[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
+        return figure

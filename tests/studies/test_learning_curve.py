@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+
+from networks import CustomCNN, load_agent, save_weights
+from networks.origin import parent
+from studies import EvaluateAgent, LearningCurve
+
+PLAY = {"num_levels": 4, "max_steps": 20, "num_environments": 4, "precision": "fp32", "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def agents(tmp_path_factory) -> list[str]:
+    folder, paths = tmp_path_factory.mktemp("weights"), []
+    torch.manual_seed(0)
+    for name, known in (
+        ("scratch", {"training": "PPO", "warm_started": False, "env_steps": 100}),
+        ("clone", {"training": "behaviour cloning", "env_steps": 30}),
+        ("after", {"training": "PPO", "env_steps": 50}),
+    ):
+        if name == "after":
+            clone = load_agent(folder / "clone.safetensors")
+            known["parent"] = parent(clone.weights_hash, clone.metadata)
+        save_weights(folder / f"{name}.safetensors", CustomCNN(), known)
+        paths.append(str(folder / f"{name}.safetensors"))
+    return paths
+
+
+def test_each_checkpoint_lies_at_the_frames_of_its_whole_way(agents):
+    report = LearningCurve(agents, **PLAY).run()
+    assert [report.summary[f"curve/{name}/frames"] for name in ("scratch", "clone", "after")] == [100, 30, 80]
+    alone = EvaluateAgent(agents[2], choose="sampled", film_episodes=0, split="test", **PLAY).run().summary
+    for name in ("return", "solved", "episode_length", "return_low"):
+        assert report.summary[f"curve/after/{name}"] == pytest.approx(alone[f"agent/{name}"])
+    axes = report.figures["learning_curve"].axes[0]
+    drawn = {tuple(np.asarray(line.get_xdata(), dtype=int)) for line in axes.lines}
+    assert {(100,), (30,), (80,), (25_000_000, 50_000_000)} <= drawn
+    assert [row[2] for row in report.tables["checkpoints"].rows] == [
+        "PPO from scratch", "behaviour cloning", "PPO, begun as behaviour cloning",
+    ]  # fmt: skip
+
+
+def test_other_games_have_no_published_points(agents):
+    report = LearningCurve(agents[:1], game="maze", **PLAY).run()
+    assert "curve/scratch/optimality" not in report.summary
+    assert all(max(line.get_xdata(), default=0) <= 100 for line in report.figures["learning_curve"].axes[0].lines)
+
+
+def test_mistakes_stop_before_any_work(agents, tmp_path):
+    save_weights(tmp_path / "unknown.safetensors", CustomCNN(), {})
+    with pytest.raises(ValueError, match=r"unknown\.safetensors does not say on how many frames"):
+        LearningCurve([str(tmp_path / "unknown.safetensors")], **PLAY)
+    with pytest.raises(ValueError, match="same name"):
+        LearningCurve([agents[0], agents[0]], **PLAY)
+    with pytest.raises(ValueError, match="agents 0 must be at least 1"):
+        LearningCurve([], **PLAY)

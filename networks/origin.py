@@ -22,7 +22,8 @@ def how_trained(metadata: Mapping[str, Any]) -> str:
     """
     training = str(metadata.get("training", "unknown"))
     if (before := metadata.get("parent")) is not None:
-        return f"{training}, begun as {how_trained(before)}"
+        earlier = how_trained(before)
+        return earlier if earlier.split(",")[0] == training else f"{training}, begun as {earlier}"
     if training == "PPO":
         return "PPO, begun as another agent" if metadata.get("warm_started") else "PPO from scratch"
     return training

@@ -11,7 +11,7 @@ def test_a_way_of_three_trainings_is_told_and_its_frames_add_up(tmp_path):
     save_weights(tmp_path / "ppo.safetensors", CustomCNN(), known)
     ppo = load_agent(tmp_path / "ppo.safetensors")
     last = {"training": "PPO", "env_steps": 5, "parent": parent(ppo.weights_hash, ppo.metadata)}
-    assert how_trained(last) == "PPO, begun as PPO, begun as behaviour cloning"
+    assert how_trained(last) == "PPO, begun as behaviour cloning", "two stages of the same training are one"
     assert frames_trained(last) == 47
     assert last["parent"]["parent"]["hash"] == clone.weights_hash
     assert not torch.equal(clone.conv1a.weight, ppo.conv1a.weight)

@@ -101,6 +101,7 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "film_levels": 1,
     },
     "studies.EvaluateAgent": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
+    "studies.EvaluateSAE": {"num_levels": 2, "num_environments": 2, "max_steps": 4, "validation_frames": 64},
     "studies.FeatureGroups": {
         "num_frames": 64,
         "groups": 2,

@@ -231,7 +231,7 @@ class ConvSAE(LightningModule):
     def sae_metadata(self) -> dict[str, Any]:
         """What the saved autoencoder's file says of its making."""
         return {
-            **origin_metadata(self.sae, self._data.agent),
+            **origin_metadata(self.sae, self._data, self.trainer.world_size),
             "training": {name: value for name, value in self.hparams.items() if name != "compile"},
             "steps": self.global_step,
         }

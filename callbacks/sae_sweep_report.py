@@ -13,11 +13,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from interpretability.frontier import FrontierPoint, draw_frontier
 from interpretability.pictures import save_png
-from interpretability.seed_stability import mean_best_cosine
+from interpretability.seed_stability import seed_cosines
 from networks import save_weights
 
 _FILE = "sweep.csv"
-_OFTEN = 1e-3  # share of inputs
 
 
 class SAESweepReport(Callback):
@@ -27,7 +26,7 @@ class SAESweepReport(Callback):
 
     Members that differ in their seed alone have a column `seed_cosine`: the mean over latents, of those that fired on
     at least 1 in 1 000 of the last training inputs, of the highest cosine with a latent of another seed
-    (`mean_best_cosine`), averaged over the other seeds.
+    (`seed_cosines`), averaged over the other seeds.
 
     Raises:
         ValueError: before training, a module that is no sweep.
@@ -93,15 +92,10 @@ def _settings(module: Any, name: str) -> dict[str, Any]:
 def _seed_cosines(module: Any) -> dict[str, dict[str, float]]:
     """`seed_cosine` of each member that has others of its settings."""
     directions = {name: sae.directions().detach().flatten(1) for name, sae in module.saes.items()}
-    often = module.firing.frequency().split([len(found) for found in directions.values()])
-    fires = {name: frequency >= _OFTEN for name, frequency in zip(directions, often, strict=True)}
+    frequencies = module.firing.frequency().split([len(found) for found in directions.values()])
     settings = {name: {**_settings(module, name), "seed": None} for name in directions}
-    cosines: dict[str, dict[str, float]] = {}
-    for name, own in directions.items():
-        others = [other for other in directions if other != name and settings[other] == settings[name]]
-        found = [float(mean_best_cosine(own, directions[other], fires[name])) for other in others]
-        cosines[name] = {"seed_cosine": sum(found) / len(found)} if found else {}
-    return cosines
+    found = seed_cosines(directions, dict(zip(directions, frequencies, strict=True)), settings)
+    return {name: {"seed_cosine": found[name]} if name in found else {} for name in directions}
 
 
 def _metrics(trainer: Trainer, name: str) -> dict[str, float]:

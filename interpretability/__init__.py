@@ -50,6 +50,7 @@ from interpretability.replay import Replay as Replay
 from interpretability.replay import replay as replay
 from interpretability.splice import SpliceResult as SpliceResult
 from interpretability.splice import evaluate_splice as evaluate_splice
+from interpretability.splice import evaluate_splices as evaluate_splices
 from interpretability.statistics import Interval as Interval
 from interpretability.statistics import bootstrap_interval as bootstrap_interval
 from interpretability.statistics import bootstrap_of_sums as bootstrap_of_sums

@@ -114,28 +114,71 @@ def evaluate_splice(
     Raises:
         ValueError: no such tap, or levels that cannot be played.
     """
-    agent.check_taps([tap])
+    results = evaluate_splices(
+        agent,
+        {"": (tap, sae)},
+        levels,
+        settings=settings,
+        greedy=greedy,
+        seed=seed,
+        num_environments=num_environments,
+        max_steps=max_steps,
+        precision=precision,
+        compare_every=compare_every,
+        progress=progress,
+    )
+    return results[""]
+
+
+def evaluate_splices(
+    agent: TappedNetwork,
+    saes: Mapping[str, Edit],
+    levels: Sequence[int],
+    *,
+    settings: EnvironmentSettings,
+    greedy: bool = False,
+    seed: int = 0,
+    num_environments: int = 64,
+    max_steps: int = GAME_TIME_OUT,
+    precision: Precision = "bf16",
+    compare_every: int = 4,
+    progress: bool = False,
+) -> dict[str, SpliceResult]:
+    """`evaluate_splice` for several autoencoders, of one or several taps: the clean arm is played once for all of them,
+    the ablated ones once for each tap.
+
+    Args:
+        saes: tap and autoencoder by name.
+        agent, levels, settings, greedy, seed, num_environments, max_steps, precision, compare_every, progress: see
+            `evaluate_splice`.
+
+    Returns:
+        What was found of each, by name.
+
+    Raises:
+        ValueError: no such tap, or levels that cannot be played.
+    """
+    taps = list(dict.fromkeys(tap for tap, _ in saes.values()))
+    agent.check_taps(taps)
     levels = list(levels)
 
     def title(arm: str) -> str | None:
-        return f"play {arm}" if progress else None
+        return f"play {arm}".rstrip() if progress else None
 
-    mean = mean_ablation(
-        agent,
-        tap,
-        levels[:_MEAN_LEVELS],
-        settings=settings,
-        seed=seed,
-        num_environments=num_environments,
-        max_steps=min(_MEAN_STEPS, max_steps),
-        precision=precision,
-        progress=title("for the mean"),
-    )
-    edits: dict[str, list[Edit]] = {
-        "spliced": [(tap, sae)],
-        "mean_ablated": [(tap, mean)],
-        "zero_ablated": [(tap, ZeroAblation())],
-    }
+    edits: dict[str, list[Edit]] = {f"spliced {name}": [edit] for name, edit in saes.items()}
+    for tap in taps:
+        mean = mean_ablation(
+            agent,
+            tap,
+            levels[:_MEAN_LEVELS],
+            settings=settings,
+            seed=seed,
+            num_environments=num_environments,
+            max_steps=min(_MEAN_STEPS, max_steps),
+            precision=precision,
+            progress=title(f"for the mean of {tap}"),
+        )
+        edits |= {f"{tap} mean-ablated": [(tap, mean)], f"{tap} zero-ablated": [(tap, ZeroAblation())]}
     comparisons = PolicyComparisons(agent, edits, levels, precision, compare_every)
     play = partial(
         play_episodes,
@@ -148,7 +191,19 @@ def evaluate_splice(
         max_steps=max_steps,
         precision=precision,
     )
-    with evaluating(sae):
+    with evaluating(*(sae for _, sae in saes.values())):
         clean = play(observer=comparisons, progress=title("clean"))
-        arms = {arm: play(edits=put_in, progress=title(arm)) for arm, put_in in edits.items()}
-    return SpliceResult(clean=clean, comparisons=comparisons.of, **arms)
+        played = {arm: play(edits=put_in, progress=title(arm)) for arm, put_in in edits.items()}
+    results = {}
+    for name, (tap, _) in saes.items():
+        arms = {
+            "spliced": f"spliced {name}",
+            "mean_ablated": f"{tap} mean-ablated",
+            "zero_ablated": f"{tap} zero-ablated",
+        }
+        results[name] = SpliceResult(
+            clean=clean,
+            comparisons={arm: comparisons.of[key] for arm, key in arms.items()},
+            **{arm: played[key] for arm, key in arms.items()},
+        )
+    return results

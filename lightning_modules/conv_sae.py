@@ -11,15 +11,6 @@ from torch.optim import Optimizer
 
 from datamodules import ActivationBatch
 from lightning_modules.sae_kernel import SAEKernel, load_kernel
-from lightning_modules.sae_metrics import (
-    Coverage,
-    ExplainedVariance,
-    Firing,
-    Sparsity,
-    channel_cosines,
-    dictionary_metrics,
-    nearest_cosines,
-)
 from lightning_modules.sae_objective import SAEObjective
 from lightning_modules.sae_revival import resample_latents
 from lightning_modules.sae_training import (
@@ -30,6 +21,7 @@ from lightning_modules.sae_training import (
     tap_shape,
     warm_up_and_fall,
 )
+from lightning_modules.sae_validation import SAEValidation
 from networks import FiringCounter, Progress, SAEBase, SparseAutoencoder
 from networks.compilation import compile_in_place
 
@@ -142,10 +134,7 @@ class ConvSAE(LightningModule):
         auxk_latents = min(self.auxk_latents or max(1, shape[0] // 2), sae.num_latents)
         self.objective = SAEObjective(sae, self.auxk_coefficient, auxk_latents)
         self.firing = FiringCounter(sae.num_latents, self.dead_window)
-        self.variance = ExplainedVariance(shape)
-        self.latent_sparsity, self.raw_sparsity = Sparsity(sae.num_latents), Sparsity(shape[0])
-        self.latent_firing = Firing(sae.num_latents, shape[1:])
-        self.coverage = Coverage()
+        self.validation = SAEValidation(sae.num_latents, shape)
         if self.compile_loss and stage == "fit":
             compiled = compile_in_place(self.objective, device=self.trainer.strategy.root_device)
             if compiled and self.trainer.strategy.root_device.type == "cpu" and self.kernel_size == 1:
@@ -185,36 +174,17 @@ class ConvSAE(LightningModule):
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> None:
         """Add a batch of whole maps to the metrics."""
-        acts = batch.activations[self.tap]
         inside = (batch.inside or {}).get(self.tap)
-        latents = self.sae.encode(acts)
-        self.variance.update(self.sae.decode(latents).to(acts.dtype), acts)
-        self.latent_sparsity.update(latents, inside, self.sae.decoder_norms())
-        self.latent_firing.update(latents)
-        self.raw_sparsity.update(acts, inside)
-        self.coverage.update(batch.levels)
+        self.validation.update(self.sae, batch.activations[self.tap], inside, batch.levels)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the whole validation set, and how much latents resemble each other; keep the columns of
         single latents and channels.
         """
-        variance, raw = self.variance.compute(), self.raw_sparsity.compute()
-        directions, firing = self.sae.directions().flatten(1), self.latent_firing.compute()
-        self.channel_columns = {"explained_variance": self.variance.by_channel}
-        self.latent_columns = firing | {
-            "direction_length": self.sae.decoder_norms(),
-            "nearest_cosine": nearest_cosines(directions),
-            "channel_cosine": channel_cosines(directions),
-        }
-        latents = self.latent_sparsity.compute()
-        values = {**variance, **latents, "l0_raw": raw["l0"], "l0_raw_inside": raw["l0_inside"]}
-        values |= dictionary_metrics(directions, self.sae.decoder_norms(), firing)
-        values |= self.coverage.compute()
+        values, self.latent_columns, self.channel_columns = self.validation.compute(self.sae)
         for name, value in values.items():
-            if not (name.endswith("_inside") and value.isnan()):  # taps and games without a maze
-                self.log(f"sae/{name}", value.float(), rank_zero_only=False)
-        for metric in (self.variance, self.latent_sparsity, self.latent_firing, self.raw_sparsity, self.coverage):
-            metric.reset()
+            self.log(f"sae/{name}", value.float(), rank_zero_only=False)
+        self.validation.reset()
 
     def configure_optimizers(self) -> Any:
         """Adam, fused, with a warm-up and a linear end.
@@ -261,7 +231,7 @@ class ConvSAE(LightningModule):
     def sae_metadata(self) -> dict[str, Any]:
         """What the saved autoencoder's file says of its making."""
         return {
-            **origin_metadata(self.sae, self._data.agent),
+            **origin_metadata(self.sae, self._data, self.trainer.world_size),
             "training": {name: value for name, value in self.hparams.items() if name != "compile"},
             "steps": self.global_step,
         }

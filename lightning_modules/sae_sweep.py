@@ -227,7 +227,7 @@ class SAESweep(LightningModule):
         """What the saved file of one member says of its making."""
         sae = self.saes[name]
         return {
-            **origin_metadata(sae, self._data.agent),
+            **origin_metadata(sae, self._data, self.trainer.world_size),
             "training": {key: value for key, value in self.hparams.items() if key not in ("compile", "members_at_once")}
             | self._settings()[name]["training"],
             "member": name,

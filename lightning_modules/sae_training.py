@@ -125,12 +125,19 @@ def refuse_other_agent(checkpoint: Mapping[str, Any], agent: TappedNetwork) -> N
         )
 
 
-def origin_metadata(sae: SAEBase, agent: TappedNetwork) -> dict[str, Any]:
-    """What a saved autoencoder's file says of itself and of whose activations it is for."""
+def origin_metadata(sae: SAEBase, data: Any, processes: int) -> dict[str, Any]:
+    """What a saved autoencoder's file says of itself, of whose activations it is for, and how many rows each step saw.
+
+    Args:
+        data: the data module.
+        processes: that trained together, on `batch_size` rows each.
+    """
+    agent: TappedNetwork = data.agent
     return {
         "kind": type(sae).__name__,
         "tap": sae.tap,
         "agent_hash": agent.weights_hash,
         "agent_architecture": agent.architecture,
         "normalisation": {"mean": sae.mean.tolist(), "scale": float(sae.scale)},
+        "batch_size": data.batch_size * processes,
     }

@@ -107,7 +107,9 @@ def save_sae_lens(sae: SAEBase, folder: str | Path) -> None:
     write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text))
 
 
-def load_sae_lens(folder: str | Path, agent: TappedNetwork | None = None, allow_other_agent: bool = False) -> SAEBase:
+def load_sae_lens(
+    folder: str | Path, agent: TappedNetwork | None = None, allow_other_agent: bool = False, tap: str | None = None
+) -> SAEBase:
     """Load an autoencoder from SAELens's folder, in evaluation mode, as `load_sae` loads ours.
 
     It reconstructs the same as in SAELens; `jumprelu` becomes JumpReLUSAE also where it was trained as BatchTopK. To
@@ -116,20 +118,26 @@ def load_sae_lens(folder: str | Path, agent: TappedNetwork | None = None, allow_
     Args:
         folder: what `sae_lens` or `save_sae_lens` wrote.
         agent, allow_other_agent: see `load_sae`; an autoencoder that SAELens trained names no agent.
+        tap: whose activations it is for; by default what cfg.json says, whose `hook_name` SAELens may leave empty.
 
     Raises:
         ValueError: a file is missing or damaged, the architecture or one of its settings has no counterpart here, a
-            tensor does not fit, or the autoencoder was trained on another agent.
+            tensor does not fit, the autoencoder was trained on another agent, or nothing says of which tap it is.
     """
     folder = Path(folder)
     config = _read_config(folder / CONFIG_FILE)
     tensors, _ = read_weights(folder / WEIGHTS_FILE)
     sae = _build({name: tensor.float() for name, tensor in tensors.items()}, config, folder)
     metadata = config.get("metadata") or {}
-    sae.tap = metadata.get("tap") or metadata.get("hook_name") or ""
+    sae.tap = tap or metadata.get("tap") or metadata.get("hook_name") or ""
     sae.weights_hash = hash_tensors(sae.state_dict())
     origin = {"tap": sae.tap, "agent_hash": metadata.get("agent_hash", ""), "kind": type(sae).__name__}
     sae.metadata = metadata | origin
+    if agent is not None and not sae.tap:
+        raise ValueError(
+            f"{folder / CONFIG_FILE} does not say for which tap it is: write one of {', '.join(agent.taps)} "
+            "as hook_name into its metadata, or pass tap to load_sae_lens"
+        )
     if agent is not None:
         check_origin(sae, agent, folder, allow_other_agent)
     return sae.eval()

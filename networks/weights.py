@@ -190,7 +190,7 @@ def load_sae(path: str | Path, agent: TappedNetwork | None = None, allow_other_a
     """Load a sparse autoencoder, in evaluation mode, with its `tap`, `weights_hash` and `metadata` as attributes.
 
     Args:
-        path: what a training run wrote as `sae.safetensors`.
+        path: what a training run wrote as `sae.safetensors`, or a folder that `load_sae_lens` reads.
         agent: the agent it is to be spliced into, to be checked against the one it was trained on.
         allow_other_agent: take it for an agent that it was not trained on, where only the tap has to fit.
 
@@ -198,6 +198,8 @@ def load_sae(path: str | Path, agent: TappedNetwork | None = None, allow_other_a
         ValueError: the file is missing, cut short or altered, holds no autoencoder, a tensor does not fit, or the
             autoencoder was trained on another agent.
     """
+    if Path(path).is_dir():
+        return networks.load_sae_lens(path, agent, allow_other_agent)
     tensors, metadata = read_weights(path)
     name = metadata.get("kind")
     kind = getattr(networks, str(name), None)

@@ -7,6 +7,7 @@ from studies.directional_units import DirectionalUnits as DirectionalUnits
 from studies.entity_tracking import EntityTracking as EntityTracking
 from studies.entity_units import EntityUnits as EntityUnits
 from studies.evaluate_agent import EvaluateAgent as EvaluateAgent
+from studies.evaluate_sae import EvaluateSAE as EvaluateSAE
 from studies.feature_groups import FeatureGroups as FeatureGroups
 from studies.feature_images import FeatureImages as FeatureImages
 from studies.label_correlations import LabelCorrelations as LabelCorrelations

@@ -65,7 +65,7 @@ class SAEBaselines(Study):
         game: what is played.
         distribution_mode: its difficulty.
         num_frames: training frames in the cache, of the agent and of the one with random weights.
-        batch_size: training rows of a batch.
+        batch_size: training rows of a batch; null takes the file's own, or 4 096 where it does not say.
         fit_rows: positions that components are fitted on.
         steps: training steps of the two autoencoders; null takes the file's own.
         validation_frames: what all are measured on.
@@ -89,7 +89,7 @@ class SAEBaselines(Study):
         game: str = "heist",
         distribution_mode: DistributionMode = "easy",
         num_frames: int = 61_440,
-        batch_size: int = 4_096,
+        batch_size: int | None = None,
         fit_rows: int = 50_000,
         steps: int | None = None,
         validation_frames: int = 5_000,
@@ -126,7 +126,7 @@ class SAEBaselines(Study):
             num_frames=num_frames,
             validation_frames=validation_frames,
             positions_per_frame=64 if self.sae.kernel_size == 1 else None,
-            batch_size=batch_size,
+            batch_size=int(self.sae.metadata.get("batch_size", 4_096)) if batch_size is None else batch_size,
             precision=precision,
             seed=seed,
             cache_dir=cache_dir,

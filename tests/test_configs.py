@@ -101,6 +101,7 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "film_levels": 1,
     },
     "studies.EvaluateAgent": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
+    "studies.EvaluateSAE": {"num_levels": 2, "num_environments": 2, "max_steps": 4, "validation_frames": 64},
     "studies.FeatureGroups": {
         "num_frames": 64,
         "groups": 2,
@@ -193,6 +194,8 @@ def shrink(config: Path) -> list[str]:
     for part in [values["model"], values["data"], *trainer["callbacks"]]:
         given = part.get("init_args", {})
         part["init_args"] = given | SHRUNK.get(part["class_path"], {})
+        if given.get("positions_per_frame", 64) is None:
+            part["init_args"]["positions_per_frame"] = None  # whole maps stay whole
         if "decision_transformer" in str(given.get("agent", "")) and part is values["data"]:
             part["init_args"] |= {"agent": "transformer.safetensors", "taps": given["taps"]}
         if part["init_args"].get("features"):
@@ -221,6 +224,20 @@ def test_every_configuration_runs_two_steps(workplace: Path, config: Path) -> No
     assert train.main(shrink(config)) == 0
     assert summary(config.stem), "a run ends with its metrics"
     assert list(Path(f"runs/{config.stem}/version_0/checkpoints").iterdir()), "and can be gone on from"
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_the_last_state_of_every_configuration_is_saved(config: Path) -> None:
+    """ModelCheckpoint writes at a run's end only if it has written nothing before."""
+    trainer = yaml.safe_load(config.read_text())["trainer"]
+    (saving,) = (each["init_args"] for each in trainer["callbacks"] if each["class_path"].endswith("ModelCheckpoint"))
+    rhythms = {"max_steps": "every_n_train_steps", "max_epochs": "every_n_epochs"}
+    (length,) = (trainer[name] for name in rhythms if name in trainer)
+    if trainer.get("max_epochs") == 1:
+        assert saving == {"save_last": True, "every_n_train_steps": 1}
+    else:
+        (rhythm,) = (saving[rhythm] for name, rhythm in rhythms.items() if name in trainer)
+        assert length % rhythm == 0
 
 
 def shrink_study(study: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ def test_what_is_written_is_what_was_trained(tmp_path: Path) -> None:
     assert (known["kind"], known["tap"], known["agent_hash"]) == ("SparseAutoencoder", "planted", "planted")
     assert known["normalisation"]["scale"] == pytest.approx(float(sae.scale))
     assert known["training"]["expansion"] == 2
-    assert known["steps"] == 5
+    assert (known["steps"], known["batch_size"]) == (5, data.batch_size)
     measured = trainer.callback_metrics["sae/explained_variance"]
     assert known["metrics"]["sae/explained_variance"] == pytest.approx(float(measured))
     assert "other/metric" not in known["metrics"]

@@ -38,6 +38,7 @@ def test_every_member_becomes_a_file_a_row_and_a_point(tmp_path: Path) -> None:
         assert torch.equal(sae(acts), module.saes[row["member"]](acts))
         assert (sae.tap, sae.metadata["agent_hash"], sae.metadata["steps"]) == ("planted", "planted", 5)
         assert sae.metadata["training"]["learning_rate"] == 1e-2
+        assert sae.metadata["batch_size"] == data.batch_size
         measured = float(trainer.callback_metrics[f"sae/{row['member']}/l0"])
         assert sae.metadata["metrics"]["sae/l0"] == float(row["l0"]) == pytest.approx(measured)
     events = EventAccumulator(str(folder), size_guidance={"images": 0})

@@ -183,6 +183,24 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
         load_sae_lens(tmp_path)
 
 
+def test_a_folder_is_opened_as_a_file_is_and_must_say_its_tap(tmp_path: Path) -> None:
+    save_weights(tmp_path / "agent.safetensors", CustomCNN(), {})
+    agent = load_agent(tmp_path / "agent.safetensors")
+    sae = SparseAutoencoder(32, 2)
+    sae.tap, sae.metadata = "conv4a", {"agent_hash": agent.weights_hash}
+    save_sae_lens(sae, tmp_path / "folder")
+    acts = torch.randn(5, 32)
+    assert torch.equal(load_sae(tmp_path / "folder", agent)(acts), load_sae_lens(tmp_path / "folder")(acts))
+    config = json.loads((tmp_path / "folder/cfg.json").read_text())
+    config["metadata"] = {"hook_name": None}
+    (tmp_path / "folder/cfg.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"does not say for which tap.* one of conv1a.pre, .*hook_name.* or pass tap"):
+        load_sae(tmp_path / "folder", agent, allow_other_agent=True)
+    assert load_sae_lens(tmp_path / "folder", agent, allow_other_agent=True, tap="conv3a").tap == "conv3a"
+    with pytest.raises(ValueError, match="no tap 'conv9'"):
+        load_sae_lens(tmp_path / "folder", agent, allow_other_agent=True, tap="conv9")
+
+
 def test_another_agents_is_refused_unless_told_otherwise(tmp_path: Path) -> None:
     save_weights(tmp_path / "agent.safetensors", CustomCNN(), {})
     agent = load_agent(tmp_path / "agent.safetensors")

@@ -27,7 +27,7 @@ def files(tmp_path_factory) -> tuple[str, str, str]:
     save_weights(agent, CustomCNN(), {})
     training = {"learning_rate": 1e-3, "warmup_steps": 1, "unknown_to_this_version": 1}
     known = {"kind": "TopKSAE", "tap": "conv4a", "agent_hash": load_agent(agent).weights_hash, "training": training}
-    save_weights(sae, TopKSAE(32, 2, k=3), known)
+    save_weights(sae, TopKSAE(32, 2, k=3), known | {"batch_size": 512})
     return str(agent), str(sae), str(folder / "cache")
 
 
@@ -78,6 +78,17 @@ def test_the_random_agent_and_the_random_decoder_are_what_they_are_called(files)
         assert isinstance(trained[0], TopKSAE)
         assert (trained[0].k, trained[0].num_latents) == (3, 64)
     study.data.teardown("fit")
+
+
+def test_batches_are_as_large_as_the_autoencoders_were(files, tmp_path):
+    agent, sae, cache_dir = files
+    shared = SMALL | {"cache_dir": cache_dir}
+    own = {name: value for name, value in shared.items() if name != "batch_size"}
+    assert SAEBaselines(agent, sae, **own).data.batch_size == 512
+    assert SAEBaselines(agent, sae, **shared).data.batch_size == 256
+    silent = {name: value for name, value in load_sae(sae).metadata.items() if name != "batch_size"}
+    save_weights(tmp_path / "silent.safetensors", load_sae(sae), silent)
+    assert SAEBaselines(agent, str(tmp_path / "silent.safetensors"), **own).data.batch_size == 4_096
 
 
 def test_mistakes_are_named(files, tmp_path):

@@ -40,10 +40,23 @@ def choice_film(
 
 
 def retargeting_page(
-    agent: str, tap: str, summary: Mapping[str, float], tables: Mapping[str, Table], figures: Mapping[str, Figure],
+    agent: str,
+    tap: str,
+    probe_taps: tuple[str, str],
+    summary: Mapping[str, float],
+    tables: Mapping[str, Table],
+    figures: Mapping[str, Figure],
     films: Sequence[str],
-) -> str:  # fmt: skip
-    """The page of the study: what was asked, what came of it, and what each arm is."""
+) -> str:
+    """The page of the study: what was asked, what came of it, and what each arm is.
+
+    Args:
+        agent: its name.
+        tap: where the edits are, in words.
+        probe_taps: where perception and goal are read.
+        summary, tables, figures, films: of the report.
+    """
+    map_tap, goal_tap = probe_taps
     text = [
         f"Agent {agent}. In each maze two of the keys and the gem can be fetched at once, in different directions. "
         f"An edit at the tap {tap}, fixed by the name of an entity alone, is to send the agent to that entity first. "
@@ -56,24 +69,32 @@ def retargeting_page(
     explained = [
         "No edit, other noise: how often the agent would have gone there anyway. Random direction: as large a change "
         "at every position, in one random direction. Random units: the same edit with its channels exchanged. Sham "
-        "position: its change moved by half the map. Wrong entity: the edit of another entity. Bounds: the entity "
+        "position: its change moved by half the map. Wrong entity: the edit of another entity. Agent of random "
+        "weights: the same architecture before any training, in the same mazes. Bounds: the entity "
         "that the unedited agent prefers really lies where the asked one lay, by exchange of places or of colours.",
     ]
     headings = {
         "arms": ("Did it go where it was sent?", explained),
-        "directions": ("By direction", ["The first move on the way to the asked entity."]),
+        "directions": ("By direction", ["Every arm by the first move on the way to where the asked entity lies."]),
         "perception": (
             "Seen or wanted",
             [
-                "Linear probes fitted on untouched play: of what lies in a cell (at conv3a), and of what will be "
-                "touched next (at fc1). An edit of the goal alone leaves the first within 2 points and turns the "
-                "second to the asked entity; an edit that changes the first changes what the agent sees.",
+                f"Linear probes fitted on untouched play: of what lies in a cell (at {map_tap}), and of what will be "
+                f"touched next (at {goal_tap}). An edit of the goal alone leaves the first within 2 points and turns "
+                "the second to the asked entity; an edit that changes the first changes what the agent sees.",
+                f"Not measurable by these probes: what an edit behind {map_tap} does to the first, for nothing before "
+                f"the edit can change, and what one at {goal_tap} or behind does to the second, for there the edit "
+                "itself would be read.",
             ],
         ),
         "preference": ("What the unedited agent does", ["Which of the two it touches first."]),
         "frontier": (
             "Smaller and larger edits",
-            ["Measured on mazes of training levels that no edit was fitted on, wherever the unedited agent goes."],
+            [
+                "Measured on mazes of training levels that no edit was fitted on, wherever the unedited agent goes. "
+                "One works that reaches its entity nearly as often as the best (the part `search.keep`); taken is the "
+                "smallest that works at the earliest tap where one does.",
+            ],
         ),
     }
     sections = [

@@ -9,6 +9,7 @@ from torch import nn
 from environments import EnvironmentSettings, held_out_levels
 from environments.heist import ENTITIES
 from environments.heist.asked import label_asked
+from interpretability.choice_film import choice_film
 from interpretability.choices import GEM, NOTHING
 from interpretability.edit_search import earliest
 from interpretability.episodes import first_states, play_episodes
@@ -21,7 +22,7 @@ from studies.arguments import check_at_least_one
 from studies.report import Report, Study, Table
 from studies.retargeting_arms import Outcome, RetargetingArms
 from studies.retargeting_goal import check_probe_taps, choice_views, perception_and_goal
-from studies.retargeting_page import choice_film, retargeting_page
+from studies.retargeting_page import retargeting_page
 from studies.retargeting_search import ASKED, EditSearch, SearchSettings, choice_mazes
 from studies.retargeting_tables import (
     arm_table,

@@ -1,42 +1,11 @@
-"""How retargeting is told: films of a few mazes, and the page that a reader understands without the code."""
+"""How retargeting is told: the page that a reader understands without the code."""
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from environments import EnvironmentSettings
-from environments.heist import ENTITIES
-from interpretability.choices import Choices, retrace
-from interpretability.films import Film, film_of_replays
-from interpretability.replay import Replay
 from interpretability.report_page import Link, Section, report_page
 from studies.report import Table
-
-
-def choice_film(
-    states: Sequence[bytes], played: Mapping[str, Choices], settings: EnvironmentSettings, max_steps: int = 60
-) -> Film:
-    """The same mazes side by side as each arm played them, with what it touched.
-
-    Args:
-        states: in which the mazes begin.
-        played: choices from those states, by the arm's name.
-        settings: heist's.
-        max_steps: the first so many of each are shown.
-    """
-    frames: dict[tuple[int, str], list[np.ndarray]] = {}
-    for arm, choices in played.items():
-        for row, _, frame, _ in retrace(states, choices.actions, settings):
-            frames.setdefault((row, arm), []).append(frame)
-    replays, captions = [], []
-    for row in range(len(states)):
-        for arm, choices in played.items():
-            shown, touched = np.stack(frames[row, arm]), int(choices.touched[row])
-            actions = np.array(choices.actions[row])
-            replays.append(Replay(row, actions, shown, [], np.zeros(len(shown), dtype=np.float32), touched >= 0))
-            captions.append(f"{arm}: {ENTITIES[touched].replace('_', ' ') if touched >= 0 else 'nothing'}")
-    return film_of_replays(replays, captions, max_steps)
 
 
 def retargeting_page(

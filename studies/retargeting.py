@@ -100,7 +100,7 @@ class Retargeting(Study):
         edits: list[str] | None = None,
         num_levels: int = 1_600,
         distances: tuple[int, int] = (2, 6),
-        search: SearchSettings | None = None,
+        search: SearchSettings = SearchSettings(),  # noqa: B008
         max_steps: int = 100,
         finish_steps: int = 500,
         comparison_levels: int = 64,
@@ -114,7 +114,7 @@ class Retargeting(Study):
         device: str = "auto",
         cache_dir: str = ".cache/retargeting",
     ) -> None:
-        self.search = SearchSettings() if search is None else search
+        self.search = search
         numbers = {
             "max_steps": max_steps,
             "finish_steps": finish_steps,

@@ -84,6 +84,13 @@ def perception_and_goal(
         map_tap: a map, of whose cells is asked what lies there.
         goal_tap: a flat tap, of which is asked what is touched next.
     """
+    columns = ["entity", "tap", "mazes"]
+    for arm in ("unedited", "edited"):
+        for what in ("cells read", "pursues asked"):
+            columns += [f"{what}, {arm}", "low", "high"]
+    columns.append("edit of")
+    if not (fitted.pursued >= 0).any():  # an agent that touches nothing pursues nothing
+        return {}, Table(columns, [])
     probes = PerceptionProbes(agent, fitted, map_tap, goal_tap)
     clean = probes(tested)
     intervals: dict[str, Interval] = {}
@@ -107,11 +114,7 @@ def perception_and_goal(
         sees = reads["seen"] and abs(found["seen"].value - found["seen_before"].value) > KEPT
         kind = "perception" if sees else "goal" if found["pursued"].value > 0.5 else "neither"
         table.append([*row, kind if all(reads.values()) else "not measurable"])
-    columns = ["entity", "tap", "mazes"]
-    for arm in ("unedited", "edited"):
-        for what in ("cells read", "pursues asked"):
-            columns += [f"{what}, {arm}", "low", "high"]
-    return intervals, Table([*columns, "edit of"], table)
+    return intervals, Table(columns, table)
 
 
 def _share(hits: Bool[np.ndarray, " n"], mazes: Int[np.ndarray, " n"]) -> Interval:

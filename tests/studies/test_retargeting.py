@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,8 @@ def test_probes_say_what_they_cannot_measure(agent: str) -> None:
     intervals, _ = perception_and_goal(loaded, views, views, edits, "pool3", "fc2")
     assert "retarget/green_key/seen" in intervals
     assert "retarget/red_key/pursued" in intervals
+    nothing = dataclasses.replace(views, pursued=np.full(len(views.pursued), -1))
+    assert perception_and_goal(loaded, nothing, views, edits)[1].rows == [], "nobody pursues anything"
 
 
 def test_searches_several_taps_and_takes_the_earliest_that_works(agent: str, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from commands import USER_ERRORS, OneMessageParser, config_files, one_line, quieten
-from runs import start_run
-from studies import Study
+from runs import continue_run, start_run
+from studies import Study, StudyList
 from studies.tensorboard import write_events
 
 
@@ -36,16 +36,22 @@ def main(args: list[str] | None = None) -> int:
         config.name = Path(files[-1]).stem
     try:
         study: Study = parser.instantiate_classes(config).study
-        run = start_run(Path(config.root), config.name, parser.dump(config, skip_unset=False))
+        claim = Path(config.root), config.name, parser.dump(config, skip_unset=False)
+        run = (continue_run(*claim) if isinstance(study, StudyList) else None) or start_run(*claim)
     except USER_ERRORS as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    if isinstance(study, StudyList):
+        study.folder = run.folder  # what is done is written at once
     try:
         report = study.run()
         write_events(report, run.folder)
         report.write(run.folder)
     except BaseException:
-        run.discard()
+        if isinstance(study, StudyList) and study.began:
+            print(f"unfinished: {run.folder}; the same command goes on with it", file=sys.stderr)
+        else:
+            run.discard()
         raise
     finally:
         run.release()

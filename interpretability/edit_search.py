@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from interpretability.asked_moves import AskedMoves
-from networks.channel_edit import ChannelEdit, TapEdit
+from networks.channel_edit import ChannelEdit, MixingEdit, TapEdit
 from networks.precision import Precision, autocast
 from networks.taps import TappedAgent
 
 _CLIP = 1.0  # length of a gradient; a few frames on which the agent is sure of the wrong move would undo a fit
+NORM_FRAMES = 256
+"""On so many frames the norm of an edit's change is measured."""
 _WARM_UP = 50  # steps until the learning rate is whole
 
 
@@ -99,7 +101,9 @@ def search_edit(
             edit.shift.copy_(everything.shift * kept)
         edit = fit(edit, kept, 0.0)
         found.append(
-            FoundEdit(edit, len(edit.units), _norm(agent, tap, edit, tuning), probability(agent, tap, edit, validation))
+            FoundEdit(
+                edit, edit_size(edit), change_norm(agent, tap, edit, tuning), probability(agent, tap, edit, validation)
+            )
         )
     return found
 
@@ -159,7 +163,7 @@ def search_learned(
             optimiser.step()
         edit.requires_grad_(False)
         yield FoundEdit(
-            edit, size, _norm(agent, tap, edit, tuning), probability(agent, tap, edit, validation, precision)
+            edit, size, change_norm(agent, tap, edit, tuning), probability(agent, tap, edit, validation, precision)
         )
 
 
@@ -174,14 +178,35 @@ def _counts(agent: TappedAgent, tap: str, asked: Sequence[int]) -> list[int]:
     return counts
 
 
-def smallest(found: Sequence[FoundEdit], keep: float = 0.95) -> FoundEdit:
-    """The smallest edit that reaches the entity in at least `keep` of as many mazes as the frontier's best.
+def earliest(found: Mapping[str, Sequence[FoundEdit]], keep: float = 0.95) -> tuple[str, FoundEdit]:
+    """The smallest edit that works, at the earliest tap where one does.
 
-    Where nobody played, the probability of the asked moves decides.
+    One works that reaches its entity in at least `keep` of as many mazes as the best of all taps; where nobody played,
+    the probability of the asked moves decides.
+
+    Args:
+        found: by tap, in order of computation.
+        keep: in 0 to 1.
+
+    Returns:
+        The tap and its edit.
     """
-    scores = [one.probability if math.isnan(one.reached) else one.reached for one in found]
-    enough = [one for one, score in zip(found, scores, strict=True) if score >= keep * max(scores)]
-    return min(enough, key=lambda one: one.size)
+    best = max(_score(one) for edits in found.values() for one in edits)
+    works = {tap: [one for one in edits if _score(one) >= keep * best] for tap, edits in found.items()}
+    tap = next(tap for tap, edits in works.items() if edits)
+    return tap, min(works[tap], key=lambda one: one.size)
+
+
+def edit_size(edit: TapEdit) -> int:
+    """Units that a channel edit changes, directions of one that mixes, detectors of one that repaints."""
+    if isinstance(edit, ChannelEdit):
+        return len(edit.units)
+    return edit.rank if isinstance(edit, MixingEdit) else edit.hidden
+
+
+def _score(one: FoundEdit) -> float:
+    """The share of mazes in which the entity is reached; where nobody played, the probability of the asked moves."""
+    return one.probability if math.isnan(one.reached) else one.reached
 
 
 @torch.inference_mode()
@@ -204,7 +229,7 @@ def _log_probability(
 @torch.inference_mode()
 def _acts(agent: TappedAgent, tap: str, frames: Tensor) -> Tensor:
     device = next(agent.parameters()).device
-    acts = agent.forward(frames[:256].to(device), record=(tap,), outputs=False).activations[tap]
+    acts = agent.forward(frames[:NORM_FRAMES].to(device), record=(tap,), outputs=False).activations[tap]
     return acts.movedim(1, -1).flatten(0, -2)
 
 
@@ -213,5 +238,6 @@ def _mean_squares(agent: TappedAgent, tap: str, frames: Tensor) -> Float[Tensor,
 
 
 @torch.inference_mode()
-def _norm(agent: TappedAgent, tap: str, edit: TapEdit, moves: AskedMoves) -> float:
+def change_norm(agent: TappedAgent, tap: str, edit: TapEdit, moves: AskedMoves) -> float:
+    """Root mean square of the change's norm across units, over positions of the first `NORM_FRAMES` frames."""
     return float(edit.change(_acts(agent, tap, moves.frames)).square().sum(1).mean().sqrt())

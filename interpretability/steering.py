@@ -225,32 +225,36 @@ def mean_directions(rows: Rows) -> Float[Tensor, "K C"]:
 
 
 @torch.no_grad()
-def latent_steering(rows: Rows, sae: SAEBase) -> tuple[Reader, Float[Tensor, "K C"], list[int]]:
+def latent_steering(latents: Rows, sae: SAEBase) -> tuple[Reader, Float[Tensor, "K C *kk"], list[int]]:
     """The latent that tells each entity best from all other positions (area under the curve), as reading and direction.
 
-    A reading of 0 is its mean where nothing lies, 1 its mean where the entity does; the direction adds the difference.
+    A reading of 0 is its mean where nothing lies, 1 its mean where the entity does; the direction adds the difference,
+    over the decoder's window where that sees more than one position.
+
+    Args:
+        latents: rows of maps that were encoded whole, since a wide kernel sees neighbours; or of flat activations.
+        sae: that encoded them.
     """
-    device = sae.mean.device
-    features = sae.encode(rows.acts.float().to(device)[:, :, None, None]).flatten(1).cpu()
-    latents = Rows(features, rows.classes)
+    device, features = sae.mean.device, latents.acts
     every = ValueCounts(features.shape[1])
     every.update(features)
     rest, found = latents.elsewhere(), []
     weight = torch.zeros(EMPTY, features.shape[1])
-    bias, directions = torch.zeros(EMPTY), torch.zeros(EMPTY, rows.acts.shape[1])
+    window = (sae.kernel_size, sae.kernel_size)
+    bias, directions = torch.zeros(EMPTY), torch.zeros(EMPTY, sae.in_channels, *window)
     for entity in range(EMPTY):
         counts = ValueCounts(features.shape[1])
-        counts.update(features[rows.classes == entity])
+        counts.update(features[latents.classes == entity])
         score = np.nan_to_num(binned_auc(counts.counts, every.counts), nan=0.0)
         unit = int(score.argmax())
         gain = float(latents.mean(entity)[unit] - rest[unit])
-        one = torch.zeros(1, features.shape[1], 1, 1, device=device)
-        one[0, unit] = 1
-        alone = (sae.decode(one) - sae.decode(torch.zeros_like(one))).flatten().cpu()
+        one = torch.zeros(1, features.shape[1], *window, device=device)
+        one[0, unit, sae.kernel_size // 2, sae.kernel_size // 2] = 1
+        alone = (sae.decode(one) - sae.decode(torch.zeros_like(one)))[0].cpu()
         weight[entity, unit], bias[entity] = 1 / max(gain, 1e-6), -float(rest[unit]) / max(gain, 1e-6)
-        directions[entity] = gain * alone
+        directions[entity] = gain * alone  # as decoding lays it around the position: the kernel the other way round
         found.append(unit)
-    return Reader(weight, bias, sae), directions, found
+    return Reader(weight, bias, sae), directions[:, :, 0, 0] if window == (1, 1) else directions, found
 
 
 def layer_behind(agent: TappedAgent, tap: str) -> str | None:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from environments.heist import ENTITIES
 from interpretability.choices import NOTHING
-from interpretability.report_page import Section, report_page
+from interpretability.report_page import Link, Section, report_page
 from interpretability.statistics import Interval
 from studies.ablation_trials import Outcomes
 from studies.report import Table
@@ -121,8 +121,10 @@ def draw_groups(effects: Mapping[str, Mapping[str, Sequence[Interval]]], names: 
     return figure
 
 
-def ablation_page(told: Sequence[str], tables: Mapping[str, Table], figures: Mapping[str, Figure]) -> str:
-    """The page of the study."""
+def ablation_page(
+    told: Sequence[str], tables: Mapping[str, Table], figures: Mapping[str, Figure], films: Sequence[str] = ()
+) -> str:
+    """The page of the study; `films` are names."""
     headings = {
         "units": (
             "One unit at a time",
@@ -147,4 +149,9 @@ def ablation_page(told: Sequence[str], tables: Mapping[str, Table], figures: Map
                 tables[name].rows)
         for name, (heading, words) in headings.items() if name in tables
     ]  # fmt: skip
+    if films:
+        words = "The first test mazes in which the unit that changed most on validation mazes changes the choice, "
+        words += "played again in other company."
+        links = [Link(name.replace("_", " "), f"../films/{name}.gif") for name in films]
+        sections.append(Section("Films", [words], links=links))
     return report_page("What is lost without a unit", list(told), sections)

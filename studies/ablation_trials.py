@@ -11,7 +11,7 @@ from torch import Tensor
 
 from environments import EnvironmentSettings
 from interpretability.ablations import AblationKind, UnitAblation, replacements
-from interpretability.choices import play_choices
+from interpretability.choices import Choices, play_choices
 from interpretability.episodes import play_episodes
 from networks import Edit, Precision, SAEBase, TappedAgent
 from studies.kept_arms import kept_arm
@@ -106,12 +106,30 @@ class AblationTrials:
 
     def without(self, sets: Sequence[Sequence[int]], kind: AblationKind, levels: Levels) -> Outcomes:
         """What comes of each set of units, taken away in one of three ways; an empty set takes nothing away."""
+        edits = [self._edit(sets, kind)]
+        return self._play(edits, len(sets), levels, f"{kind}, {len(sets)} sets", self.seed)
+
+    def choices(self, mazes: Sequence[bytes], sets: Sequence[Sequence[int]], kind: AblationKind) -> Choices:
+        """How one set of units taken away plays some mazes, step by step; no set plays the agent left alone."""
+        edits = [self._edit(sets, kind)] if sets else []
+        return self._choose(mazes, edits, 1, self.seed, None)
+
+    def _edit(self, sets: Sequence[Sequence[int]], kind: AblationKind) -> Edit:
         masks = torch.zeros(len(sets), self.num_units, dtype=torch.bool)
         for row, units in enumerate(sets):
             masks[row, list(units)] = True
         edit = UnitAblation(masks, replacements(kind, self.maps), self.sae, self.seed)
-        edit.to(next(self.agent.parameters()).device)
-        return self._play([(self.tap, edit)], len(sets), levels, f"{kind}, {len(sets)} sets", self.seed)
+        return self.tap, edit.to(next(self.agent.parameters()).device)
+
+    def _choose(
+        self, mazes: Sequence[bytes], edits: Sequence[Edit], sets: int, seed: int, title: str | None
+    ) -> Choices:
+        """Every set in every maze."""
+        return play_choices(
+            self.agent, list(mazes) * sets, settings=self.settings, edits=edits,
+            trials=np.repeat(np.arange(sets), len(mazes)), seed=seed, num_environments=self.num_environments,
+            max_steps=self.max_steps, precision=self.precision, progress=title,
+        )  # fmt: skip
 
     def _play(self, edits: Sequence[Edit], sets: int, levels: Levels, title: str, seed: int) -> Outcomes:
         """All sets in all mazes and on all levels; what was played before is not played again."""
@@ -131,14 +149,10 @@ class AblationTrials:
         self, edits: Sequence[Edit], sets: int, levels: Levels, title: str, seed: int
     ) -> dict[str, list[int]]:
         """Either of mazes and natural levels may be empty."""
-        mazes, natural = len(levels.mazes), len(levels.natural)
+        natural = len(levels.natural)
         found: dict[str, list[int]] = {"touched": [], "returns": [], "solved": []}
-        if mazes:
-            found["touched"] = play_choices(
-                self.agent, list(levels.mazes) * sets, settings=self.settings, edits=edits,
-                trials=np.repeat(np.arange(sets), mazes), seed=seed, num_environments=self.num_environments,
-                max_steps=self.max_steps, precision=self.precision, progress=f"{title}, mazes",
-            ).touched.tolist()  # fmt: skip
+        if levels.mazes:
+            found["touched"] = self._choose(levels.mazes, edits, sets, seed, f"{title}, mazes").touched.tolist()
         if natural:
             played = play_episodes(
                 self.agent, list(levels.natural) * sets, settings=self.settings, edits=edits,

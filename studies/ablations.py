@@ -9,8 +9,10 @@ from matplotlib.figure import Figure
 
 from environments import EnvironmentSettings, held_out_levels
 from interpretability.ablations import AblationKind
+from interpretability.choice_film import choice_film
 from interpretability.choices import NOTHING
 from interpretability.episodes import first_states
+from interpretability.films import Film
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
 from interpretability.unit_maps import played_frames, unit_maps
 from networks import Precision, TappedAgent
@@ -22,12 +24,13 @@ from studies.ablation_figures import (
     touched_shares,
 )
 from studies.ablation_sets import group_effects, pair_synergy
-from studies.ablation_trials import CHANGED, KEYS, AblationTrials, Levels
+from studies.ablation_trials import CHANGED, KEYS, AblationTrials, Levels, Outcomes
 from studies.arguments import check_at_least_one
 from studies.report import Cell, Report, Study, Table
 from studies.retargeting_search import choice_mazes
 from studies.subject import choose_device, load_subject
 
+_FILMED = 3
 _PER_LEVEL = 8  # frames of each validation level that means and groups are of
 
 
@@ -45,7 +48,8 @@ class Ablations(Study):
     Synergy of a pair is the effect of both less the sum of the two single effects. Groups are clusters of units active
     at the same positions (`co_active_groups`), held against the mean over random sets of as many other units.
 
-    Writes the page `pages/ablations.html`, figures and tables `units`, `choices`, `pairs`, `groups`. Summary:
+    Writes the page `pages/ablations.html`, figures and tables `units`, `choices`, `pairs`, `groups`, and a film of
+    mazes in which the unit that came first changes the choice. Summary:
     `ablation/clean/touched` and `/solved` of the agent left alone; `ablation/nothing/changed` (an empty set, in other
     company: what rounding does to close choices), `ablation/other_noise/changed`; for each kind
     `ablation/KIND/changed` and `/return_loss`, means over units, `ablation/KIND/first_changed` and
@@ -188,7 +192,22 @@ class Ablations(Study):
                 intervals |= part.intervals
                 tables[name], figures[name] = part.table, part.figure
         summary = join_metrics(intervals) | {"ablation/first_unit": float(order[0])}
-        return Report(summary, tables, figures, pages={"ablations": self._page(summary, tables, figures, words)})
+        films = self._films(trials, order[0], levels.mazes, singles[self.combined], clean)
+        page = self._page(summary, tables, figures, words, list(films))
+        return Report(summary, tables, figures, films, {"ablations": page})
+
+    def _films(
+        self, trials: AblationTrials, unit: int, mazes: Sequence[bytes], singles: Outcomes, clean: Outcomes
+    ) -> dict[str, Film]:
+        """Of the first mazes in which taking away that unit changes the choice; none where it changes none."""
+        some = [mazes[row] for row in np.flatnonzero(singles.changed(clean)[unit])[:_FILMED]]
+        if not some:
+            return {}
+        played = {
+            "left alone": trials.choices(some, [], self.combined),
+            f"without {unit}": trials.choices(some, [[unit]], self.combined),
+        }
+        return {f"without_{unit}": choice_film(some, played, self.settings)}
 
     def _trials(self, agent: TappedAgent) -> AblationTrials:
         """What plays this agent; one with random weights has no autoencoder."""
@@ -213,7 +232,12 @@ class Ablations(Study):
         return bootstrap_interval(outcomes.changed(trials.clean(levels)).mean(0), seed=self.seed)
 
     def _page(
-        self, summary: Mapping[str, float], tables: Mapping[str, Table], figures: Mapping[str, Figure], words: str
+        self,
+        summary: Mapping[str, float],
+        tables: Mapping[str, Table],
+        figures: Mapping[str, Figure],
+        words: str,
+        films: Sequence[str],
     ) -> str:
         natural = (
             f" On {len(self.natural)} natural levels it reaches the gem in "
@@ -233,7 +257,7 @@ class Ablations(Study):
             "Zero: 0 in the unit's place; mean: its mean over play at each position; resample: its map of another "
             "frame, drawn anew at each step.",
         ]
-        return ablation_page(told, tables, figures)
+        return ablation_page(told, tables, figures, films)
 
 
 def _unit_table(shown: Mapping[str, Mapping[str, Sequence[Interval]]], order: Sequence[int]) -> Table:

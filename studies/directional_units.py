@@ -62,6 +62,7 @@ class DirectionalUnits(Study):
         entities: what lies round the corner, in turn.
         least: standard deviations that a unit's mean has to differ by.
         permutations: of each test.
+        distribution_mode: of heist; its frame has to show the whole world.
         seed: of scenes, tests and random weights.
         device: where; `auto` takes a GPU if there is one.
 
@@ -80,6 +81,7 @@ class DirectionalUnits(Study):
         entities: tuple[str, ...] = ("blue_key", "green_key", "red_key"),
         least: float = 0.8,
         permutations: int = 9_999,
+        distribution_mode: Literal["easy", "hard"] = "easy",
         seed: int = 0,
         device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> None:
@@ -95,7 +97,7 @@ class DirectionalUnits(Study):
         self.sae = None if sae is None else load_sae(sae, self.agent).to(where)
         self.taps, self.reading, self.entities = tuple(taps), reading, tuple(entities)
         self.least, self.permutations, self.seed = least, permutations, seed
-        self.settings = EnvironmentSettings("heist", "easy")
+        self.settings = EnvironmentSettings("heist", distribution_mode)
         self.levels = held_out_levels("test", levels)
         self._scenes(State.from_bytes(first_states(self.levels[:1], self.settings)[0]), 0)  # refuses wrong entities
 

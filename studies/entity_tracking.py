@@ -44,6 +44,7 @@ class EntityTracking(Study):
         steps: places along each walk.
         players: cells of the player, inside or outside the square that is walked.
         shuffles: orders of the places that scores are held against.
+        distribution_mode: of heist; its frame has to show the whole world.
         seed: of the shuffles and the random weights.
         device: where; `auto` takes a GPU if there is one.
 
@@ -61,6 +62,7 @@ class EntityTracking(Study):
         steps: int = 24,
         players: tuple[tuple[int, int], ...] = ((4, 4), (0, 4), (8, 0)),
         shuffles: int = 999,
+        distribution_mode: Literal["easy", "hard"] = "easy",
         seed: int = 0,
         device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> None:
@@ -73,7 +75,7 @@ class EntityTracking(Study):
         self.sae = None if sae is None else load_sae(sae, self.agent).to(where)
         self.taps, self.rooms, self.steps = tuple(taps), rooms, steps
         self.players, self.shuffles, self.seed = tuple(players), shuffles, seed
-        self.settings = EnvironmentSettings("heist", "easy")
+        self.settings = EnvironmentSettings("heist", distribution_mode)
         _walk(State.from_bytes(first_states([0], self.settings)[0]), WALKING[0], self.players[0], steps)
 
     def run(self) -> Report:

@@ -63,6 +63,7 @@ class EntityUnits(Study):
         others: further entities that lie about, at most 5, the same in all pictures of a level.
         bound: that the area under a ROC curve has to exceed in its whole interval.
         permutations: of each test.
+        distribution_mode: of heist; its frame has to show the whole world.
         seed: of pictures, tests and random weights.
         device: where; `auto` takes a GPU if there is one.
 
@@ -81,6 +82,7 @@ class EntityUnits(Study):
         others: int = 0,
         bound: float = 0.9,
         permutations: int = 999,
+        distribution_mode: Literal["easy", "hard"] = "easy",
         seed: int = 0,
         device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> None:
@@ -97,7 +99,7 @@ class EntityUnits(Study):
         self.sae = None if sae is None else load_sae(sae, self.agent).to(where)
         self.taps, self.reach, self.others, self.bound = tuple(taps), reach, others, bound
         self.permutations, self.seed = permutations, seed
-        self.settings = EnvironmentSettings("heist", "easy")
+        self.settings = EnvironmentSettings("heist", distribution_mode)
         self.levels = {split: held_out_levels(split, levels) for split in ("validation", "test")}
 
     def run(self) -> Report:

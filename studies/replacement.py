@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from environments import TRAINING_START, EnvironmentSettings, held_out_levels
 from interpretability.ablations import MeanAblation
 from interpretability.episodes import Episodes, Observer, play_episodes
+from interpretability.films import Film, film_of_replays
 from interpretability.label_code import PLAN, SCENE, LabelCode, Written, fit_code, label_maps
+from interpretability.replay import ActionLog, replay
 from interpretability.statistics import Interval, fraction_recovered, join_metrics, paired_bootstrap
 from networks import Edit, Precision, load_agent
 from studies.arguments import check_at_least_one
@@ -26,6 +28,8 @@ from studies.replacement_page import ARMS, draw_arms, draw_maps, replacement_pag
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 
+_FILMED: Final = 2
+_FILMED_STEPS: Final = 100
 _SIDE: Final = 9  # of the label maps that a flat tap is written from: a position a cell in easy mode
 
 
@@ -44,7 +48,8 @@ class Replacement(Study):
     other frames; and how well an agent with random weights can be written, for any network's activation is partly a
     blurred picture of the scene.
 
-    Writes the page `pages/replacement.html`, the table `arms` and figures. Summary, with 95 % bounds over test levels:
+    Writes the page `pages/replacement.html`, the table `arms`, figures, and a film of the first test levels for each
+    tap. Summary, with 95 % bounds over test levels:
     `replacement/clean/return` and `solved`; `replacement/TAP/ARM/...` for the arms above: `explained_variance` of the
     activation about each position's mean, `kl` and `action_agreement` with the untouched agent on its own play, and, of
     all but `shuffled`, `return`, `solved` and (not of `mean`) `recovered` = (return - mean's) / (clean - mean's);
@@ -109,6 +114,7 @@ class Replacement(Study):
             f"replacement/clean/{name}": clean.intervals()[name] for name in ("return", "solved")
         }
         shown: dict[str, dict[str, Tensor]] = {}
+        films: dict[str, Film] = {}
         for tap in self.taps:
             codes = self._codes(tap, fitted.states, fitted.acts[tap])
             played: dict[str, Episodes] = {}
@@ -122,6 +128,7 @@ class Replacement(Study):
                 intervals |= {f"{key}/{name}": found for name, found in compared.items()}
                 if arm != "shuffled":
                     played[arm] = self._play(self.tested, [(tap, edit)], f"{tap}, {arm}")
+            films[tap] = self._film(tap, {arm: codes[arm] for arm in ("plan", "scene")})
             for arm, episodes in played.items():
                 key, found = f"replacement/{tap}/{arm}", episodes.intervals()
                 intervals |= {f"{key}/{name}": found[name] for name in ("return", "solved")}
@@ -138,8 +145,22 @@ class Replacement(Study):
         figures = {"arms": draw_arms(self.taps, summary)}
         if maps := {tap: arms for tap, arms in shown.items() if arms["real"].ndim == 4}:
             figures["maps"] = draw_maps(tested.frames, maps)
-        page = replacement_page(self.name, self.kernel, summary, tables, figures)
-        return Report(summary, tables, figures, pages={"replacement": page})
+        page = replacement_page(self.name, self.kernel, summary, tables, figures, list(films))
+        return Report(summary, tables, figures, films, {"replacement": page})
+
+    def _film(self, tap: str, codes: Mapping[str, LabelCode]) -> Film:
+        """The first test levels as they are played untouched, and with the tap written by some codes."""
+        levels = self.tested[:_FILMED]
+        edits: dict[str, list[Edit]] = {"untouched": [], **{arm: [(tap, Written(code))] for arm, code in codes.items()}}
+        logs = {arm: ActionLog() for arm in edits}
+        for arm, edit in edits.items():
+            self._play(levels, edit, f"film of {tap}, {arm}", logs[arm])
+        tiles = [(level, arm) for level in levels for arm in edits]
+        replays = [replay(level, logs[arm].actions(level), self.settings) for level, arm in tiles]
+        words = [
+            f"{arm}: {'solved' if one.solved else 'unsolved'}" for (_, arm), one in zip(tiles, replays, strict=True)
+        ]
+        return film_of_replays(replays, words, max_steps=_FILMED_STEPS)
 
     def _play(self, levels: range, edits: Sequence[Edit], title: str, observer: Observer | None = None) -> Episodes:
         return play_episodes(

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from interpretability.observed_episode import most_varying
-from interpretability.report_page import Section, report_page
+from interpretability.report_page import Link, Section, report_page
 from studies.report import Table
 
 ARMS: Final = {
@@ -75,9 +75,14 @@ def draw_maps(
 
 
 def replacement_page(
-    agent: str, kernel: int, summary: Mapping[str, float], tables: Mapping[str, Table], figures: Mapping[str, Figure]
+    agent: str,
+    kernel: int,
+    summary: Mapping[str, float],
+    tables: Mapping[str, Table],
+    figures: Mapping[str, Figure],
+    films: Sequence[str] = (),
 ) -> str:
-    """The page of the study."""
+    """The page of the study; `films` are names."""
     text = [
         f"Agent {agent}. A tap's activation is written from labels of the game's state (walls, keys, locks, gem, "
         "player and held keys; with the target also the next pickup's place; with the plan also the way to it and the "
@@ -96,4 +101,7 @@ def replacement_page(
     if "maps" in figures:
         words = ["One frame of a test level; each channel in the scale of the network's own map."]
         sections.append(Section("Maps side by side", words, [("maps", figures["maps"])]))
+    if films:
+        words = ["The first test levels untouched, and with the tap written from labels with the plan and without it."]
+        sections.append(Section("Films", words, links=[Link(name, f"../films/{name}.gif") for name in films]))
     return report_page("A tap written from labels", text, sections)

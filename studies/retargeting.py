@@ -1,35 +1,36 @@
 """Can an agent be sent after another entity? An edit searched on tuning mazes, and all its controls, on others."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
-from jaxtyping import Int
+from torch import nn
 
-from environments import EnvironmentSettings, State, held_out_levels
-from environments.heist import ENTITIES, recolour, swap_entities
+from environments import EnvironmentSettings, held_out_levels
+from environments.heist import ENTITIES
 from environments.heist.asked import label_asked
-from interpretability.choices import GEM, NOTHING, Choices, play_choices, play_to_end
-from interpretability.edit_search import smallest
+from interpretability.choice_film import choice_film
+from interpretability.choices import GEM, NOTHING
+from interpretability.edit_search import earliest
 from interpretability.episodes import first_states, play_episodes
 from interpretability.films import Film
 from interpretability.policy_comparison import PolicyComparisons
 from interpretability.statistics import Interval, difference_of_means, join_metrics, paired_bootstrap, wilson_interval
-from networks import Edit, Precision, load_agent
-from networks.channel_edit import RandomDirection, ShamPosition, TapEdit, load_edit, on_random_units
-from networks.weights import hash_tensors
+from networks import Precision, load_agent
+from networks.channel_edit import TapEdit, load_edit
 from studies.arguments import check_at_least_one
 from studies.report import Report, Study, Table
-from studies.retargeting_goal import choice_views, perception_and_goal
-from studies.retargeting_page import choice_film, retargeting_page
-from studies.retargeting_search import ASKED, EditSearch, Kept, SearchSettings, choice_mazes
+from studies.retargeting_arms import Outcome, RetargetingArms
+from studies.retargeting_goal import check_probe_taps, choice_views, perception_and_goal
+from studies.retargeting_page import retargeting_page
+from studies.retargeting_search import ASKED, EditSearch, SearchSettings, choice_mazes
 from studies.retargeting_tables import (
     arm_table,
     direction_table,
     draw_arms,
     draw_frontier,
     frontier_table,
+    in_words,
     preference_table,
 )
 from studies.subject import choose_device
@@ -48,9 +49,10 @@ class Retargeting(Study):
     tables and the edits. Summary, with 95 % Wilson bounds over mazes: `retarget/ENTITY/success` (the edit),
     `retarget/ENTITY/ARM`, over the same mazes: `none` (the unedited agent with other noise: how often it would have
     gone there anyway), `random_direction` (as large a change at every position), `random_units` (as many others),
-    `sham_position` (the change moved by half the map; not at flat taps), `wrong_entity` (the next entity's edit), and
-    the upper bounds `entity_moved` and `entity_recoloured` (the entity that the unedited agent prefers is put where the
-    asked one lies, by exchange of places or of colours; touching what lies there counts; the gem has no colour).
+    `sham_position` (the change moved by half the map; not at flat taps), `wrong_entity` (the next entity's edit),
+    `random_agent` (an agent of the same architecture with random weights, in the same mazes), and the upper bounds
+    `entity_moved` and `entity_recoloured` (the entity that the unedited agent prefers is put where the asked one lies,
+    by exchange of places or of colours; touching what lies there counts; the gem has no colour).
     `retarget/ENTITY/minus_ARM`: the edit's share less the arm's, with bounds of a bootstrap over the mazes of both;
     `retarget/ENTITY/preference`: how often the unedited agent takes it first, over all mazes that have it;
     `retarget/ENTITY/no_touch`: of the edit; `retarget/ENTITY/finished`: of the successes, how many reach the gem once
@@ -60,14 +62,14 @@ class Retargeting(Study):
     it touches anything.
 
     Whether an edit changes what the agent sees or what it wants is read by probes fitted on untouched play:
-    `retarget/ENTITY/seen`, the share of cells whose key, gem or emptiness a linear probe of `conv3a` still reads, and
-    `retarget/ENTITY/pursued`, the share of frames in which one of `fc1` reads the asked entity as the next to be
-    touched; both with `_before` for the unedited agent (see `perception_and_goal`). For agents with these taps, and
-    edits at or before them.
+    `retarget/ENTITY/seen`, the share of cells whose key, gem or emptiness a linear probe of `map_tap` still reads, and
+    `retarget/ENTITY/pursued`, the share of frames in which one of `goal_tap` reads the asked entity as the next to be
+    touched; both with `_before` for the unedited agent (see `perception_and_goal`). Left out, as not measurable: the
+    first for edits behind `map_tap`, the second for those at `goal_tap` or behind.
 
     Args:
         agent: path of the agent's weights.
-        tap: where edits are searched.
+        tap: where edits are searched; those in files have their own. Several: `search.taps`.
         edits: files of edits found before (on this agent or another), instead of a search; one an entity.
         num_levels: mazes, one a test level.
         distances: moves to the entities, least and greatest.
@@ -76,6 +78,8 @@ class Retargeting(Study):
         finish_steps: steps that finishing may take.
         comparison_levels: validation levels on which the policies are compared.
         probe_mazes: mazes of validation levels on which probes are fitted, and as many on which they are read.
+        map_tap: a map whose cells a probe reads.
+        goal_tap: a flat tap of which a probe reads what is pursued.
         distribution_mode: of heist.
         seed: of mazes, noise and controls.
         num_environments: mazes played at a time.
@@ -84,8 +88,9 @@ class Retargeting(Study):
         cache_dir: folder in which edits and arms are kept as they are done: the same command goes on from there.
 
     Raises:
-        ValueError: a file that is missing or does not fit, a tap that cannot be edited, files that do not make one
-            edit for each entity, or numbers below 1.
+        ValueError: a file that is missing or does not fit, a tap that cannot be edited or read, files that do not make
+            one edit for each entity, a search that does not fit its tap, distances that do not rise, or numbers below
+            1.
     """
 
     def __init__(
@@ -95,11 +100,13 @@ class Retargeting(Study):
         edits: list[str] | None = None,
         num_levels: int = 1_600,
         distances: tuple[int, int] = (2, 6),
-        search: SearchSettings | None = None,
+        search: SearchSettings = SearchSettings(),  # noqa: B008
         max_steps: int = 100,
         finish_steps: int = 500,
         comparison_levels: int = 64,
         probe_mazes: int = 400,
+        map_tap: str = "conv3a",
+        goal_tap: str = "fc1",
         distribution_mode: Literal["easy", "hard"] = "easy",
         seed: int = 0,
         num_environments: int = 64,
@@ -107,7 +114,7 @@ class Retargeting(Study):
         device: str = "auto",
         cache_dir: str = ".cache/retargeting",
     ) -> None:
-        self.search = SearchSettings() if search is None else search
+        self.search = search
         numbers = {
             "max_steps": max_steps,
             "finish_steps": finish_steps,
@@ -115,168 +122,122 @@ class Retargeting(Study):
             "probe_mazes": probe_mazes,
         }
         check_at_least_one(numbers)
+        if not 1 <= distances[0] <= distances[1]:
+            raise ValueError(f"distances {list(distances)} must rise from at least 1: least, then greatest")
         self.levels = held_out_levels("test", num_levels)
         self.compared = held_out_levels("validation", comparison_levels)
+        self.probed = held_out_levels("validation", 2 * probe_mazes)
         self.settings = EnvironmentSettings("heist", distribution_mode)
         where = choose_device(device)
         self.agent, self.name = load_agent(agent).to(where), Path(agent).name
-        self.agent.check_taps([tap])
-        if tap.split(".")[0] in ("logits", "value"):
-            raise ValueError(f"tap {tap!r} is none to retarget at: choose one inside the network")
-        self.tap = tap
         self.loaded: dict[str, tuple[str, TapEdit]] = {}
         if edits is not None:
             loaded = [load_edit(path, self.agent) for path in edits]
             if sorted(entity for entity, _, _ in loaded) != sorted(ASKED):
                 raise ValueError(f"edits must be one file for each of {', '.join(ASKED)}")
-            self.loaded = {entity: (tap, edit.to(where)) for entity, tap, edit in loaded}
+            known = {entity: (edited, edit.to(where)) for entity, edited, edit in loaded}
+            self.loaded = {entity: known[entity] for entity in ASKED}
+        taps = [tap] if self.search.taps is None else self.search.taps
+        self.agent.check_taps(taps)
+        taps = [name for name in self.agent.taps if name in taps]  # in order of computation
+        for name in {*taps, *(edited for edited, _ in self.loaded.values())}:
+            if name.split(".")[0] in ("logits", "value"):
+                raise ValueError(f"tap {name!r} is none to retarget at: choose one inside the network")
+        check_probe_taps(self.agent, map_tap, goal_tap)
         self.distances, self.max_steps, self.finish_steps = distances, max_steps, finish_steps
         self.seed, self.num_environments = seed, num_environments
         self.precision: Precision = precision
-        self.cache_dir, self.probe_mazes = cache_dir, probe_mazes
+        self.cache_dir, self.probe_mazes, self.probe_taps = cache_dir, probe_mazes, (map_tap, goal_tap)
+        self.searches = [] if self.loaded else [self._search(name) for name in taps]
+        for one in self.searches:
+            one.check()
 
     def run(self) -> Report:
         """Search, play, count."""
-        search = EditSearch(
-            self.agent, self.tap, self.search, environment=self.settings, distances=self.distances, seed=self.seed,
-            max_steps=self.max_steps, num_environments=self.num_environments, precision=self.precision,
-            cache_dir=self.cache_dir,
-        )  # fmt: skip
-        frontier = {} if self.loaded else {entity: search(entity) for entity in ASKED}
-        chosen = {entity: smallest(found, self.search.keep) for entity, found in frontier.items()}
-        edits = self.loaded or {entity: (self.tap, found.edit) for entity, found in chosen.items()}
+        frontier = {entity: {search.tap: search(entity) for search in self.searches} for entity in ASKED}
+        edits = self.loaded
+        if self.searches:
+            chosen = {entity: earliest(found, self.search.keep) for entity, found in frontier.items()}
+            edits = {entity: (tap, found.edit) for entity, (tap, found) in chosen.items()}
+            measured = {entity: (found.size, found.norm) for entity, (_, found) in chosen.items()}
+        else:
+            measured = {entity: self._search(tap).measure(entity, edit) for entity, (tap, edit) in edits.items()}
+        taps = in_words({entity: [tap] for entity, (tap, _) in edits.items()})
         mazes = choice_mazes(first_states(self.levels, self.settings), self.seed, self.distances)
-        kept = Kept(self.cache_dir, self._description(edits))
-        states = [maze.to_bytes() for maze, _ in mazes]
-        touched = np.array(kept.numbers("unedited", self._arm, states, "unedited")["touched"])
-        other_noise = kept.numbers("other_noise", self._arm, states, "other_noise", (), self.seed + 1)["touched"]
-        ends = kept.numbers("unedited_ends", self._ends, states)["finished"]
+        arms = RetargetingArms(
+            self.agent, edits, [maze for maze, _ in mazes], settings=self.settings, seed=self.seed,
+            max_steps=self.max_steps, finish_steps=self.finish_steps, num_environments=self.num_environments,
+            precision=self.precision, cache_dir=self.cache_dir,
+        )  # fmt: skip
+        touched, ends = arms.unedited(), arms.ends()
         intervals = {
-            "retarget/competence": wilson_interval(sum(ends), len(states)),
-            "retarget/touched": wilson_interval(int((touched != NOTHING).sum()), len(states)),
+            "retarget/competence": wilson_interval(sum(ends), len(mazes)),
+            "retarget/touched": wilson_interval(int((touched != NOTHING).sum()), len(mazes)),
         }
         intervals |= self._compare(edits)
         seen, perception = self._perception(edits)
         intervals |= seen
-        arms: dict[str, dict[str, Interval]] = {}
+        outcomes: dict[str, dict[str, Outcome]] = {}
         differences: dict[str, dict[str, Interval]] = {}
-        outcomes: dict[str, dict[str, np.ndarray]] = {}
         directions: dict[str, np.ndarray] = {}
         films: dict[str, Film] = {}
-        summary = {"retarget/levels": float(len(states))}
+        summary = {"retarget/levels": float(len(mazes))}
         for entity in ASKED:
-            asked = ENTITIES.index(entity)
+            asked, (tap, edit), (size, norm) = ENTITIES.index(entity), edits[entity], measured[entity]
             has = np.array([entity in pair for _, pair in mazes])
-            rows = np.flatnonzero(has & (touched != asked) & (touched != NOTHING))
-            summary[f"retarget/{entity}/counted"] = float(len(rows))
-            summary[f"retarget/{entity}/units"] = float(len(edits[entity][1].units))
-            if chosen:
-                summary[f"retarget/{entity}/norm"] = chosen[entity].norm
-                summary[f"retarget/{entity}/size"] = float(chosen[entity].size)
+            counted = np.flatnonzero(has & (touched != asked) & (touched != NOTHING))
+            known = {"counted": len(counted), "units": len(edit.units), "size": size, "norm": norm}
+            summary |= {f"retarget/{entity}/{name}": float(value) for name, value in known.items()}
             if has.any():
                 took = int((touched[has] == asked).sum())
                 intervals[f"retarget/{entity}/preference"] = wilson_interval(took, int(has.sum()))
-            if len(rows) == 0:
+            if len(counted) == 0:
                 continue
-            some = [states[row] for row in rows]
-            hits = {"none": np.array(other_noise)[rows] == asked}
-            for arm, trial in self._trials(entity, edits).items():
-                done = kept.numbers(f"{entity}_{arm}", self._arm, some, f"{entity}, {arm}", trial, self.seed)
-                hits[arm] = np.array(done["touched"]) == asked
-                if arm == "success":
-                    missed = done["touched"].count(NOTHING)
-                    intervals[f"retarget/{entity}/no_touch"] = wilson_interval(missed, len(rows))
-            if asked != GEM and hits["success"].any():
-                reached = [state for state, hit in zip(some, hits["success"], strict=True) if hit]
-                finished = kept.numbers(f"{entity}_finished", self._lifted, reached, edits[entity], asked)["finished"]
-                if finished:
-                    intervals[f"retarget/{entity}/finished"] = wilson_interval(sum(finished), len(finished))
-            there = [mazes[row][0] for row in rows]
-            bounds = kept.numbers(f"{entity}_bounds", self._upper_bounds, there, entity, touched[rows])
-            hits |= {arm: np.array(one, dtype=bool) for arm, one in bounds.items()}
-            arms[entity] = {arm: wilson_interval(int(hit.sum()), len(hit)) for arm, hit in hits.items()}
+            found = arms.outcomes(entity, counted, touched[counted])
+            success = found["success"]
+            intervals[f"retarget/{entity}/no_touch"] = wilson_interval(int(success.nothing.sum()), len(counted))
+            finished = arms.finished(entity, counted[success.hit]) if asked != GEM and success.hit.any() else []
+            if finished:
+                intervals[f"retarget/{entity}/finished"] = wilson_interval(sum(finished), len(finished))
+            outcomes[entity] = found
             differences[entity] = {
-                arm: paired_bootstrap(difference_of_means, [hits["success"], hit], seed=self.seed)
-                for arm, hit in hits.items()
-                if arm != "success" and len(hit) == len(rows)
+                arm: paired_bootstrap(difference_of_means, [success.hit, outcome.hit], seed=self.seed)
+                for arm, outcome in found.items()
+                if arm != "success" and len(outcome.rows) == len(counted)
             }
-            intervals |= {f"retarget/{entity}/{arm}": interval for arm, interval in arms[entity].items()}
+            intervals |= {f"retarget/{entity}/{arm}": outcome.share for arm, outcome in found.items()}
             intervals |= {f"retarget/{entity}/minus_{arm}": added for arm, added in differences[entity].items()}
-            outcomes[entity], directions[entity] = hits, label_asked(there, entity).direction
-            films[entity] = self._film(some[:_FILMED], edits[entity])
+            directions[entity] = label_asked([mazes[row][0] for row in counted], entity).direction
+            some = [arms.states[row] for row in counted[:_FILMED]]
+            played = {"unedited": arms.play(some, (), "film"), "edited": arms.play(some, [(tap, edit)], "film")}
+            films[entity] = choice_film(some, played, self.settings)
         tables = {
-            "arms": arm_table(arms, differences),
+            "arms": arm_table(outcomes, differences),
             "directions": direction_table(directions, outcomes),
             "perception": perception,
             "preference": preference_table([pair for _, pair in mazes], touched),
         }
-        figures = {
-            "arms": draw_arms(arms, {name: int(summary[f"retarget/{name}/counted"]) for name in ASKED}, self.tap)
-        }
-        if frontier:
-            tables["frontier"] = frontier_table(frontier, self.tap)
-            figures["frontier"] = draw_frontier(frontier, self.tap)
+        figures = {"arms": draw_arms(outcomes, taps)}
+        if self.searches:
+            tables["frontier"], figures["frontier"] = frontier_table(frontier), draw_frontier(frontier)
         summary |= join_metrics(intervals)
-        return Report(
-            summary,
-            tables,
-            figures,
-            films,
-            {"retargeting": retargeting_page(self.name, self.tap, summary, tables, figures, list(films))},
-            weights={f"edit_{entity}": (one.edit, search.metadata(entity, one.edit)) for entity, one in chosen.items()},
-        )
-
-    def _description(self, edits: Mapping[str, tuple[str, TapEdit]]) -> dict[str, Any]:
-        """All that decides what is touched."""
-        return {
-            "agent": self.agent.weights_hash, "levels": [int(level) for level in self.levels], "seed": self.seed,
-            "edits": {name: [tap, hash_tensors(edit.state_dict())] for name, (tap, edit) in edits.items()},
-            "distances": self.distances, "steps": [self.max_steps, self.finish_steps],
-            "mode": self.settings.distribution_mode, "environments": self.num_environments,
-            "precision": self.precision,
-        }  # fmt: skip
-
-    def _trials(self, entity: str, edits: Mapping[str, tuple[str, TapEdit]]) -> dict[str, list[Edit]]:
-        """The edit and its controls."""
-        tap, edit = edits[entity]
-        trials: dict[str, list[Edit]] = {
-            "success": [(tap, edit)],
-            "random_direction": [(tap, RandomDirection(edit, self.seed))],
-            "random_units": [(tap, on_random_units(edit, self.seed))],
-            "wrong_entity": [edits[ASKED[(ASKED.index(entity) + 1) % len(ASKED)]]],
+        page = retargeting_page(self.name, taps, self.probe_taps, summary, tables, figures, list(films))
+        weights: dict[str, tuple[nn.Module, dict[str, str]]] = {
+            f"edit_{entity}": (edit, self._search(tap).metadata(entity, edit))
+            for entity, (tap, edit) in (edits.items() if self.searches else ())
         }
-        if len(self.agent.taps[tap]) == 3:
-            trials["sham_position"] = [(tap, ShamPosition(edit))]
-        return trials
+        return Report(summary, tables, figures, films, {"retargeting": page}, weights=weights)
 
-    def _arm(
-        self, states: list[bytes], title: str, trial: Sequence[Edit] = (), seed: int | None = None
-    ) -> dict[str, list[int]]:
-        """What is touched first."""
-        return {"touched": self._play(states, trial, title, seed).touched.tolist()}
-
-    def _lifted(self, states: list[bytes], edit: Edit, asked: int) -> dict[str, list[int]]:
-        """Whether the agent finishes once the edit is lifted after it touched the asked key.
-
-        Played in other company than before, a close choice may tip otherwise in bf16: such mazes are left out.
-        """
-        played = self._play(states, [edit], "to be finished")
-        lifted = [state for state, touched in zip(played.after, played.touched, strict=True) if touched == asked]
-        return self._ends(lifted, self.seed + 1)
-
-    def _ends(self, states: list[bytes], seed: int | None = None) -> dict[str, list[int]]:
-        """Whether the unedited agent reaches the gem from each state."""
-        ended = play_to_end(
-            self.agent, states, settings=self.settings, seed=self.seed if seed is None else seed,
-            num_environments=self.num_environments, max_steps=self.finish_steps, precision=self.precision,
-            progress="to the end",
+    def _search(self, tap: str) -> EditSearch:
+        return EditSearch(
+            self.agent, tap, self.search, environment=self.settings, distances=self.distances, seed=self.seed,
+            max_steps=self.max_steps, num_environments=self.num_environments, precision=self.precision,
+            cache_dir=self.cache_dir,
         )  # fmt: skip
-        return {"finished": ended.astype(int).tolist()}
 
-    def _perception(self, edits: Mapping[str, Edit]) -> tuple[dict[str, Interval], Table]:
+    def _perception(self, edits: dict[str, tuple[str, TapEdit]]) -> tuple[dict[str, Interval], Table]:
         """What probes read with each edit; fitted and tested on mazes of validation levels."""
-        levels = held_out_levels("validation", 2 * self.probe_mazes)
-        mazes = choice_mazes(first_states(levels, self.settings), self.seed, self.distances)
+        mazes = choice_mazes(first_states(self.probed, self.settings), self.seed, self.distances)
         states = [maze.to_bytes() for maze, _ in mazes]
         fitted, tested = (
             choice_views(
@@ -285,36 +246,9 @@ class Retargeting(Study):
             )
             for part in (states[: self.probe_mazes], states[self.probe_mazes :])
         )  # fmt: skip
-        return perception_and_goal(self.agent, fitted, tested, edits)
+        return perception_and_goal(self.agent, fitted, tested, edits, *self.probe_taps)
 
-    def _film(self, states: list[bytes], edit: Edit) -> Film:
-        """The first counted mazes without and with the edit."""
-        played = {"unedited": self._play(states, (), "film"), "edited": self._play(states, [edit], "film")}
-        return choice_film(states, played, self.settings)
-
-    def _play(self, states: list[bytes], edits: Sequence[Edit], title: str, seed: int | None = None) -> Choices:
-        return play_choices(
-            self.agent, states, settings=self.settings, edits=edits, seed=self.seed if seed is None else seed,
-            num_environments=self.num_environments, max_steps=self.max_steps, precision=self.precision, progress=title,
-        )  # fmt: skip
-
-    def _upper_bounds(self, mazes: list[State], entity: str, preferred: Int[np.ndarray, " n"]) -> dict[str, list[int]]:
-        """The preferred entity really lies where the asked one lay: does the unedited agent go there?"""
-        names = [ENTITIES[index] for index in preferred]
-        moved = [swap_entities(maze, entity, name).to_bytes() for maze, name in zip(mazes, names, strict=True)]
-        played = self._play(moved, (), f"{entity}, moved")
-        bounds = {"entity_moved": (played.touched == preferred).astype(int).tolist()}
-        keys = [row for row, name in enumerate(names) if "gem" not in (entity, name)]
-        if keys:
-            recoloured = []
-            for row in keys:
-                one, other = entity.split("_")[0], names[row].split("_")[0]
-                recoloured.append(recolour(mazes[row], {one: other, other: one}).to_bytes())
-            played = self._play(recoloured, (), f"{entity}, recoloured")
-            bounds["entity_recoloured"] = (played.touched == preferred[keys]).astype(int).tolist()
-        return bounds
-
-    def _compare(self, edits: Mapping[str, Edit]) -> dict[str, Interval]:
+    def _compare(self, edits: dict[str, tuple[str, TapEdit]]) -> dict[str, Interval]:
         """How far each edit changes the policy on natural play, where nobody asked for anything."""
         comparisons = PolicyComparisons(
             self.agent, {name: [edit] for name, edit in edits.items()}, self.compared, self.precision, every=4

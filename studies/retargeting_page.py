@@ -1,49 +1,31 @@
-"""How retargeting is told: films of a few mazes, and the page that a reader understands without the code."""
+"""How retargeting is told: the page that a reader understands without the code."""
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from environments import EnvironmentSettings
-from environments.heist import ENTITIES
-from interpretability.choices import Choices, retrace
-from interpretability.films import Film, film_of_replays
-from interpretability.replay import Replay
 from interpretability.report_page import Link, Section, report_page
 from studies.report import Table
 
 
-def choice_film(
-    states: Sequence[bytes], played: Mapping[str, Choices], settings: EnvironmentSettings, max_steps: int = 60
-) -> Film:
-    """The same mazes side by side as each arm played them, with what it touched.
+def retargeting_page(
+    agent: str,
+    tap: str,
+    probe_taps: tuple[str, str],
+    summary: Mapping[str, float],
+    tables: Mapping[str, Table],
+    figures: Mapping[str, Figure],
+    films: Sequence[str],
+) -> str:
+    """The page of the study: what was asked, what came of it, and what each arm is.
 
     Args:
-        states: in which the mazes begin.
-        played: choices from those states, by the arm's name.
-        settings: heist's.
-        max_steps: the first so many of each are shown.
+        agent: its name.
+        tap: where the edits are, in words.
+        probe_taps: where perception and goal are read.
+        summary, tables, figures, films: of the report.
     """
-    frames: dict[tuple[int, str], list[np.ndarray]] = {}
-    for arm, choices in played.items():
-        for row, _, frame, _ in retrace(states, choices.actions, settings):
-            frames.setdefault((row, arm), []).append(frame)
-    replays, captions = [], []
-    for row in range(len(states)):
-        for arm, choices in played.items():
-            shown, touched = np.stack(frames[row, arm]), int(choices.touched[row])
-            actions = np.array(choices.actions[row])
-            replays.append(Replay(row, actions, shown, [], np.zeros(len(shown), dtype=np.float32), touched >= 0))
-            captions.append(f"{arm}: {ENTITIES[touched].replace('_', ' ') if touched >= 0 else 'nothing'}")
-    return film_of_replays(replays, captions, max_steps)
-
-
-def retargeting_page(
-    agent: str, tap: str, summary: Mapping[str, float], tables: Mapping[str, Table], figures: Mapping[str, Figure],
-    films: Sequence[str],
-) -> str:  # fmt: skip
-    """The page of the study: what was asked, what came of it, and what each arm is."""
+    map_tap, goal_tap = probe_taps
     text = [
         f"Agent {agent}. In each maze two of the keys and the gem can be fetched at once, in different directions. "
         f"An edit at the tap {tap}, fixed by the name of an entity alone, is to send the agent to that entity first. "
@@ -56,24 +38,32 @@ def retargeting_page(
     explained = [
         "No edit, other noise: how often the agent would have gone there anyway. Random direction: as large a change "
         "at every position, in one random direction. Random units: the same edit with its channels exchanged. Sham "
-        "position: its change moved by half the map. Wrong entity: the edit of another entity. Bounds: the entity "
+        "position: its change moved by half the map. Wrong entity: the edit of another entity. Agent of random "
+        "weights: the same architecture before any training, in the same mazes. Bounds: the entity "
         "that the unedited agent prefers really lies where the asked one lay, by exchange of places or of colours.",
     ]
     headings = {
         "arms": ("Did it go where it was sent?", explained),
-        "directions": ("By direction", ["The first move on the way to the asked entity."]),
+        "directions": ("By direction", ["Every arm by the first move on the way to where the asked entity lies."]),
         "perception": (
             "Seen or wanted",
             [
-                "Linear probes fitted on untouched play: of what lies in a cell (at conv3a), and of what will be "
-                "touched next (at fc1). An edit of the goal alone leaves the first within 2 points and turns the "
-                "second to the asked entity; an edit that changes the first changes what the agent sees.",
+                f"Linear probes fitted on untouched play: of what lies in a cell (at {map_tap}), and of what will be "
+                f"touched next (at {goal_tap}). An edit of the goal alone leaves the first within 2 points and turns "
+                "the second to the asked entity; an edit that changes the first changes what the agent sees.",
+                f"Not measurable by these probes: what an edit behind {map_tap} does to the first, for nothing before "
+                f"the edit can change, and what one at {goal_tap} or behind does to the second, for there the edit "
+                "itself would be read.",
             ],
         ),
         "preference": ("What the unedited agent does", ["Which of the two it touches first."]),
         "frontier": (
             "Smaller and larger edits",
-            ["Measured on mazes of training levels that no edit was fitted on, wherever the unedited agent goes."],
+            [
+                "Measured on mazes of training levels that no edit was fitted on, wherever the unedited agent goes. "
+                "One works that reaches its entity nearly as often as the best (the part `search.keep`); taken is the "
+                "smallest that works at the earliest tap where one does.",
+            ],
         ),
     }
     sections = [

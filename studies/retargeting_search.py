@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,12 +17,12 @@ from environments import TRAINING_START, EnvironmentSettings, State
 from environments.heist import COLOURS, ENTITIES, choice_maze
 from interpretability.asked_moves import AskedMoves, asked_moves, own_moves
 from interpretability.choices import play_choices
-from interpretability.edit_search import FoundEdit, search_edit, search_learned
+from interpretability.edit_search import NORM_FRAMES, FoundEdit, change_norm, edit_size, search_edit, search_learned
 from interpretability.episodes import first_states
 from networks import Precision, TappedAgent, save_weights
 from networks.channel_edit import MixingEdit, RepaintEdit, TapEdit, load_edit
 from networks.weights import read_weights, write_atomically
-from studies.arguments import check_at_least_one
+from studies.arguments import check_at_least_one, check_not_negative
 
 ASKED = (*(f"{colour}_key" for colour in COLOURS), "gem")
 
@@ -42,10 +43,12 @@ class SearchSettings:
         rounds: how often the agent plays with an edit while that is fitted, to learn from its mistakes; not channels.
         played: mazes that it plays each time.
         sparsity: weight of the penalty on the change of channels; the others have none.
-        keep: the smallest edit is taken that reaches its entity in this part of as many mazes as the best.
+        keep: taken is the smallest edit that reaches its entity in this part of as many validating mazes as the best,
+            and of several taps the earliest that has such a one.
+        taps: where edits are searched, instead of at the study's one tap.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number out of its range.
     """
 
     kind: Literal["channels", "mixing", "repaint"] = "repaint"
@@ -59,6 +62,7 @@ class SearchSettings:
     played: int = 200
     sparsity: float = 0.02
     keep: float = 0.98
+    taps: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         counted = ("mazes", "places", "kernel", "steps", "played")
@@ -67,6 +71,14 @@ class SearchSettings:
             raise ValueError(f"search.kernel {self.kernel} has no middle: take an odd side")
         if self.written is not None and (self.kind != "repaint" or not self.written or min(self.written) < 0):
             raise ValueError(f"search.written {self.written} names units that repainting may change: leave it null")
+        if not self.unit_counts:
+            raise ValueError("search.unit_counts is empty: name at least one size of edits")
+        check_at_least_one({"search.unit_counts": min(self.unit_counts)})
+        check_not_negative({"search.rounds": self.rounds})
+        if self.sparsity < 0 or not 0 < self.keep <= 1:
+            raise ValueError(f"search.sparsity {self.sparsity} must not be negative, search.keep {self.keep} in 0 to 1")
+        if self.taps is not None and len(set(self.taps)) != max(1, len(self.taps)):
+            raise ValueError(f"search.taps {self.taps} must name different taps: leave it null for the study's own")
 
 
 class Kept:
@@ -104,6 +116,9 @@ class EditSearch:
         max_steps: without a touch until here is a failure.
         num_environments, precision: of play.
         cache_dir: folder in which every edit is kept as soon as it is found.
+
+    Attributes:
+        sizes: of edits that are searched; the tap has no more channels.
     """
 
     def __init__(
@@ -120,14 +135,15 @@ class EditSearch:
         precision: Precision,
         cache_dir: str | Path,
     ) -> None:
-        if max(search.written or (0,)) >= agent.taps[tap][0]:
-            raise ValueError(f"search.written {search.written}: {tap} has units 0 to {agent.taps[tap][0] - 1}")
+        units = agent.taps[tap][0]
+        fit = search.kind != "channels"
+        self.sizes = sorted({size for size in search.unit_counts if fit or size <= units})
         self.agent, self.tap, self.search = agent, tap, search
         self.settings, self.distances, self.seed = environment, distances, seed
         self.max_steps, self.num_environments = max_steps, num_environments
         self.precision: Precision = precision
         described = dataclasses.asdict(search)
-        for without in ("keep", "unit_counts") if search.kind != "channels" else ("keep",):
+        for without in ("keep", "taps", "unit_counts"):
             described.pop(without)  # they decide nothing about a single edit
         self._folder = Kept(
             cache_dir,
@@ -138,17 +154,34 @@ class EditSearch:
             },
         ).folder  # fmt: skip
 
+    def check(self) -> None:
+        """Refuse settings that do not fit the tap.
+
+        Raises:
+            ValueError: units or sizes that it does not have.
+        """
+        units = self.agent.taps[self.tap][0]
+        if max(self.search.written or (0,)) >= units:
+            raise ValueError(f"search.written {self.search.written}: {self.tap} has units 0 to {units - 1}")
+        if not self.sizes:
+            raise ValueError(f"search.unit_counts {self.search.unit_counts}: {self.tap} has {units} units, name fewer")
+
     def __call__(self, entity: str) -> list[FoundEdit]:
         """The frontier of one entity; what is kept is not searched again."""
-        sizes = [size for size in self.search.unit_counts if not self._path(entity, size).exists()]
+        sizes = [size for size in self.sizes if not self._path(entity, size).exists()]
         if sizes:
             mazes = self._tuning_mazes(entity)
-            for one in self._judged(self._fitted(entity, *mazes, sizes), entity, mazes[1]):
+            found = self._judged(self._fitted(entity, *mazes, sizes), entity, mazes[1])
+            for size, one in zip(sizes, found, strict=True):
                 known = {"norm": one.norm, "probability": one.probability, "reached": one.reached}
-                self.save(one, entity, self._path(entity, one.size), known)
-        return [
-            self._load(path, size) for size in self.search.unit_counts if (path := self._path(entity, size)).exists()
-        ]
+                self.save(one, entity, self._path(entity, size), known)
+        return [self._load(self._path(entity, size)) for size in self.sizes]
+
+    def measure(self, entity: str, edit: TapEdit) -> tuple[int, float]:
+        """Size and norm of an edit that was found before, on the frames on which one that is found here is measured."""
+        enough = 2 * math.ceil(NORM_FRAMES / self.search.places)  # from some places no way leads to the entity
+        moves = self._asked(self._tuning_mazes(entity, enough)[0], entity, np.random.default_rng(self.seed))
+        return edit_size(edit), change_norm(self.agent, self.tap, edit, moves)
 
     def metadata(self, entity: str, edit: TapEdit) -> dict[str, Any]:
         """What a file of an edit says of it, for `load_edit`."""
@@ -163,25 +196,29 @@ class EditSearch:
     def _path(self, entity: str, size: int) -> Path:
         return self._folder / f"{entity}_{size}.safetensors"
 
-    def _load(self, path: Path, size: int) -> FoundEdit:
+    def _load(self, path: Path) -> FoundEdit:
         edit, known = load_edit(path, self.agent)[2], read_weights(path)[1]
         edit = edit.to(next(self.agent.parameters()).device).requires_grad_(False)
-        return FoundEdit(edit, size, known["norm"], known["probability"], known["reached"])
+        return FoundEdit(edit, edit_size(edit), known["norm"], known["probability"], known["reached"])
 
-    def _tuning_mazes(self, entity: str) -> tuple[list[State], list[State]]:
+    def _tuning_mazes(self, entity: str, most: int | None = None) -> tuple[list[State], list[State]]:
+        """(mazes to fit on, mazes to judge on), or the first few of them."""
         tuning = self.search.mazes
         count = tuning + max(1, tuning // 4)
         start = TRAINING_START + ASKED.index(entity) * count
-        bases = first_states(range(start, start + count), self.settings)
+        bases = first_states(range(start, start + min(count, most or count)), self.settings)
         mazes = [maze for maze, _ in choice_mazes(bases, self.seed, self.distances, entity)]
         return mazes[:tuning], mazes[tuning:]
 
+    def _asked(self, mazes: list[State], entity: str, rng: np.random.Generator) -> AskedMoves:
+        return asked_moves(mazes, entity, rng, self.settings, self.agent.taps["logits"][0], self.search.places)
+
     def _fitted(self, entity: str, tuned: list[State], validated: list[State], sizes: list[int]) -> Iterator[FoundEdit]:
-        search, rng, actions = self.search, np.random.default_rng(self.seed), self.agent.taps["logits"][0]
-        parts = [asked_moves(part, entity, rng, self.settings, actions, search.places) for part in (tuned, validated)]
+        search, rng = self.search, np.random.default_rng(self.seed)
+        parts = [self._asked(part, entity, rng) for part in (tuned, validated)]
         if search.kind == "channels":
             yield from search_edit(
-                self.agent, self.tap, *parts, unit_counts=search.unit_counts, steps=search.steps,
+                self.agent, self.tap, *parts, unit_counts=sizes, steps=search.steps,
                 sparsity=search.sparsity, seed=self.seed,
             )  # fmt: skip
             return

@@ -1,19 +1,19 @@
 """Can the agent be sent after another entity along the directions that probes, means, latents or eigenfilters give?"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Final, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import nn
 
 from environments import EnvironmentSettings, held_out_levels, render_states
 from environments.heist import ENTITIES
-from interpretability.choices import NOTHING, play_choices
+from interpretability.choice_film import choice_film
+from interpretability.choices import Choices, play_choices
 from interpretability.episodes import first_states, play_episodes
+from interpretability.films import Film
 from interpretability.patching import record_taps
 from interpretability.perception import SEEN, Views
 from interpretability.policy_comparison import PolicyComparisons
@@ -25,35 +25,13 @@ from studies.arguments import check_at_least_one
 from studies.report import Report, Study
 from studies.retargeting_goal import choice_views
 from studies.retargeting_search import choice_mazes
+from studies.steering_mazes import Mazes, preferred_entities
 from studies.steering_page import Dose, Method, draw_doses, steering_page, steering_tables
 from studies.steering_sources import find_sources
 from studies.subject import choose_device
 
 _BATCH: Final = 256
-
-
-@dataclass(frozen=True)
-class Mazes:
-    """Mazes with what the unedited agent touches first in them.
-
-    Attributes:
-        states: of the mazes.
-        pairs: the two entities of each.
-        touched: index into `ENTITIES`, or -1.
-    """
-
-    states: list[bytes]
-    pairs: list[tuple[str, str]]
-    touched: np.ndarray
-
-    def counted(self, entity: str) -> list[int]:
-        """Mazes with the entity in which another is touched first."""
-        asked = ENTITIES.index(entity)
-        return [
-            row
-            for row, (pair, touched) in enumerate(zip(self.pairs, self.touched.tolist(), strict=True))
-            if entity in pair and touched not in (asked, NOTHING)
-        ]
+_FILMED: Final = 3
 
 
 class Steering(Study):
@@ -75,7 +53,8 @@ class Steering(Study):
     what the direction itself does; a change of what is seen is not a change of what is wanted (`Retargeting` tells them
     apart by probes).
 
-    Writes the page `pages/steering.html`, the tables `methods` and `doses`, and the figure `doses`. Summary, each with
+    Writes the page `pages/steering.html`, the tables `methods` and `doses`, the figure `doses`, and films of the first
+    counted mazes with each entity's best method. Summary, each with
     95 % Wilson bounds over mazes: `steering/TAP/SOURCE_OPERATION/ENTITY/success`, `.../random_direction`,
     `.../random_agent`, `.../strength` (chosen on validation levels), `.../norm` (root mean square over positions),
     `.../kl` and `.../action_agreement` with the unedited agent on natural play of validation levels;
@@ -157,7 +136,7 @@ class Steering(Study):
             precision=self.precision,
         )  # fmt: skip
         tuning, test = (self._mazes(levels) for levels in (self.tuned, self.levels))
-        other_noise = self._play(test.states, seed=self.seed + 1)
+        other_noise = self._play(test.states, seed=self.seed + 1).touched
         preferred = preferred_entities(tuning)
         methods = [Method(tap, source, name) for (tap, source), name in product(sources, self.operations)]
 
@@ -207,6 +186,7 @@ class Steering(Study):
             intervals |= {f"{key}/{name}": interval for name, interval in compared[method, entity].items()}
             summary |= {f"{key}/strength": steer.strength, f"{key}/norm": norms[method, entity]}
         best_methods: dict[str, Method] = {}
+        films: dict[str, Film] = {}
         for entity in SEEN:
             reached = [(dose.shares[dose.best].value, method) for (method, of), dose in doses.items() if of == entity]
             if reached and test.counted(entity):
@@ -215,11 +195,14 @@ class Steering(Study):
                     intervals[f"steering/{entity}/{name}"] = intervals[f"steering/{best.key}/{entity}/{name}"]
                 for name in ("strength", "norm"):
                     summary[f"steering/{entity}/{name}"] = summary[f"steering/{best.key}/{entity}/{name}"]
+                some = [test.states[row] for row in test.counted(entity)[:_FILMED]]
+                shown = {"unedited": self._play(some), "steered": self._play(some, [(best.tap, chosen[best, entity])])}
+                films[entity] = choice_film(some, shown, self.settings)
         summary |= join_metrics(intervals)
         tables = steering_tables(doses, best_methods, summary)
         figures = {"doses": draw_doses(doses, summary)}
-        page = steering_page(self.name, summary, tables, figures)
-        return Report(summary, tables, figures, pages={"steering": page})
+        page = steering_page(self.name, summary, tables, figures, list(films))
+        return Report(summary, tables, figures, films, {"steering": page})
 
     def _views(self) -> Views:
         """What the untouched agent comes to in mazes of the levels to fit on."""
@@ -232,18 +215,18 @@ class Steering(Study):
     def _mazes(self, levels: range) -> Mazes:
         made = choice_mazes(first_states(levels, self.settings), self.seed, self.distances)
         states = [maze.to_bytes() for maze, _ in made]
-        return Mazes(states, [pair for _, pair in made], self._play(states))
+        return Mazes(states, [pair for _, pair in made], self._play(states).touched)
 
     def _play(
         self, states: list[bytes], edits: Sequence[Edit] = (), trials: Sequence[int] | None = None,
         seed: int | None = None, title: str | None = None,
-    ) -> Int[np.ndarray, " N"]:  # fmt: skip
-        """What is touched first."""
+    ) -> Choices:  # fmt: skip
+        """Until something is touched."""
         return play_choices(
             self.agent, states, settings=self.settings, edits=edits, trials=trials,
             seed=self.seed if seed is None else seed, num_environments=self.num_environments,
             max_steps=self.max_steps, precision=self.precision, progress=title,
-        ).touched  # fmt: skip
+        )  # fmt: skip
 
     def _success(self, mazes: Mazes, trials: Sequence[tuple[str, str, nn.Module]], title: str) -> list[Interval]:
         """For each (tap, entity, edit) how often the entity is touched in its counted mazes; those of a tap at once."""
@@ -255,7 +238,7 @@ class Steering(Study):
             touched = self._play(
                 [mazes.states[row] for _, row in rows], [(tap, EditOfEach([trials[number][2] for number in own]))],
                 places.tolist(), title=f"{title}, {tap}",
-            )  # fmt: skip
+            ).touched  # fmt: skip
             for place, number in enumerate(own):
                 hits = touched[places == place] == ENTITIES.index(trials[number][1])
                 shares[number] = wilson_interval(int(hits.sum()), len(hits))
@@ -283,17 +266,3 @@ class Steering(Study):
         )  # fmt: skip
         found = {names[name]: comparison.intervals() for name, comparison in comparisons.of.items()}
         return {trial: {name: each[name] for name in ("kl", "action_agreement")} for trial, each in found.items()}
-
-
-def preferred_entities(mazes: Mazes) -> dict[str, int]:
-    """For each entity, which of the others the unedited agent most often takes first, of the mazes that have it."""
-    taken = {
-        name: np.mean([
-            touched == ENTITIES.index(name)
-            for pair, touched in zip(mazes.pairs, mazes.touched.tolist(), strict=True)
-            if name in pair
-        ] or [0.0])
-        for name in SEEN
-    }  # fmt: skip
-    order = sorted(SEEN, key=lambda name: -taken[name])
-    return {entity: SEEN.index(next(name for name in order if name != entity)) for entity in SEEN}

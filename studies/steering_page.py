@@ -1,6 +1,6 @@
 """How steering is shown: success against strength, and the page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from interpretability.perception import SEEN
-from interpretability.report_page import Section, report_page
+from interpretability.report_page import Link, Section, report_page
 from interpretability.statistics import Interval
 from studies.report import Cell, Table
 
@@ -100,9 +100,13 @@ def _draw_panel(
 
 
 def steering_page(
-    agent: str, summary: Mapping[str, float], tables: Mapping[str, Table], figures: Mapping[str, Figure]
+    agent: str,
+    summary: Mapping[str, float],
+    tables: Mapping[str, Table],
+    figures: Mapping[str, Figure],
+    films: Sequence[str] = (),
 ) -> str:
-    """The page of the study."""
+    """The page of the study; `films` are names."""
     text = [
         f"Agent {agent}. In each maze two of the keys and the gem can be fetched at once, in different directions. An "
         "edit adds directions of a tap to its activation, and is fixed by the name of the asked entity; it counts only "
@@ -126,6 +130,10 @@ def steering_page(
         Section("All methods on test levels", columns=tables["methods"].columns, rows=tables["methods"].rows),
         Section("All strengths on validation levels", columns=tables["doses"].columns, rows=tables["doses"].rows),
     ]
+    if films:
+        words = ["The first counted test mazes of each entity, without an edit and with the best method's."]
+        links = [Link(name.replace("_", " "), f"../films/{name}.gif") for name in films]
+        sections.append(Section("Films", words, links=links))
     return report_page("Steered along directions", text, sections)
 
 

@@ -61,10 +61,14 @@ def find_sources(
     """
     drawn = agent.untrained(2**31 + seed).to(next(agent.parameters()).device)
 
-    def seen(network: TappedAgent, tap: str) -> Rows:
-        frames = torch.from_numpy(views.frames).split(_BATCH)
-        acts = torch.cat([record_taps(network, part, [tap], precision)[tap].float().cpu() for part in frames])
-        return map_rows(acts, views.labels, seed) if acts.ndim == 4 else flat_rows(acts, views.pursued)
+    def seen(network: TappedAgent, tap: str, encoder: SAEBase | None = None) -> Rows:
+        parts = []
+        for frames in torch.from_numpy(views.frames).split(_BATCH):
+            acts = record_taps(network, frames, [tap], precision)[tap].float()
+            with torch.inference_mode():
+                parts.append((acts if encoder is None else encoder.encode(acts)).cpu())
+        whole = torch.cat(parts)
+        return map_rows(whole, views.labels, seed) if whole.ndim == 4 else flat_rows(whole, views.pursued)
 
     found: dict[tuple[str, str], Source] = {}
     for tap in taps:
@@ -74,7 +78,7 @@ def find_sources(
             directions = DIRECTIONS[name](own)
             found[tap, name] = Source(reader, directions, matched(DIRECTIONS[name](chance), directions))
         if sae is not None and sae.tap == tap:
-            latents, directions, _ = latent_steering(own, sae)
+            latents, directions, _ = latent_steering(seen(agent, tap, sae), sae)
             found[tap, "latent"] = Source(latents, directions, matched(mean_directions(chance), directions))
         behind = layer_behind(agent, tap)
         if behind is not None:

@@ -1,23 +1,37 @@
 """Several studies, one after another, with one page that leads to all of them."""
 
+import json
 import math
 import time
+import traceback
+from pathlib import Path
+from typing import Any, Final
 
 from rich.console import Console
 
 from interpretability.report_page import Link, Section, report_page
+from networks.weights import write_atomically
 from studies.report import Cell, Report, Study, Table
+from studies.tensorboard import write_events
+
+_DONE: Final = "study.json"
+_LOG: Final = "error.log"
+_SHOWN: Final = 40
 
 
 class StudyList(Study):
     """Runs studies in order and links what they wrote from one page.
 
-    Each study writes into a folder of its name; `pages/index.html` leads to pages, figures and numbers of all. One that
-    fails is reported there and does not stop the others. Summary: all numbers of each study behind its name and a
-    slash, `studies/count`, `studies/failed`, and `studies/NAME/seconds`.
+    Each study writes into a folder of its name as soon as it is done; `pages/index.html` leads to pages, figures and
+    numbers of all. One that fails is reported there, with what Python said of it in `NAME/error.log`, and does not stop
+    the others. The same command goes on with an unfinished list: what was written is not run again. Summary: all
+    numbers of each study behind its name and a slash, `studies/count`, `studies/failed`, and `studies/NAME/seconds`.
 
     Args:
         studies: by name.
+
+    Attributes:
+        folder: where each study writes when it is done; None keeps the reports for whoever writes this one.
 
     Raises:
         ValueError: no studies, or a name that is no folder's.
@@ -30,51 +44,97 @@ class StudyList(Study):
             if not name.replace("_", "").isalnum():
                 raise ValueError(f"the study {name!r} gives its folder its name: use letters, digits and underscores")
         self.studies = studies
+        self.folder: Path | None = None
+
+    @property
+    def began(self) -> bool:
+        """Whether anything is written that is worth keeping."""
+        return self.folder is not None and any(
+            (self.folder / name / file).exists() for name in self.studies for file in (_DONE, _LOG)
+        )
 
     def run(self) -> Report:
         """Run them."""
+        console = Console(stderr=True)
         parts: dict[str, Report] = {}
         summary: dict[str, float] = {}
         rows: list[list[Cell]] = []
         sections: list[Section] = []
         for number, (name, study) in enumerate(self.studies.items(), start=1):
-            Console(stderr=True).print(f"study {number} of {len(self.studies)}: {name}", highlight=False)
-            start = time.monotonic()
-            try:
-                report = study.run()
-            except (ValueError, OSError, RuntimeError) as error:
-                rows.append([name, "failed", time.monotonic() - start, str(error)])
-                sections.append(Section(name, [f"failed: {error}"]))
-                continue
-            seconds = time.monotonic() - start
-            parts[name] = report
-            summary |= {f"{name}/{key}": value for key, value in report.summary.items()}
-            summary[f"studies/{name}/seconds"] = seconds
-            rows.append([name, "done", seconds, ""])
-            sections.append(_section(name, type(study).__doc__ or "", report))
-        if not parts:
-            raise ValueError("all studies failed: " + "; ".join(f"{row[0]}: {row[3]}" for row in rows))
-        summary |= {"studies/count": float(len(rows)), "studies/failed": float(len(rows) - len(parts))}
+            known = None if self.folder is None else _read(self.folder / name)
+            said = f"study {number} of {len(self.studies)}: {name}{'' if known is None else ', done before'}"
+            console.print(said, highlight=False)
+            if known is None:
+                start = time.monotonic()
+                try:
+                    report = study.run()
+                    known = _known(report, time.monotonic() - start)
+                    if self.folder is None:
+                        parts[name] = report
+                    else:
+                        _write(report, known, self.folder / name)
+                    del report  # what a study drew is not kept in memory beside all others
+                except Exception as error:  # whatever it is, the other studies are worth having
+                    message = str(error) or type(error).__name__
+                    console.print(f"{name} failed: {message}", highlight=False)
+                    links = [] if self.folder is None else [_log(self.folder / name)]
+                    rows.append([name, "failed", time.monotonic() - start, message])
+                    sections.append(Section(name, [f"failed: {type(error).__name__}: {message}"], links=links))
+                    continue
+            numbers = {key: math.nan if value is None else value for key, value in known["summary"].items()}
+            summary |= {f"{name}/{key}": value for key, value in numbers.items()}
+            summary[f"studies/{name}/seconds"] = known["seconds"]
+            rows.append([name, "done", known["seconds"], ""])
+            sections.append(_section(name, type(study).__doc__ or "", numbers, known["links"]))
+        failed = [row for row in rows if row[1] == "failed"]
+        if len(failed) == len(rows):
+            raise ValueError("all studies failed: " + "; ".join(f"{row[0]}: {row[3]}" for row in failed))
+        summary |= {"studies/count": float(len(rows)), "studies/failed": float(len(failed))}
         table = Table(["study", "outcome", "seconds", "error"], rows)
         text = ["What each study found, with links to its own pages, figures and numbers."]
         return Report(summary, {"studies": table}, pages={"index": report_page("Studies", text, sections)}, parts=parts)
 
 
-def _section(name: str, described: str, report: Report) -> Section:
+def _known(report: Report, seconds: float) -> dict[str, Any]:
+    """What the index page says of a study: its numbers, its time, and (words, path in its folder) of what it wrote."""
+    links = [(f"page: {page}", f"pages/{page}.html") for page in report.pages]
+    links += [(f"site: {site}", f"{site}/index.html") for site in report.sites]
+    links += [(f"figure: {figure}", f"figures/{figure}.png") for figure in report.figures]
+    links += [(f"film: {film}", f"films/{film}.gif") for film in report.films]
+    links += [(f"table: {table}", f"tables/{table}.csv") for table in report.tables]
+    finite = {name: value if math.isfinite(value) else None for name, value in report.summary.items()}
+    return {"summary": finite, "seconds": seconds, "links": [*links, ("numbers", "summary.json")]}
+
+
+def _write(report: Report, known: dict[str, Any], folder: Path) -> None:
+    """Write a study's report, and at last that it is done."""
+    write_events(report, folder)
+    report.write(folder)
+    (folder / _LOG).unlink(missing_ok=True)
+    write_atomically(folder / _DONE, lambda partial: partial.write_text(json.dumps(known)))
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    """What is known of a study that is done; None of another."""
+    path = folder / _DONE
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return found
+
+
+def _log(folder: Path) -> Link:
+    """Write the exception that is being handled, and link it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _LOG).write_text(traceback.format_exc())
+    return Link("what Python said", f"../{folder.name}/{_LOG}")
+
+
+def _section(name: str, described: str, summary: dict[str, float], links: list[tuple[str, str]]) -> Section:
     """A study in short: what it does, where its pages are, its headline numbers."""
-    links = [Link(f"page: {page}", f"../{name}/pages/{page}.html") for page in report.pages]
-    links += [Link(f"site: {site}", f"../{name}/{site}/index.html") for site in report.sites]
-    links += [Link(f"figure: {figure}", f"../{name}/figures/{figure}.png") for figure in report.figures]
-    links += [Link(f"film: {film}", f"../{name}/films/{film}.gif") for film in report.films]
-    links += [Link(f"table: {table}", f"../{name}/tables/{table}.csv") for table in report.tables]
-    links.append(Link("numbers", f"../{name}/summary.json"))
-    means = [key for key in report.summary if not key.endswith(("_low", "_high"))]
+    means = [key for key in summary if not key.endswith(("_low", "_high"))]
     rows: list[list[Cell]] = []
     for key in means:
-        value, low, high = (report.summary.get(f"{key}{end}", math.nan) for end in ("", "_low", "_high"))
+        value, low, high = (summary.get(f"{key}{end}", math.nan) for end in ("", "_low", "_high"))
         rows.append([key, value, "" if math.isnan(low) else f"{low:.4g} to {high:.4g}"])
     first = " ".join(described.strip().split("\n\n")[0].split())
-    return Section(name, [first], (), ["number", "value", "95 % interval"], rows[:_SHOWN], links)
-
-
-_SHOWN = 40
+    there = [Link(words, f"../{name}/{path}") for words, path in links]
+    return Section(name, [first], (), ["number", "value", "95 % interval"], rows[:_SHOWN], there)

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from interpretability.asked_moves import AskedMoves
-from interpretability.edit_search import FoundEdit, probability, search_edit, search_learned, smallest
+from interpretability.edit_search import (
+    FoundEdit,
+    change_norm,
+    earliest,
+    edit_size,
+    probability,
+    search_edit,
+    search_learned,
+)
 from networks.channel_edit import ChannelEdit, MixingEdit, RandomDirection, RepaintEdit, on_random_units
 from tests.planted import PeakFollower
 
@@ -27,7 +35,8 @@ def test_the_planted_agent_is_redirected_by_what_is_found_and_by_no_control(move
     agent = PeakFollower().eval()
     assert probability(agent, "map", ChannelEdit(3), moves) < 0.01
     found = search_edit(agent, "map", moves, moves, unit_counts=(1, 2, 3), steps=60, learning_rate=0.1)
-    one = smallest(found)
+    tap, one = earliest({"map": found})
+    assert tap == "map"
     assert one.size == 1
     assert one.edit.units.item() in (0, 1), "one of the two channels that matter"
     assert one.probability > 0.99
@@ -71,8 +80,24 @@ def test_a_learned_edit_redirects_the_planted_agent(moves, fresh):
         next(search_learned(agent, "value", {1: MixingEdit(1, 1)}, moves, moves))
 
 
-def test_the_smallest_edit_that_reaches_enough_is_taken():
+def test_the_smallest_edit_that_works_at_the_earliest_tap_is_taken():
     edits = [FoundEdit(ChannelEdit(1), size, 1.0, 0.1 * size) for size in (1, 2, 4)]
-    assert smallest(edits, keep=0.5).size == 2
+    assert earliest({"one": edits}, keep=0.5)[1].size == 2
     judged = [replace(one, reached=reached) for one, reached in zip(edits, (0.97, 0.5, 0.99), strict=True)]
-    assert smallest(judged).size == 1
+    assert earliest({"one": judged})[1].size == 1
+    weak = [replace(one, reached=0.5) for one in edits]
+    tap, one = earliest({"first": weak, "second": judged[::-1], "third": judged})
+    assert (tap, one.size) == ("second", 1), "the first tap has none that reaches 95 % of .99"
+    assert earliest({"first": weak, "second": judged}, keep=0.5)[0] == "first"
+
+
+def test_sizes_are_what_was_asked_for_and_norms_those_of_a_plain_loop(moves):
+    agent = PeakFollower().eval()
+    edits = [(ChannelEdit(3), 2), (MixingEdit(3, 5), 5), (RepaintEdit(3, 4, kernel=1), 4)]
+    edits[0][0].shift.data[:2] = 1.0
+    for edit, size in edits:
+        assert edit_size(edit) == size
+    acts = agent(moves.frames, record=("map",)).activations["map"].detach()
+    changed = edits[0][0].change(acts).detach()
+    lengths = [changed[row, :, y, x].norm() ** 2 for row in range(len(acts)) for y in range(8) for x in range(8)]
+    assert change_norm(agent, "map", edits[0][0], moves) == pytest.approx(float(torch.stack(lengths).mean().sqrt()))

@@ -134,11 +134,44 @@ def test_the_latent_that_fires_for_an_entity_reads_and_writes_it() -> None:
             sae.encoder_weight[entity, :, 0, 0] = 2 * basis[entity]
         sae.encoder_bias.copy_(-(sae.encoder_weight[:, :, 0, 0] @ torch.full((8,), 3.0)))
         sae.encoder_bias[EMPTY:] = -1
-    reader, directions, units = latent_steering(rows, sae)
+    latents = Rows(sae.encode(rows.acts).detach(), rows.classes)
+    reader, directions, units = latent_steering(latents, sae)
     assert units == list(range(EMPTY))
     torch.testing.assert_close(directions, writes, atol=0.05, rtol=0)
     read = reader(torch.full((1, 8), 3.0)[..., None, None] + writes[2][None, :, None, None])
     torch.testing.assert_close(read.flatten(), torch.eye(EMPTY)[2], atol=0.05, rtol=0)
+
+
+def test_latents_that_see_neighbours_are_read_and_written_as_on_whole_maps() -> None:
+    """With a 3 x 3 kernel: readings and means from whole maps, by a loop; the direction as the decoder lays it."""
+    torch.manual_seed(0)
+    sae = SparseAutoencoder(2, expansion=4, kernel_size=3).eval().requires_grad_(False)
+    mazes = [maze for maze, _ in choice_mazes(first_states(range(6), EASY), 0, (2, 4))]
+    labels = label_states([maze.to_bytes() for maze in mazes])
+    acts = torch.rand(6, 2, 9, 9)
+    maps = sae.encode(acts)
+    rows = map_rows(maps, labels, empty=4)
+    reader, directions, units = latent_steering(rows, sae)
+    padded = torch.nn.functional.pad(acts, (1, 1, 1, 1))
+    for entity, unit in enumerate(units):
+        lying = labels.cells[:, ENTITIES.index(SEEN[entity])].astype(int)
+        values = []
+        for frame, (x, y) in enumerate(lying):
+            if x >= 0:
+                window = padded[frame, :, 8 - y : 11 - y, x : x + 3]
+                values.append(float((window * sae.encoder_weight[unit]).sum() + sae.encoder_bias[unit]))
+        there, nowhere = np.maximum(values, 0).mean(), rows.elsewhere()[unit].item()
+        read = reader(acts)[0, entity]
+        expected = ((maps[0, unit] - nowhere) / max(there - nowhere, 1e-6)).clamp(0, 1)
+        torch.testing.assert_close(read, expected, atol=1e-4, rtol=1e-4)
+        one = torch.zeros(1, 8, 5, 5)
+        one[0, unit, 2, 2] = there - nowhere
+        laid = (sae.decode(one) - sae.decode(torch.zeros_like(one)))[0, :, 1:4, 1:4]
+        torch.testing.assert_close(directions[entity], laid, atol=1e-5, rtol=1e-4)
+        pushed = SteerEdit(reader, directions, torch.zeros(EMPTY, EMPTY), torch.eye(EMPTY)[entity], strength=1.0)
+        everywhere = torch.zeros(1, 8, 9, 9)
+        everywhere[0, unit] = there - nowhere
+        torch.testing.assert_close(pushed.change(acts[:1]), sae.decode(everywhere) - sae.decode(0 * everywhere))
 
 
 def test_each_row_undergoes_the_edit_of_its_trial() -> None:

@@ -124,6 +124,14 @@ def test_goes_on_from_the_arms_that_are_done(
             planted(tmp_path, maps).without(sets, kind, levels)
 
 
+def test_what_is_filmed_goes_where_the_counted_play_went(crosses: list[bytes], tmp_path: Path) -> None:
+    trials, levels = planted(tmp_path, torch.rand(2, 3, 8, 8)), Levels(crosses)
+    for sets, outcomes in (([], trials.clean(levels)), ([[0]], trials.without([[0]], "zero", levels))):
+        filmed = trials.choices(crosses, sets, "zero")
+        assert np.array_equal(filmed.touched, outcomes.touched[0])
+        assert [len(actions) for actions in filmed.actions] == filmed.steps.tolist()
+
+
 @pytest.fixture
 def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.chdir(tmp_path)  # what is kept is kept there
@@ -140,6 +148,7 @@ def test_writes_singles_pairs_and_groups_of_latents(paths: dict[str, str]) -> No
     for row in report.tables["choices"].rows:
         assert sum(row[2:]) == pytest.approx(1)
     assert "random weights" in report.pages["ablations"]
+    assert all(f"../films/{name}.gif" in report.pages["ablations"] for name in report.films)
 
 
 def test_leaves_the_return_out_and_takes_flat_taps(paths: dict[str, str]) -> None:

@@ -64,6 +64,13 @@ def test_levels_differ_in_more_than_their_colours(subject: dict[str, str]) -> No
     assert min(study.levels) >= 50_000
 
 
+def test_corners_lie_in_the_larger_world_of_hard_mode(subject: dict[str, str]) -> None:
+    study = DirectionalUnits(subject["agent"], ("conv4a",), distribution_mode="hard", **SMALL)
+    state = State.from_bytes(first_states(study.levels[:1], study.settings)[0])
+    assert {scene.grid.shape for scene in study._scenes(state, 0)} == {(13, 13)}
+    assert np.isfinite(study.run().summary["direction/conv4a/directional"])
+
+
 def test_refuses_what_cannot_be_asked(subject: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="levels 1"):
         DirectionalUnits(subject["agent"], levels=1)

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from environments import State
+from interpretability.episodes import first_states
 from networks import CustomCNN, save_weights
-from studies import EntityTracking
+from studies import EntityTracking, entity_tracking
 from tests.planted import PeakFollower
 
 SMALL = {"rooms": 1, "steps": 12, "players": ((4, 4), (0, 4)), "shuffles": 49}
@@ -41,6 +43,14 @@ def test_scores_every_unit_beside_an_agent_with_random_weights(agent: str) -> No
     assert np.isfinite([report.summary[f"tracking/conv4a/random_agent_{name}"] for name in ("gem", "several")]).all()
     assert set(report.figures) == {"conv2b", "conv4a"}
     assert "random weights" in report.pages["tracking"]
+
+
+def test_walks_in_the_larger_world_of_hard_mode(agent: str) -> None:
+    study = EntityTracking(agent, taps=("conv4a",), distribution_mode="hard", **SMALL | {"shuffles": 4})
+    base = State.from_bytes(first_states([0], study.settings)[0])
+    places = entity_tracking._places(entity_tracking._walk(base, "gem", (4, 4), 12), "gem")
+    assert (places.min(), places.max()) == (1.5, 11.5), "a cell off the edge of 13"
+    assert len(study.run().tables["units"].rows) == 32 * 7
 
 
 def test_refuses_what_cannot_be_walked_or_read(agent: str) -> None:

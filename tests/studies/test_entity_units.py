@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from studies import EntityUnits
+from studies import EntityUnits, entity_units
 from studies.entity_units import NAMES, _peak
 from tests.planted import EntityEye
 from tests.saved_subject import save_subject
@@ -57,6 +57,18 @@ def test_the_same_place_of_the_same_maze_on_levels_that_nothing_is_chosen_on(sub
     assert len(scenes) == len(places) == 4 * (len(NAMES) + 1)
     assert (places.view(4, -1, 2) == places.view(4, -1, 2)[:, :1]).all()
     assert min(study.levels["test"]) > max(study.levels["validation"])
+
+
+def test_entities_are_looked_up_in_the_larger_world_of_hard_mode(
+    subject: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = EntityUnits(subject["agent"], ("conv4a",), distribution_mode="hard", **SMALL)
+    sides = []
+    monkeypatch.setattr(
+        entity_units, "_peak", lambda acts, places, side, reach: sides.append(side) or _peak(acts, places, side, reach)
+    )
+    assert np.isfinite(study.run().summary["entities/conv4a/decoded"])
+    assert set(sides) == {13}
 
 
 def test_the_peak_is_looked_for_in_the_cells_around() -> None:

@@ -62,6 +62,8 @@ def test_reports_every_arm(agent: str, taps: tuple[str, ...]) -> None:
     assert len(report.tables["arms"].rows) == 1 + 5 * len(taps)
     assert set(report.figures) == {"arms", "maps"}
     assert "written from labels" in report.pages["replacement"]
+    assert set(report.films) == set(taps)
+    assert f"../films/{taps[0]}.gif" in report.pages["replacement"]
 
 
 def test_refuses_what_cannot_be_written(agent: str) -> None:

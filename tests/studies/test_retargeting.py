@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,14 @@ import torch
 from environments import EnvironmentSettings, State
 from environments.heist import ENTITIES, label_states
 from environments.levels import TRAINING_START
+from interpretability.edit_search import FoundEdit
 from interpretability.episodes import first_states
-from networks import ChannelEdit, CustomCNN, load_agent, save_weights
+from networks import ChannelEdit, CustomCNN, ResidualImpala, load_agent, save_weights
+from studies import retargeting
 from studies.retargeting import Retargeting
-from studies.retargeting_search import ASKED, SearchSettings, choice_mazes
+from studies.retargeting_arms import RetargetingArms
+from studies.retargeting_goal import choice_views, perception_and_goal
+from studies.retargeting_search import ASKED, EditSearch, SearchSettings, choice_mazes
 
 SMALL = {
     "num_levels": 12,
@@ -29,10 +34,11 @@ def agent(tmp_path: Path) -> str:
     return str(tmp_path / "agent.safetensors")
 
 
-def saved(folder: Path, agent: str, entity: str) -> str:
-    edit = ChannelEdit(32).requires_grad_(False)
-    edit.shift[ASKED.index(entity)] = 1e-9
-    known = {"kind": "ChannelEdit", "agent_hash": load_agent(agent).weights_hash, "tap": "conv2b", "entity": entity}
+def saved(folder: Path, agent: str, entity: str, tap: str = "conv2b") -> str:
+    loaded = load_agent(agent)
+    edit = ChannelEdit((*loaded.taps[tap], 1)[0]).requires_grad_(False)
+    edit.shift[ASKED.index(entity) % edit.num_units] = 1e-9
+    known = {"kind": "ChannelEdit", "agent_hash": loaded.weights_hash, "tap": tap, "entity": entity}
     save_weights(folder / f"{entity}.safetensors", edit, known)
     return str(folder / f"{entity}.safetensors")
 
@@ -51,16 +57,26 @@ def test_an_edit_that_does_nothing_redirects_nobody(agent: str, tmp_path: Path) 
             assert summary.get(f"retarget/{entity}/minus_{arm}", 0) == 0
         assert summary[f"retarget/{entity}/kl"] == pytest.approx(0, abs=1e-6)
         assert summary[f"retarget/{entity}/minus_entity_moved"] == -summary[f"retarget/{entity}/entity_moved"]
-        assert summary[f"retarget/{entity}/units"] == 1
+        assert summary[f"retarget/{entity}/units"] == summary[f"retarget/{entity}/size"] == 1
+        assert summary[f"retarget/{entity}/norm"] == pytest.approx(1e-9, rel=1e-3), "one channel's shift everywhere"
+        assert 0 <= summary[f"retarget/{entity}/random_agent"] <= 1
     read = [entity for entity in ASKED if f"retarget/{entity}/seen" in summary]
     assert read
     for entity in read:
         for probe in ("seen", "pursued"):
             assert summary[f"retarget/{entity}/{probe}"] == summary[f"retarget/{entity}/{probe}_before"]
-        assert (
-            sum(row[2] for row in report.tables["directions"].rows if row[0] == entity)
-            == summary[f"retarget/{entity}/counted"]
-        )
+    for entity in counted:
+        arms = {arm: [0.0, 0.0, 0.0] for arm in ("edit", "agent of random weights", "no edit, other noise")}
+        for name, arm, _, mazes, share, _, _, nothing in report.tables["directions"].rows:
+            if name == entity and arm in arms:
+                arms[arm] = [sum(pair) for pair in zip(arms[arm], (mazes, mazes * share, mazes * nothing), strict=True)]
+        mazes, hits, nothing = arms["edit"]
+        assert mazes == arms["no edit, other noise"][0] == summary[f"retarget/{entity}/counted"]
+        assert (hits, nothing) == (0, 0)
+        share = arms["agent of random weights"][1] / mazes
+        assert share == pytest.approx(summary[f"retarget/{entity}/random_agent"])
+    assert "edit at conv2b" in report.figures["arms"].axes[0].get_title()
+    assert "An edit at the tap conv2b" in report.pages["retargeting"]
     assert set(report.films) == set(counted)
     assert "Did it go where it was sent?" in report.pages["retargeting"]
 
@@ -76,24 +92,97 @@ def test_each_maze_offers_its_pair_and_nothing_else_at_once() -> None:
         assert np.array_equal(maze.grid.shape, (9, 9))
 
 
-def test_goes_on_from_the_edits_and_arms_that_are_done(agent: str, tmp_path: Path) -> None:
+def test_goes_on_from_the_edits_and_arms_that_are_done(
+    agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     search = SearchSettings(mazes=8, places=2, steps=3, rounds=1, played=4, unit_counts=(2, 3))
     study = Retargeting(agent, search=search, distances=(1, 1), cache_dir=str(tmp_path), **SMALL)
     first = study.run()
     assert len(first.tables["frontier"].rows) == 2 * len(ASKED)
     assert set(first.weights) == {f"edit_{entity}" for entity in ASKED}
 
-    def never(*args: object) -> None:
-        raise AssertionError("worked out again")
-
+    monkeypatch.setattr(RetargetingArms, "play", lambda *given: None)
+    monkeypatch.setattr(retargeting, "choice_film", lambda *given: None)
+    monkeypatch.setattr(RetargetingArms, "_play", never)
     again = Retargeting(agent, search=search, distances=(1, 1), cache_dir=str(tmp_path), **SMALL)
-    again._play = never  # type: ignore[method-assign, assignment]
-    again._film = lambda states, edit: None  # type: ignore[method-assign, assignment]
     assert again.run().summary == first.summary
-    other = Retargeting(agent, search=search, distances=(1, 1), cache_dir=str(tmp_path), **SMALL | {"max_steps": 11})
-    other._play = never  # type: ignore[method-assign, assignment]
-    with pytest.raises(AssertionError, match="worked out again"):
-        other.run()
+
+
+def test_other_mazes_are_not_taken_for_those_that_were_played(agent: str, tmp_path: Path) -> None:
+    """Nothing is found again of mazes that lie otherwise, or that are played longer."""
+    bases = first_states(range(TRAINING_START, TRAINING_START + 3), EnvironmentSettings())
+    mazes = [maze for maze, _ in choice_mazes(bases, 0, (1, 1))]
+    edits = {entity: ("pool1", ChannelEdit(16)) for entity in ASKED}
+    played = []
+    for some, max_steps in ((mazes, 2), (mazes, 2), ([mazes[0], mazes[2], mazes[1]], 2), (mazes, 1)):
+        arms = RetargetingArms(
+            load_agent(agent), edits, some, settings=EnvironmentSettings(), seed=0, max_steps=max_steps, finish_steps=2,
+            num_environments=3, precision="fp32", cache_dir=tmp_path,
+        )  # fmt: skip
+        arms.unedited()
+        played.append(len(list(tmp_path.glob("*/unedited.json"))))
+    assert played == [1, 1, 2, 3]
+
+
+def test_channels_are_searched_up_to_the_taps_own_and_not_again(
+    agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SearchSettings(kind="channels", mazes=4, places=1, steps=2, unit_counts=(16, 2, 40))
+    search = Retargeting(agent, search=settings, distances=(1, 1), cache_dir=str(tmp_path), **SMALL).searches[0]
+    assert [found.size for found in search("gem")] == [2, 16]
+    monkeypatch.setattr(EditSearch, "_tuning_mazes", never)
+    assert [found.size for found in search("gem")] == [2, 16]
+
+
+def test_an_edit_that_is_loaded_is_measured_as_the_search_measured_it(agent: str, tmp_path: Path) -> None:
+    settings = SearchSettings(mazes=48, places=16, steps=2, rounds=0, unit_counts=(3,))
+    search = Retargeting(agent, search=settings, distances=(1, 1), cache_dir=str(tmp_path), **SMALL).searches[0]
+    search._judged = lambda found, *given: found  # type: ignore[method-assign, assignment]
+    (found,) = search("red_key")
+    assert search.measure("red_key", found.edit) == (3, found.norm)
+
+
+def test_probes_say_what_they_cannot_measure(agent: str) -> None:
+    loaded = load_agent(agent)
+    bases = first_states(range(24), EnvironmentSettings())
+    states = [maze.to_bytes() for maze, _ in choice_mazes(bases, 0, (1, 1))]
+    views = choice_views(
+        loaded, states, settings=EnvironmentSettings(), seed=0, num_environments=24, max_steps=12, precision="fp32"
+    )
+    edits = {"blue_key": ("conv3a", ChannelEdit(32)), "green_key": ("pool3", ChannelEdit(32)),
+             "red_key": ("fc1", ChannelEdit(256))}  # fmt: skip
+    intervals, table = perception_and_goal(loaded, views, views, edits)
+    measured = {name.removeprefix("retarget/") for name in intervals if not name.endswith("before")}
+    assert measured == {"blue_key/seen", "blue_key/pursued", "green_key/pursued"}
+    assert [row[-1] for row in table.rows] == ["neither", "not measurable", "not measurable"]
+    assert [row.count("not measurable") for row in table.rows] == [0, 3, 5]
+    intervals, _ = perception_and_goal(loaded, views, views, edits, "pool3", "fc2")
+    assert "retarget/green_key/seen" in intervals
+    assert "retarget/red_key/pursued" in intervals
+    nothing = dataclasses.replace(views, pursued=np.full(len(views.pursued), -1))
+    assert perception_and_goal(loaded, nothing, views, edits)[1].rows == [], "nobody pursues anything"
+
+
+def test_searches_several_taps_and_takes_the_earliest_that_works(agent: str, tmp_path: Path) -> None:
+    settings = SearchSettings(kind="mixing", taps=("conv4a", "pool1"), unit_counts=(1,), mazes=4, places=1, steps=1)
+    study = Retargeting(agent, search=settings, distances=(1, 1), cache_dir=str(tmp_path), **SMALL)
+    assert [search.tap for search in study.searches] == ["pool1", "conv4a"]
+    for search, reached in zip(study.searches, (0.2, 0.9), strict=True):
+        size = search.agent.taps[search.tap][0]
+        edit = ChannelEdit(size).requires_grad_(False)
+        edit.shift[0] = 1.0
+        found = [FoundEdit(edit, 1, 0.5, 0.1, reached)]
+        search._fitted = lambda *given, found=found: iter(found)  # type: ignore[method-assign, misc, assignment]
+        search._judged = lambda found, *given: found  # type: ignore[method-assign, assignment]
+    report = study.run()
+    assert {row[1] for row in report.tables["frontier"].rows} == {"pool1", "conv4a"}
+    assert {known["tap"] for _, known in report.weights.values()} == {"conv4a"}
+    assert "not measurable" in report.pages["retargeting"]
+    assert not any(name.endswith("/seen") for name in report.summary)
+
+
+def never(*given: object) -> None:
+    raise AssertionError("worked out again")
 
 
 def test_refuses_what_cannot_be_asked(agent: str, tmp_path: Path) -> None:
@@ -101,7 +190,28 @@ def test_refuses_what_cannot_be_asked(agent: str, tmp_path: Path) -> None:
         Retargeting(agent, tap="logits", **SMALL)
     with pytest.raises(ValueError, match="one file for each"):
         Retargeting(agent, edits=[saved(tmp_path, agent, "gem")], **SMALL)
-    with pytest.raises(ValueError, match=r"search\.kernel 2"):
-        SearchSettings(kernel=2)
-    with pytest.raises(ValueError, match="max_steps 0"):
-        Retargeting(agent, **SMALL | {"max_steps": 0})
+    with pytest.raises(ValueError, match="'logits' is none to retarget at"):
+        Retargeting(agent, edits=[saved(tmp_path, agent, entity, "logits") for entity in ASKED], **SMALL)
+    for wrong in ({"kernel": 2}, {"unit_counts": ()}, {"unit_counts": (0,)}, {"rounds": -1}, {"keep": 0.0}):
+        with pytest.raises(ValueError, match=rf"search\.{next(iter(wrong))}"):
+            SearchSettings(**wrong)
+    for wrong, said in (
+        ({"max_steps": 0}, "max_steps 0"),
+        ({"distances": (6, 2)}, r"distances \[6, 2\] must rise"),
+        ({"search": SearchSettings(written=(40,))}, r"search\.written .*units 0 to 15"),
+        ({"search": SearchSettings(kind="channels", unit_counts=(20,))}, r"search\.unit_counts .*16 units"),
+        ({"search": SearchSettings(taps=("pool1", "conv9"))}, "has no tap 'conv9'"),
+        ({"map_tap": "fc1"}, "map_tap 'fc1' is no map of CustomCNN: choose one of conv1a.pre"),
+        ({"goal_tap": "value"}, "goal_tap 'value' is no flat tap"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Retargeting(agent, **SMALL | wrong)
+
+
+def test_an_agent_without_the_probes_taps_is_refused_before_any_work(tmp_path: Path) -> None:
+    save_weights(tmp_path / "residual.safetensors", ResidualImpala(), {})
+    agent = str(tmp_path / "residual.safetensors")
+    with pytest.raises(ValueError, match=r"map_tap 'conv3a' is no map of ResidualImpala: choose one of .*seq2\.block2"):
+        Retargeting(agent, tap="seq1.block1", **SMALL)
+    study = Retargeting(agent, tap="seq1.block1", map_tap="seq2.block2", goal_tap="fc1", **SMALL)
+    assert study.searches[0].tap == "seq1.block1"

@@ -8,7 +8,7 @@ from environments.heist import ENTITIES
 from interpretability.perception import SEEN
 from networks import BilinearImpala, CustomCNN, save_weights
 from studies import Steering
-from studies.steering import Mazes, preferred_entities
+from studies.steering_mazes import Mazes, preferred_entities
 from studies.steering_sources import matched
 
 SMALL = {
@@ -57,6 +57,8 @@ def test_an_edit_that_does_next_to_nothing_redirects_nobody(agent: str) -> None:
     assert len(rows) == 2 * 2 * 4 * len(counted)
     assert len(report.tables["best"].rows) == len(counted)
     assert "chosen on mazes of validation levels" in report.pages["steering"]
+    assert set(report.films) == set(counted)
+    assert f"../films/{counted[0]}.gif" in report.pages["steering"]
 
 
 def test_strengths_are_chosen_on_tuning_mazes_and_eigenfilters_come_with_a_bilinear_agent(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 from matplotlib.figure import Figure
 from rich.console import Console
 
+import analyse
 from studies import Report, Study, StudyList, Table
 from studies.tensorboard import write_events
 
@@ -27,6 +30,73 @@ class Known(Study):
 class Failing(Study):
     def run(self) -> Report:
         raise ValueError("no such level")
+
+
+class Counted(Study):
+    """Writes a line into a diary whenever it runs, and then does what the diary's neighbour says."""
+
+    def __init__(self, diary: str, name: str) -> None:
+        self.diary, self.name = Path(diary), name
+
+    def run(self) -> Report:
+        with self.diary.open("a") as file:
+            file.write(f"{self.name}\n")
+        order = self.diary.with_name(f"{self.name}.txt")
+        if order.exists():
+            raise {"stop": KeyboardInterrupt, "fail": KeyError}[order.read_text()]("the third map")
+        return Known(0.5).run()
+
+
+def test_a_list_that_was_stopped_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first study is written when it is done; the same command runs the second again, and then the third."""
+    own = "tests.studies.test_study_list.Counted"
+    diary = tmp_path / "diary.txt"
+    studies = {
+        name: {"class_path": own, "init_args": {"diary": str(diary), "name": name}}
+        for name in ("first", "second", "third")
+    }
+    config = {"study": {"class_path": "studies.StudyList", "init_args": {"studies": studies}}}
+    (tmp_path / "list.yaml").write_text(yaml.safe_dump(config))
+    command = ["--config", str(tmp_path / "list.yaml"), "--root", str(tmp_path / "runs")]
+    folder = tmp_path / "runs/list/version_0"
+    (tmp_path / "second.txt").write_text("stop")
+    with pytest.raises(KeyboardInterrupt):
+        analyse.main(command)
+    assert "the same command goes on with it" in capsys.readouterr().err
+    assert json.loads((folder / "first/summary.json").read_text())["found/value"] == 0.5
+    assert not (folder / "summary.json").exists()
+    (tmp_path / "second.txt").write_text("fail")
+    assert analyse.main(command) == 0
+    assert diary.read_text().split() == ["first", "second", "second", "third"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["first/found/value"], summary["studies/failed"]) == (0.5, 1)
+    assert "KeyError: 'the third map'" in (folder / "second/error.log").read_text()
+    page = (folder / "pages/index.html").read_text()
+    links = [part.split('"')[0] for part in page.split('href="')[1:] if not part.startswith("#")]
+    assert "../second/error.log" in links
+    assert len(links) == 4 + 1 + 4
+    for link in links:
+        assert (folder / "pages" / link).resolve().is_file(), link
+    assert list((folder / "first").glob("events*"))
+    assert analyse.main(command) == 0
+    assert len(diary.read_text().split()) == 7, "a list that is finished is run anew"
+    assert (folder.parent / "version_1/summary.json").exists()
+
+
+def test_a_list_of_which_nothing_was_done_leaves_nothing_but_what_went_wrong(tmp_path: Path) -> None:
+    diary = tmp_path / "diary.txt"
+    study = {"class_path": "tests.studies.test_study_list.Counted", "init_args": {"diary": str(diary), "name": "one"}}
+    config = {"study": {"class_path": "studies.StudyList", "init_args": {"studies": {"one": study}}}}
+    (tmp_path / "list.yaml").write_text(yaml.safe_dump(config))
+    command = ["--config", str(tmp_path / "list.yaml"), "--root", str(tmp_path / "runs")]
+    (tmp_path / "one.txt").write_text("stop")
+    with pytest.raises(KeyboardInterrupt):
+        analyse.main(command)
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "one.txt").write_text("fail")
+    with pytest.raises(ValueError, match="all studies failed: one: 'the third map'"):
+        analyse.main(command)
+    assert "Traceback" in (tmp_path / "runs/list/version_0/one/error.log").read_text()
 
 
 def test_every_study_has_its_folder_and_the_page_leads_there(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@ from typing import Any
 
 import pytest
 
+from environments import State
+from environments.heist import HeistPart
+from interpretability.choices import retrace
 from studies import VectorFields
 from studies.vector_fields import _key_colours, _lock_colours
 
@@ -20,6 +23,9 @@ def test_a_competent_agent_follows_the_oracle_and_a_random_one_opens_nothing() -
     assert "field/change" not in summary
     assert len(report.figures["fields"].axes) == 2
     assert len(report.tables["keys_and_locks"].rows) == 6
+    assert f"{summary['field/alignment']:.2f}" in report.pages["vector_fields"]
+    assert set(report.films) == {"3_keys_1_locks"}
+    assert "../films/3_keys_1_locks.gif" in report.pages["vector_fields"]
 
 
 def test_an_edit_stands_beside_the_untouched_agent() -> None:
@@ -29,8 +35,29 @@ def test_an_edit_stands_beside_the_untouched_agent() -> None:
     assert report.summary["field/change"] > 0.3
     assert report.summary["field/edited_alignment"] < report.summary["field/alignment"]
     assert len(report.figures["fields"].axes) == 3
+    assert "With the edit" in report.pages["vector_fields"]
+    assert not report.films, "none is drawn"
     assert "keys/2_2/edited_useful" in report.summary
     assert "keys/2_2/useless" not in report.summary, "every key opens something"
+
+
+def test_what_is_filmed_is_what_was_counted() -> None:
+    """The actions of all stages, taken again from the maze's beginning, fetch the same keys."""
+    study = VectorFields(SHIPPED, **SMALL | {"mazes": 4})
+    mazes = study._mazes((3, 1))
+    course = study._play(study.agent, (), mazes, "test")
+    assert any(len(fetched) > 1 for fetched in course.fetched), "more than one stage"
+    last = {}
+    for row, _, _, state in retrace([maze.to_bytes() for maze in mazes], course.actions, study.settings):
+        last[row] = State.from_bytes(state)
+    for row, fetched in enumerate(course.fetched):
+        held = {colour for colour, has in enumerate(HeistPart.from_tail(last[row].tail).has_keys) if has}
+        assert held <= fetched | set(_held_at_first(mazes[row]))
+        assert len(fetched - held) <= 1, "but for what the last action takes"
+
+
+def _held_at_first(maze: State) -> list[int]:
+    return [colour for colour, has in enumerate(HeistPart.from_tail(maze.tail).has_keys) if has]
 
 
 def test_mazes_have_the_keys_and_locks_asked_for() -> None:

@@ -167,9 +167,9 @@ class ConvSAE(LightningModule):
             self.sae.project_decoder_gradient()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, and bring the directions back to length 1, before any callback saves them."""
+        """Step, and bring directions that learn back to length 1, before any callback saves them."""
         super().optimizer_step(*args, **kwargs)
-        if self.sae.unit_norm_decoder:
+        if self.sae.unit_norm_decoder and self.sae.decoder_weight.requires_grad:
             self.sae.normalise_decoder()
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> None:

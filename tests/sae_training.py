@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -76,6 +77,29 @@ class PlantedData(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._next = state_dict["next"]
+
+
+class PlantedFilters(PlantedData):
+    """Maps in which features appear at few positions, each with a pattern over the 3 x 3 positions around it."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        filters = torch.randn(6, self.channels, 3, 3, generator=torch.Generator().manual_seed(1))
+        self.filters = filters / filters.flatten(1).norm(dim=1)[:, None, None, None]
+
+    def statistics(self, tap: str) -> Statistics:
+        maps = self.batch(12345).activations["planted"]
+        mean = maps.mean((0, 2, 3))
+        return Statistics(mean, (maps - mean[:, None, None]).square().mean().sqrt())
+
+    def batch(self, seed: int) -> ActivationBatch:
+        assert self.size is not None
+        generator = torch.Generator().manual_seed(seed)
+        shape = (self.batch_size, len(self.filters), self.size, self.size)
+        active = torch.rand(shape, generator=generator) < 0.03
+        maps = active * (0.5 + torch.rand(shape, generator=generator))
+        acts = self.scale * F.conv2d(maps, self.filters.transpose(0, 1), padding=1)
+        return ActivationBatch({"planted": acts}, torch.arange(self.batch_size) + seed)
 
 
 class PlantedLoader:

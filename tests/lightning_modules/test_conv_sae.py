@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -12,7 +13,7 @@ from lightning_modules import ConvSAE
 from lightning_modules.sae_revival import resample_latents
 from networks import BatchTopKSAE, GatedSAE, JumpReLUSAE, SparseAutoencoder, TopKSAE
 from networks.geometric_median import geometric_median
-from tests.sae_training import PlantedData, small_trainer
+from tests.sae_training import PlantedData, PlantedFilters, small_trainer
 
 
 def small_module(**arguments: Any) -> ConvSAE:
@@ -43,6 +44,26 @@ def test_recovers_a_planted_dictionary(size: int | None) -> None:
     assert 0 <= metrics["sae/dead_fraction"] <= metrics["sae/almost_dead_fraction"] < 0.5
     assert 0 < metrics["sae/nearest_cosine"] < 0.9
     assert metrics["sae/duplicate_fraction"] < 0.3
+
+
+def test_spatial_latents_explain_planted_filters_that_single_positions_cannot() -> None:
+    """At the same L0; and they lie in the map the way round that the filters do."""
+    variances = {}
+    for kernel_size in (3, 1):
+        data = PlantedFilters(channels=3, size=6, batch_size=32, batches=200)
+        module = small_module(sae=partial(BatchTopKSAE, k=0.25), kernel_size=kernel_size, expansion=8)
+        trainer = small_trainer(200, limit_val_batches=1.0)
+        trainer.fit(module, datamodule=data)
+        trainer.validate(module, datamodule=data, verbose=False)
+        variances[kernel_size] = trainer.callback_metrics["sae/explained_variance"]
+        assert trainer.callback_metrics["sae/l0"] == pytest.approx(0.25, abs=0.03)  # 0.18 are planted
+        if kernel_size == 3:
+            found = F.normalize(module.sae.directions().flatten(1), dim=1)
+            ways = (data.filters, data.filters.flip(2, 3))
+            best, turned = ((found @ filters.flatten(1).T).amax(0).mean() for filters in ways)
+            assert best > turned + 0.1
+    assert variances[3] > 0.65
+    assert variances[3] > variances[1] + 0.1
 
 
 def test_the_scale_of_the_activations_does_not_matter() -> None:

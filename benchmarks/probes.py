@@ -113,7 +113,7 @@ def main() -> None:
     parts = {name: round(seconds, 1) for name, seconds in watch.seconds.items()}
     say(f"{pairs} pairs: {parts}")
     if arguments.controls:
-        _, controls = ours(data("pixels", "random_agent"), shuffled=True)
+        _, controls = ours(data("pixels", "pixels_pca", "random_agent"), shuffled=True)
         parts["controls"] = round(sum(controls.seconds.values()) - sum(watch.seconds.values()), 1)
     seconds = [baseline(made, module, *pair.split(":")) for pair in arguments.pairs]
     mine = watch.seconds["fits"] / pairs

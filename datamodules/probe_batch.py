@@ -5,20 +5,24 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Int, Shaped
+import torch
+from jaxtyping import BFloat16, Int, Shaped
 from torch import Tensor
+from torch.nn import functional
 
 Split = Literal["training", "validation", "test"]
 
-PIXELS = "pixels"
+PIXELS, PIXELS_PCA = "pixels", "pixels_pca"
+_AT_ONCE = 4_096  # frames laid out together
 
 
 class Subject(NamedTuple):
     """Something whose activations are probed.
 
     Attributes:
-        network: `agent`, `random_agent` (its architecture with fresh weights) or `pixels`.
-        tap: of the network; `pixels` for the frame itself.
+        network: `agent`, `random_agent` (its architecture with fresh weights), `pixels`, or `pixels_pca`: pixels to be
+            read by their principal components alone.
+        tap: of the network; the network's own name for the frame itself.
         shape: of the tap for one input.
         reduced: of the activations as they are handed out.
     """
@@ -54,6 +58,48 @@ class ProbeBatch(NamedTuple):
 
     subject: Subject
     examples: dict[str, Examples]
+
+
+def pixels_on_grid(pixels: Subject, height: int, width: int) -> Subject:
+    """The pixels as a map of so many positions, its channels all (mean-pooled) pixels that lie in a position.
+
+    So that what is read per position of a tap is compared with what the pixels of the same position tell.
+    """
+    colours, *sides = pixels.reduced
+    times = max(1, min(sides[0] // height, sides[1] // width))
+    shape = (colours * times**2, height, width)
+    return Subject(PIXELS, grid_name(height, width), shape, shape)
+
+
+def grid_name(height: int, width: int) -> str:
+    """Tap of the pixels laid out on a grid."""
+    return f"{PIXELS}_{height}x{width}"
+
+
+def _laid_on_grid(acts: Shaped[Tensor, "N C H W"], grid: Subject) -> BFloat16[Tensor, "N c h w"]:
+    count, height, width = grid.reduced
+    times = round((count / acts.shape[1]) ** 0.5)
+    parts = [
+        functional.pixel_unshuffle(
+            functional.adaptive_avg_pool2d(part.float(), (height * times, width * times)), times
+        ).bfloat16()
+        for part in acts.split(_AT_ONCE)
+    ]
+    return torch.cat(parts)
+
+
+def seen_as(batch: ProbeBatch, subject: Subject) -> ProbeBatch:
+    """A batch as it is, or that of the pixels as `pixels_on_grid` says.
+
+    The pixels are averaged to a whole number of them in each position, then gathered there.
+    """
+    if subject == batch.subject:
+        return batch
+    laid = {
+        split: dataclasses.replace(examples, activations=_laid_on_grid(examples.activations, subject))
+        for split, examples in batch.examples.items()
+    }
+    return ProbeBatch(subject, laid)
 
 
 class ProbeSource(Protocol):

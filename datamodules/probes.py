@@ -13,14 +13,15 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from datamodules.cache import ActivationCache, refuse_if_too_large
-from datamodules.probe_batch import PIXELS, Examples, ProbeBatch, Split, Subject, SubjectLoader
+from datamodules.probe_batch import PIXELS, PIXELS_PCA, Examples, ProbeBatch, Split, Subject, SubjectLoader
 from datamodules.recorder import PlaySettings, Recorder, Rows
 from datamodules.state_recorder import StateEdit, StateRecorder
 from environments import FRAME_SHAPE, TEST_LEVELS, TRAINING_START, VALIDATION_LEVELS, EnvironmentSettings
 from networks import Precision, TappedAgent, TappedNetwork, autocast, load_network
 from networks.linear_readout import reduce_activations, reduced_shape
 
-Control = Literal["pixels", "random_agent"]
+Control = Literal["pixels", "pixels_pca", "random_agent"]
+CONTROLS: tuple[Control, ...] = ("pixels", "pixels_pca", "random_agent")
 _ENVIRONMENT = EnvironmentSettings()
 # few levels teach no rule; in longer play, levels that the agent is stuck in would fill the data
 PROBED_PLAY = PlaySettings(environments=64, steps=16, every=4)
@@ -46,7 +47,8 @@ class ProbeDataModule(LightningDataModule):
         environment: heist in a mode whose frame shows the whole world (easy, hard); its levels are those of training.
         num_frames, validation_frames, test_frames: frames of each split.
         max_features: of a flattened map.
-        controls: what is probed beside the agent on the same frames.
+        controls: what is probed beside the agent on the same frames: the pixels (mean-pooled to `max_features`), the
+            leading principal components of those, and the agent's architecture with random weights.
         play: how the agent plays natural frames.
         precision: in which the agents run.
         seed: of training frames and of the control agent's weights.
@@ -66,7 +68,7 @@ class ProbeDataModule(LightningDataModule):
         validation_frames: int = 12_288,
         test_frames: int = 12_288,
         max_features: int = 2_048,
-        controls: tuple[Control, ...] = ("pixels", "random_agent"),
+        controls: tuple[Control, ...] = CONTROLS,
         play: PlaySettings = PROBED_PLAY,
         precision: Precision = "bf16",
         seed: int = 0,
@@ -120,9 +122,8 @@ class ProbeDataModule(LightningDataModule):
         self.agent.check_taps(taps)
         shapes = {tap: self.agent.taps[tap] or (1,) for tap in taps}
         found = [("agent", tap, shape) for tap, shape in shapes.items()]
-        if "pixels" in self.controls:
-            height, width, colours = FRAME_SHAPE
-            found.append((PIXELS, PIXELS, (colours, height, width)))
+        height, width, colours = FRAME_SHAPE
+        found += [(name, name, (colours, height, width)) for name in (PIXELS, PIXELS_PCA) if name in self.controls]
         if "random_agent" in self.controls:
             found += [("random_agent", tap, shape) for tap, shape in shapes.items()]
         return [Subject(*subject, reduced_shape(subject[2], self.max_features)) for subject in found]
@@ -290,14 +291,13 @@ class ProbeDataModule(LightningDataModule):
         self, network: str, split: str, taps: tuple[str, ...]
     ) -> Iterator[tuple[dict[str, Tensor], Int[Tensor, " B"]]]:
         """Activations of the taps for all frames of a split in order, and the likeliest actions (-1 of pixels)."""
-        agent = (
-            None if network == PIXELS else (self.agent if network == "agent" else self.random_agent).to(self._device)
-        )
+        networks = {"agent": lambda: self.agent, "random_agent": lambda: self.random_agent}
+        agent = networks[network]().to(self._device) if network in networks else None
         for shard in self._shards[split]:
             for first in range(0, len(shard["frames"]), _AT_ONCE):
                 frames = shard["frames"][first : first + _AT_ONCE]
                 if agent is None:
-                    yield {PIXELS: frames.permute(0, 3, 1, 2)}, torch.full((len(frames),), -1)
+                    yield {network: frames.permute(0, 3, 1, 2)}, torch.full((len(frames),), -1)
                 elif self._remembers and self.states is None:
                     acts = _recorded(shard, "activations" if network == "agent" else "beside", first)
                     yield acts, acts["logits"].argmax(1)

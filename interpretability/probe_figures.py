@@ -24,7 +24,10 @@ class ProbeResult(NamedTuple):
         controls: accuracy, or R2, by name.
         confusion: counts, rows true, columns given; None for numbers and positions.
         classes: names of the answers, or of the numbers.
-        best: whether it is the tap with the lowest loss on validation levels.
+        loss: on validation levels, comparable between taps.
+        best: whether it is the tap with the lowest loss.
+        above_pixels: of the best tap, how far its score lies above that of the pixels, by levels drawn for both at
+            once; None elsewhere, and without that control.
     """
 
     form: Form
@@ -34,7 +37,9 @@ class ProbeResult(NamedTuple):
     controls: dict[str, Interval]
     confusion: Float[np.ndarray, "K K"] | None
     classes: tuple[str, ...]
+    loss: float
     best: bool
+    above_pixels: Interval | None = None
 
     @property
     def headline(self) -> str:
@@ -44,6 +49,8 @@ class ProbeResult(NamedTuple):
     def metrics(self, data: str) -> dict[str, Interval]:
         """Scores and controls by metric name; those of the best tap also in the place of the tap's name, `best`."""
         values = self.scores | {f"control_{name}": value for name, value in self.controls.items()}
+        if self.above_pixels is not None:
+            values["above_pixels"] = self.above_pixels
         return {
             f"probe/{data}/{self.form}/{self.target}/{place}/{name}": value
             for place in (self.tap, *(["best"] if self.best else []))

@@ -7,10 +7,11 @@ from jaxtyping import Float, Int
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from datamodules.probe_batch import Examples, ProbeBatch, Subject
+from datamodules.probe_batch import PIXELS, PIXELS_PCA, Examples, ProbeBatch, Subject, pixels_on_grid, seen_as
 from environments.heist import POSITION_TARGETS, ClassTarget, choose_targets, positions
 from interpretability import ProbeResult
-from lightning_modules.probe_fit import ClassLoss, Loss, SquaredLoss, fit_path
+from lightning_modules.principal_components import principal_components
+from lightning_modules.probe_fit import ClassLoss, Loss, SquaredLoss, column_moments, fit_path
 from lightning_modules.probe_results import SHUFFLED, ScoreBook
 from networks.linear_readout import FORMS, Form, LinearReadout
 
@@ -25,8 +26,10 @@ class LinearProbe(LightningModule):
     One training step is one subject of the data (a tap of the agent, of the control agent, or the pixels) and fits all
     targets and forms on all its training frames to the minimum; each target's penalty is the one of the path that
     does best on validation levels. So an epoch is a whole run, and a checkpoint between two steps loses nothing. The
-    agent's taps are also fitted to shuffled labels. Scores are those on test levels (`trainer.test`), with intervals
-    over levels; as `best` is reported the tap with the lowest validation loss.
+    agent's taps are also fitted to shuffled labels. Pixels are compared in the same form: per position of a tap with
+    all pixels there; `pixels_pca` (flat form) reads them by their 256 leading principal components alone. Scores are
+    those on test levels (`trainer.test`), with intervals over levels; as `best` is reported the tap with the lowest
+    validation loss, with `above_pixels`, its score less that of the pixels.
 
     Args:
         targets: names of `environments.heist.TARGETS`; null for all. The position form has `POSITION_TARGETS`.
@@ -89,13 +92,13 @@ class LinearProbe(LightningModule):
         }
         classes = [target.name for target in self.targets if isinstance(target, ClassTarget)]
         for subject in self._data.subjects:
-            for form in self._forms(subject):
+            for form, seen in self._views(subject):
                 what = (outputs, classes)
                 if form == "position":
                     what = (dict.fromkeys(POSITION_TARGETS, HERE), list(POSITION_TARGETS))
                 for network in self._networks(subject):
-                    readout = LinearReadout(subject.tap, form, subject.shape, subject.reduced, *what)
-                    self.readouts[_key(network, form, subject.tap)] = readout
+                    readout = LinearReadout(seen.tap, form, seen.shape, seen.reduced, *what)
+                    self.readouts[_key(network, form, seen.tap)] = readout
 
     def readout(self, tap: str, form: Form = "flat", network: str = "agent") -> LinearReadout:
         """What was fitted to one tap.
@@ -112,8 +115,8 @@ class LinearProbe(LightningModule):
 
     def training_step(self, batch: ProbeBatch, batch_idx: int) -> None:
         """Fit everything that is to be read from one subject."""
-        for form in self._forms(batch.subject):
-            self._fit(batch, form)
+        for form, seen in self._views(batch.subject):
+            self._fit(seen_as(batch, seen), form)
         optimiser: Any = self.optimizers()
         optimiser.step()  # nothing is left for it to do: Lightning counts steps, and saves checkpoints, by it
 
@@ -124,11 +127,11 @@ class LinearProbe(LightningModule):
     @torch.no_grad()
     def test_step(self, batch: ProbeBatch, batch_idx: int) -> None:
         """Score one subject's readouts on test levels."""
-        examples = batch.examples["test"]
-        for form in self._forms(batch.subject):
-            truth = self._truth(examples, form, batch.subject)
-            for network in self._networks(batch.subject):
-                readout = self.readout(batch.subject.tap, form, network)
+        for form, seen in self._views(batch.subject):
+            examples = seen_as(batch, seen).examples["test"]
+            truth = self._truth(examples, form, seen)
+            for network in self._networks(seen):
+                readout = self.readout(seen.tap, form, network)
                 parts = [
                     nn.functional.linear(readout.features(acts.to(self.device)), readout.weight, readout.bias).cpu()
                     for acts in examples.activations.split(_AT_ONCE)
@@ -170,8 +173,18 @@ class LinearProbe(LightningModule):
                 "use its own configuration, or start without ckpt_path"
             )
 
-    def _forms(self, subject: Subject) -> tuple[Form, ...]:
-        return self.forms if len(subject.shape) == 3 else tuple(form for form in self.forms if form == "flat")
+    def _views(self, subject: Subject) -> list[tuple[Form, Subject]]:
+        """In which forms a subject is read, and as what: pixels per position on the grid of every tap."""
+        flat_only = len(subject.shape) != 3 or subject.network == PIXELS_PCA
+        found: list[tuple[Form, Subject]] = []
+        for form in self.forms:
+            if form == "position" and subject.network == PIXELS:
+                taps = [each for each in self._data.subjects if each.network == "agent" and len(each.shape) == 3]
+                grids = dict.fromkeys(each.reduced[1:] for each in taps)
+                found += [(form, pixels_on_grid(subject, *grid)) for grid in grids]
+            elif form == "flat" or not flat_only:
+                found.append((form, subject))
+        return found
 
     def _networks(self, subject: Subject) -> tuple[str, ...]:
         return ("agent", SHUFFLED) if subject.network == "agent" and self.shuffled else (subject.network,)
@@ -191,13 +204,21 @@ class LinearProbe(LightningModule):
         std = std.where(std > 1e-6 * mean.abs() + 1e-12, 1.0)  # a unit that never changes says nothing
         for values in features.values():
             values.sub_(mean).div_(std)
+        mix = None
+        if batch.subject.network == PIXELS_PCA:
+            mix = principal_components(features["training"], std)
         order = torch.randperm(len(features["training"]), generator=torch.Generator().manual_seed(self.seed))
         for network in self._networks(batch.subject):
             readout = self.readout(batch.subject.tap, form, network)
             numbers = [name for name in readout.outputs if name not in readout.classes]
             for names, is_class in ((list(readout.classes), True), (numbers, False)):
                 if names:
-                    self._fit_kind(readout, names, is_class, features, truth, order if network == SHUFFLED else None)
+                    self._fit_kind(
+                        readout, names, is_class, features, truth, order if network == SHUFFLED else None, mix
+                    )
+            if form == "position":
+                where = self._truth(batch.examples["training"], form, batch.subject)
+                readout.usual_position.copy_(torch.tensor([_most_frequent(where[name]) for name in readout.outputs]))
             readout.weight.div_(std)
             readout.bias.sub_(readout.weight @ mean)
             directions = readout.direction_weights()
@@ -212,8 +233,9 @@ class LinearProbe(LightningModule):
         features: dict[str, Float[Tensor, "R D"]],
         truth: dict[str, dict[str, Tensor]],
         order: Int[Tensor, " R"] | None,
+        mix: Float[Tensor, "D K"] | None,
     ) -> None:
-        """Fit all targets of classes, or all of numbers, for standardised features."""
+        """Fit all targets of classes, or all of numbers, for standardised features, or for combinations of them."""
         sizes = [len(readout.outputs[name]) for name in targets]
         answers = {
             split: torch.cat([values[name].view(len(features[split]), -1) for name in targets], 1)
@@ -223,22 +245,23 @@ class LinearProbe(LightningModule):
             answers["training"] = answers["training"][order]
         mean, std = torch.zeros(sum(sizes)), torch.ones(sum(sizes))
         if not is_class:
-            mean, std = _moments(answers["training"])
+            mean, std = column_moments(answers["training"])
             answers = {split: ((values - mean) / std).float() for split, values in answers.items()}
         losses: dict[str, Loss] = {
             split: (ClassLoss if is_class else SquaredLoss)(values.to(self.device), sizes)
             for split, values in answers.items()
         }
+        seen = features if mix is None else {split: values @ mix for split, values in features.items()}
         fit = fit_path(
-            features["training"],
+            seen["training"],
             losses["training"],
-            features["validation"],
+            seen["validation"],
             losses["validation"],
             self.strengths,
             self.path_rows,
             self.seed,
         )
-        weight = fit.weight * std.to(fit.weight)[:, None]
+        weight = (fit.weight if mix is None else fit.weight @ mix.T) * std.to(fit.weight)[:, None]
         bias = fit.bias * std.to(fit.bias) + mean.to(fit.bias)
         for index, (name, start) in enumerate(zip(targets, torch.tensor([0, *sizes]).cumsum(0).tolist(), strict=False)):
             columns, place = readout.columns(name), list(readout.outputs).index(name)
@@ -282,8 +305,6 @@ def _key(network: str, form: Form, tap: str) -> str:
     return f"{network}|{form}|{tap}".replace(".", ":")  # module names have no dots
 
 
-def _moments(values: Float[Tensor, "R O"]) -> tuple[Float[Tensor, " O"], Float[Tensor, " O"]]:
-    """Mean and std of the known values of each column; 0 and 1 where there is nothing, or it does not vary."""
-    mean = values.nanmean(0).nan_to_num(0.0)
-    std = (values - mean).square().nanmean(0).nan_to_num(0.0).sqrt()
-    return mean, std.where(std > 0, 1.0)
+def _most_frequent(where: Int[Tensor, " N"]) -> int:
+    known = where[where >= 0]
+    return int(known.bincount().argmax()) if len(known) else 0

@@ -253,3 +253,10 @@ def minimise(
 def _second_moments(features: Float[Tensor, "R D"]) -> Float[Tensor, "D D"]:
     rows = features[:_MOMENT_ROWS]
     return (rows.T @ rows).double() / len(rows)
+
+
+def column_moments(values: Float[Tensor, "R O"]) -> tuple[Float[Tensor, " O"], Float[Tensor, " O"]]:
+    """Mean and std of the known values of each column; 0 and 1 where there is nothing, or it does not vary."""
+    mean = values.nanmean(0).nan_to_num(0.0)
+    std = (values - mean).square().nanmean(0).nan_to_num(0.0).sqrt()
+    return mean, std.where(std > 0, 1.0)

@@ -33,6 +33,19 @@ class LevelSums(Metric):
         seeds, place = levels.unique(return_inverse=True)
         return sums.new_zeros(len(seeds), sums.shape[1]).index_add_(0, place, sums).cpu().numpy()
 
+    def headline(self, sums: Float[np.ndarray, "R M"]) -> Float[np.ndarray, " R"]:
+        """The score that is compared with controls, of sums such as `by_level` gives."""
+        raise NotImplementedError
+
+    def above(self, other: "LevelSums") -> Interval:
+        """How far the headline score lies above another's on the same frames; levels are resampled for both at once."""
+        mine, others = self.by_level(), other.by_level()
+        count = mine.shape[1]
+        return bootstrap_of_sums(
+            np.concatenate([mine, others], axis=1),
+            lambda sums: self.headline(sums[:, :count]) - other.headline(sums[:, count:]),
+        )
+
 
 class ClassScores(LevelSums):
     """`accuracy` and `macro_f1` of answers of K classes, and their confusion matrix.
@@ -59,6 +72,10 @@ class ClassScores(LevelSums):
     def confusion(self) -> Float[np.ndarray, "K K"]:
         """Counts: rows true, columns given."""
         return self.by_level().sum(0).reshape(self.classes, self.classes)
+
+    def headline(self, sums: Float[np.ndarray, "R M"]) -> Float[np.ndarray, " R"]:
+        """Accuracy."""
+        return sums[:, :: self.classes + 1].sum(1) / sums.sum(1)
 
     def compute(self) -> dict[str, Interval]:
         """The scores with their intervals; nothing where no answer is known."""
@@ -93,13 +110,17 @@ class PositionScores(LevelSums):
         columns = [found, there, elsewhere, hit, all_positions - there.long(), there, all_positions - given, given]
         self.add(torch.stack([column.double() for column in columns], 1), levels)
 
+    def headline(self, sums: Float[np.ndarray, "R M"]) -> Float[np.ndarray, " R"]:
+        """Accuracy."""
+        return sums[:, 0] / sums[:, 1]
+
     def compute(self) -> dict[str, Interval]:
         """The scores with their intervals; nothing where it is nowhere in all frames."""
         sums = self.by_level()
         if not len(sums) or not sums[:, 1].any():
             return {}
         return {
-            "accuracy": bootstrap_of_sums(sums[:, :2], lambda sums: sums[:, 0] / sums[:, 1]),
+            "accuracy": bootstrap_of_sums(sums, self.headline),
             "macro_f1": bootstrap_of_sums(sums[:, 2:], _macro_f1),
         }
 
@@ -114,10 +135,15 @@ class NumberScores(LevelSums):
         columns = [torch.ones_like(true[:, :1]), true, true.square(), (given - true).square()]
         self.add(torch.cat(columns, 1), levels[known])
 
+    def headline(self, sums: Float[np.ndarray, "R M"]) -> Float[np.ndarray, " R"]:
+        """R2."""
+        total, squares, errors = np.split(sums[:, 1:], 3, axis=1)
+        return (1 - errors / (squares - total**2 / sums[:, :1])).mean(1)
+
     def compute(self) -> dict[str, Interval]:
         """The score with its interval; nothing where no number is known."""
         sums = self.by_level()
-        return {"r2": bootstrap_of_sums(sums, _r2)} if len(sums) else {}
+        return {"r2": bootstrap_of_sums(sums, self.headline)} if len(sums) else {}
 
 
 def _accuracy(sums: Float[np.ndarray, "R M"]) -> Float[np.ndarray, " R"]:
@@ -130,8 +156,3 @@ def _macro_f1(sums: Float[np.ndarray, "R M"]) -> Float[np.ndarray, " R"]:
     there = true + given > 0
     scores = np.divide(2 * hits, true + given, out=np.zeros_like(hits), where=there)
     return scores.sum(1) / there.sum(1)
-
-
-def _r2(sums: Float[np.ndarray, "R M"]) -> Float[np.ndarray, " R"]:
-    total, squares, errors = np.split(sums[:, 1:], 3, axis=1)
-    return (1 - errors / (squares - total**2 / sums[:, :1])).mean(1)

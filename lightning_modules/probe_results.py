@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from datamodules.probe_batch import PIXELS
+from datamodules.probe_batch import PIXELS, PIXELS_PCA, grid_name
 from interpretability import ProbeResult
 from lightning_modules.probe_metrics import ClassScores, NumberScores, PositionScores
 from networks.linear_readout import Form, LinearReadout
 
 SHUFFLED, MAJORITY = "shuffled", "majority"
-CONTROLS = (MAJORITY, SHUFFLED, "random_agent", PIXELS)
+CONTROLS = (MAJORITY, SHUFFLED, "random_agent", PIXELS_PCA, PIXELS)
 
 
 class ScoreBook:
@@ -21,6 +21,7 @@ class ScoreBook:
     def __init__(self) -> None:
         self._scores: dict[tuple[str, Form, str, str], ClassScores | NumberScores | PositionScores] = {}
         self._classes: dict[tuple[Form, str], tuple[str, ...]] = {}
+        self._grids: dict[str, str] = {}  # of each tap, the pixels on its grid
 
     def add(
         self,
@@ -44,9 +45,11 @@ class ScoreBook:
                 columns = readout.columns(target)
                 self._add(network, readout, target, outputs[:, columns], truth[target], levels)
                 if network == "agent":
+                    if readout.form == "position":
+                        self._grids[readout.tap] = grid_name(*readout.reduced[1:])
                     same = readout.constant[columns].cpu().expand(len(outputs), -1)
                     if readout.form == "position":
-                        same = _most_frequent_position(outputs[:, columns], truth[target])
+                        same = _always_at(int(readout.usual_position[index]), outputs[:, columns], len(levels))
                     self._add(MAJORITY, readout, target, same, truth[target], levels)
 
     def results(self, loss: Callable[[Form, str, str], float]) -> Iterator[ProbeResult]:
@@ -62,11 +65,14 @@ class ScoreBook:
             scores, kept = computed["agent", form, target, tap], self._scores["agent", form, target, tap]
             headline = "accuracy" if "accuracy" in scores else "r2"
             controls = {}
+            pixels = self._grids[tap] if form == "position" else PIXELS
+            places = {PIXELS: pixels, PIXELS_PCA: PIXELS_PCA}
             for control in CONTROLS:
-                found = computed.get((control, form, target, PIXELS if control == PIXELS else tap))
+                found = computed.get((control, form, target, places.get(control, tap)))
                 if found:
                     controls[control] = found[headline]
             lowest = min(value for key, value in losses.items() if key[:2] == (form, target))
+            best = losses[form, target, tap] == lowest
             yield ProbeResult(
                 form,
                 target,
@@ -75,7 +81,9 @@ class ScoreBook:
                 controls,
                 kept.confusion() if isinstance(kept, ClassScores) else None,
                 self._classes[form, target],
-                losses[form, target, tap] == lowest,
+                losses[form, target, tap],
+                best,
+                kept.above(self._scores[PIXELS, form, target, pixels]) if best and PIXELS in controls else None,
             )
 
     def _add(
@@ -95,12 +103,9 @@ class ScoreBook:
         self._classes[readout.form, target] = readout.outputs[target]
 
 
-def _most_frequent_position(like: Float[Tensor, "R 2"], where: Int[Tensor, " N"]) -> Float[Tensor, "R 2"]:
-    """Outputs that name the position which is most often right, in every frame."""
-    count = len(like) // len(where)
-    outputs = torch.zeros(len(where), count, 2)
+def _always_at(position: int, like: Float[Tensor, "R 2"], frames: int) -> Float[Tensor, "R 2"]:
+    """Outputs that name one position in every frame."""
+    outputs = torch.zeros(frames, len(like) // frames, 2)
     outputs[..., 0] = 0.5
-    known = where[where >= 0]
-    if len(known):
-        outputs[:, int(torch.bincount(known, minlength=count).argmax()), 1] = 1.0
+    outputs[:, position, 1] = 1.0
     return outputs.flatten(0, 1)

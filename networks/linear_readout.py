@@ -68,10 +68,12 @@ class LinearReadout(nn.Module):
             both for features (and numbers) of variance 1.
         validation_loss: with it, on validation levels.
         constant: the best answer that needs no activation: for each output its share, or the mean.
+        usual_position: of each target in the position form the position where it is most often.
         component_mean, component_std: of the activation along each output's direction (before it has length 1).
     """
 
     constant: Tensor
+    usual_position: Tensor
     fitted: Tensor
     strength: Tensor
     validation_loss: Tensor
@@ -100,6 +102,8 @@ class LinearReadout(nn.Module):
         for name in ("constant", "component_mean", "component_std"):
             self.register_buffer(name, torch.zeros(count))
         self.register_buffer("fitted", torch.zeros(len(self.outputs), dtype=torch.bool))
+        if form == "position":
+            self.register_buffer("usual_position", torch.zeros(len(self.outputs), dtype=torch.int64))
         for name in ("strength", "validation_loss"):
             self.register_buffer(name, torch.zeros(len(self.outputs)))
 

@@ -3,46 +3,40 @@
 import tempfile
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 from datamodules import ProbeDataModule
-from datamodules.probes import PROBED_PLAY
+from datamodules.probes import CONTROLS, PROBED_PLAY
 from datamodules.recorder import PlaySettings
 from environments import EnvironmentSettings
 from environments.heist import ClassTarget, choose_targets, deconfound
-from interpretability.probe_figures import ProbeResult, draw_confusion, draw_heat_map
-from interpretability.report_page import Section, report_page
+from interpretability.probe_figures import ProbeResult
 from interpretability.statistics import join_metrics
 from lightning_modules import LinearProbe
 from lightning_modules.sparse_probe import sparse_scores
 from networks import Precision, SAEBase, load_sae
 from networks.linear_readout import Form
+from studies.probe_page import TRANSFER, atlas_page, headline_table, heat_maps, scores_table, targets_table
 from studies.report import Cell, Report, Study, Table
+from studies.subject import choose_device
 
 _SIZES = (1, 4, 16)
-_TRANSFER = "natural to deconfounded"
-_EXPLANATIONS = {
-    "natural": "Fitted and tested on the agent's own play. Colour, order and what is left to see are one and the same "
-    "there, so that a probe may read one by another.",
-    "deconfounded": "Fitted and tested on edited states in which colour, order, place and presence are independent.",
-    _TRANSFER: "Fitted on natural play, tested on deconfounded states: what remains of a probe where its short cuts "
-    "are gone.",
-}
 
 
 class ProbeAtlas(Study):
     """Fits linear probes of every target at every tap, on natural play and on deconfounded states, and carries those of
     natural play over to deconfounded states.
 
-    Writes the page `pages/probes.html`, heat maps `figures/DATA_FORM.png` and the tables `probes` (every score with its
-    controls) and `sparse`. Summary: `probe/DATA/FORM/TARGET/TAP/...` as the training of probes has it, `best` in the
-    place of the tap chosen on validation levels, DATA also `transfer`; with an autoencoder
+    Writes the page `pages/probes.html`, heat maps `figures/DATA_FORM.png` and the tables `headline` (of each target the
+    tap chosen on validation levels, and how far it lies above the pixels), `targets` (their oracles and what is right
+    by chance), `probes` (every score with its controls) and `sparse`. Summary: `probe/DATA/FORM/TARGET/TAP/...` as the
+    training of probes has it, `best` in the place of the tap chosen on validation levels, with
+    `probe/DATA/FORM/TARGET/best/above_pixels`; DATA also `transfer`; with an autoencoder
     `probe/DATA/sparse/TARGET/UNITS_K/accuracy`: what k latents, or k raw channels of its tap, tell of a target of
     classes by their mean over the map.
 
@@ -57,11 +51,12 @@ class ProbeAtlas(Study):
         num_frames, validation_frames, test_frames: frames of each split, all of different levels.
         max_features: of a flattened map.
         random_agent: an agent with random weights as a control; takes as long as the agent itself.
-        shuffled: shuffled labels as a control.
+        shuffled: shuffled labels as a control; another fit of the agent's taps.
         play: how natural frames are played.
         seed: of training frames and controls.
         precision: in which the agent runs.
         cache_dir: folder of recorded frames.
+        device: where; `auto` takes a GPU if there is one.
 
     Raises:
         ValueError: a file that is missing or does not fit, an unknown tap or target, a number below 1.
@@ -81,12 +76,14 @@ class ProbeAtlas(Study):
         test_frames: int = 12_288,
         max_features: int = 2_048,
         random_agent: bool = True,
-        shuffled: bool = False,
+        shuffled: bool = True,
         play: PlaySettings = PROBED_PLAY,
         seed: int = 0,
         precision: Precision = "bf16",
         cache_dir: str = ".cache/activations",
+        device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> None:
+        self.device = choose_device(device)
         data = partial(
             ProbeDataModule,
             agent,
@@ -96,7 +93,7 @@ class ProbeAtlas(Study):
             validation_frames=validation_frames,
             test_frames=test_frames,
             max_features=max_features,
-            controls=("pixels", "random_agent") if random_agent else ("pixels",),
+            controls=CONTROLS if random_agent else ("pixels", "pixels_pca"),
             play=play,
             precision=precision,
             seed=seed,
@@ -108,11 +105,11 @@ class ProbeAtlas(Study):
         self.name = agent
         self._module = partial(LinearProbe, targets, forms, shuffled, seed=seed)
         self._module()  # refuses unknown targets and forms
-        agent_itself = self.data["natural"].agent
+        agent_itself = self.data["natural"].agent.to(self.device)
         subjects = self.data["natural"].subjects
         self.sae: SAEBase | None = None
         if sae is not None:
-            self.sae = load_sae(sae, agent_itself).requires_grad_(False)
+            self.sae = load_sae(sae, agent_itself).to(self.device).requires_grad_(False)
             if self.sae.tap not in {subject.tap for subject in subjects}:
                 raise ValueError(f"the autoencoder {sae} is of {self.sae.tap}, which taps leave out: add it there")
         self.targets = choose_targets(targets)
@@ -126,7 +123,7 @@ class ProbeAtlas(Study):
         with tempfile.TemporaryDirectory() as folder:
             for name, data in self.data.items():
                 module = modules[name] = self._module()
-                trainer = _trainer(folder)
+                trainer = self._trainer(folder)
                 trainer.fit(module, datamodule=data)
                 trainer.test(module, datamodule=data, verbose=False)
                 results[name] = module.results
@@ -136,18 +133,22 @@ class ProbeAtlas(Study):
                     sparse += rows
                     summary |= numbers
             if "deconfounded" in self.data:
-                _trainer(folder).test(modules["natural"], datamodule=self.data["deconfounded"], verbose=False)
-                results[_TRANSFER] = modules["natural"].results
-                summary |= _summary(results[_TRANSFER], "transfer")
-        figures = _heat_maps(results)
-        tables = {"probes": _table(results)}
+                self._trainer(folder).test(modules["natural"], datamodule=self.data["deconfounded"], verbose=False)
+                results[TRANSFER] = modules["natural"].results
+                summary |= _summary(results[TRANSFER], "transfer")
+        figures = heat_maps(results)
+        tables = {
+            "headline": headline_table(results),
+            "targets": targets_table(self.targets, results),
+            "probes": scores_table(results),
+        }
         if sparse:
             tables["sparse"] = Table(["data", "target", "units", "k", "accuracy", "low", "high"], sparse, printed=False)
         return Report(
             summary,
             tables,
             {f"{data} {form}".replace(" ", "_"): each for data in figures for form, each in figures[data].items()},
-            pages={"probes": self._page(results, figures, tables)},
+            pages={"probes": atlas_page(self.name, results, figures, tables)},
         )
 
     def _sparse(self, name: str, data: ProbeDataModule, sae: SAEBase) -> tuple[list[list[Cell]], dict[str, float]]:
@@ -181,39 +182,17 @@ class ProbeAtlas(Study):
                     summary |= join_metrics({f"probe/{name}/sparse/{target.name}/{kind}_{k}/accuracy": accuracy})
         return rows, summary
 
-    def _page(
-        self, results: dict[str, list[ProbeResult]], figures: dict[str, dict[str, Figure]], tables: dict[str, Table]
-    ) -> str:
-        sections = []
-        for data, found in results.items():
-            shown = [(f"{data} {form}: scores by target and tap", each) for form, each in figures[data].items()]
-            shown += [
-                (f"confusion of {each.target}", draw_confusion(each, f"{each.target} at {each.tap}, {each.form}"))
-                for each in found
-                if each.best and each.form == "flat" and each.confusion is not None
-            ]
-            sections.append(Section(data, [_EXPLANATIONS[data]], shown))
-        for name, table in tables.items():
-            sections.append(Section(f"table: {name}", (), (), table.columns, table.rows))
-        text = [
-            f"Agent {self.name}. A linear probe is fitted to the activations of a tap; what it reads on held-out test "
-            "levels is shown with 95 % intervals over levels. A score means little by itself: it counts by how far it "
-            "lies above what the controls read (the majority class, raw pixels, an agent with random weights, shuffled "
-            "labels). The best tap is chosen on validation levels."
-        ]
-        return report_page("What the agent knows, and where", text, sections)
-
-
-def _trainer(folder: str) -> Trainer:
-    return Trainer(
-        default_root_dir=folder,
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    def _trainer(self, folder: str) -> Trainer:
+        return Trainer(
+            default_root_dir=folder,
+            max_epochs=1,
+            accelerator=self.device.type,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
 
 
 def _summary(results: Sequence[ProbeResult], data: str) -> dict[str, float]:
@@ -221,26 +200,3 @@ def _summary(results: Sequence[ProbeResult], data: str) -> dict[str, float]:
     for result in results:
         found |= result.metrics(data)
     return join_metrics(found)
-
-
-def _heat_maps(results: dict[str, list[ProbeResult]]) -> dict[str, dict[str, Figure]]:
-    """By data and form."""
-    figures: dict[str, dict[str, Figure]] = {}
-    for data, found in results.items():
-        for form in dict.fromkeys(result.form for result in found):
-            chosen = [result for result in found if result.form == form]
-            figures.setdefault(data, {})[form] = draw_heat_map(chosen, f"{data}, form: {form}")
-    return figures
-
-
-def _table(results: dict[str, list[ProbeResult]]) -> Table:
-    controls = list(dict.fromkeys(name for found in results.values() for each in found for name in each.controls))
-    rows: list[list[Cell]] = []
-    for data, found in results.items():
-        for each in found:
-            score = each.scores[each.headline]
-            row: list[Cell] = [data, each.form, each.target, each.tap, each.headline, *score]
-            row.append("yes" if each.best else "")
-            rows.append([*row, *(each.controls[name].value if name in each.controls else "" for name in controls)])
-    columns = ["data", "form", "target", "tap", "score", "value", "low", "high", "best tap"]
-    return Table([*columns, *(f"control {name}" for name in controls)], rows, printed=False)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -39,6 +40,20 @@ class Table:
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), "a cell a column"
 
+    def records(self) -> list[dict[str, Cell | None]]:
+        """A record for each row, by column; None for a number that is not finite.
+
+        Headings that recur (`low`, `high`) are told apart by the last one before them that does not: `return low`.
+        """
+        names: list[str] = []
+        owner = ""
+        for heading in self.columns:
+            recurs = self.columns.count(heading) > 1
+            owner = owner if recurs else heading
+            name = f"{owner} {heading}".strip() if recurs else heading
+            names.append(name if name not in names else f"{name} {len(names) + 1}")
+        return [dict(zip(names, map(_json_cell, row), strict=True)) for row in self.rows]
+
 
 @dataclass(frozen=True)
 class Report:
@@ -66,9 +81,9 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """Write figures, films, pages, weights and tables into folders of these names, each site and part into one of
-        its own, and at last `summary.json`.
+        its own, and at last `summary.json`. A table is written as CSV and, by records, as JSON.
 
-        A number that is not finite becomes null there.
+        A number that is not finite becomes null in JSON.
         """
         for name, part in self.parts.items():
             part.write(folder / name)
@@ -98,6 +113,7 @@ class Report:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("w", newline="") as file:
                 csv.writer(file).writerows([table.columns, *table.rows])
+            path.with_suffix(".json").write_text(json.dumps(table.records(), indent=1) + "\n")
         finite = {name: value if math.isfinite(value) else None for name, value in sorted(self.summary.items())}
         temporary = folder / f".summary.json.{os.getpid()}.tmp"
         temporary.write_text(json.dumps(finite, indent=2) + "\n")
@@ -119,6 +135,11 @@ class Report:
         lines += [f"picture  {folder / 'figures' / name}.png" for name in self.figures]
         for line in (*lines, f"numbers  {folder / 'summary.json'}"):
             console.print(line, soft_wrap=True, highlight=False)
+
+
+def _json_cell(cell: Cell) -> Cell | None:
+    plain: Cell = cell.item() if isinstance(cell, np.generic) else cell
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
 
 
 class Study(ABC):

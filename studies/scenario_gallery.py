@@ -9,10 +9,12 @@ from environments import State
 from environments.heist import (
     COLOURS,
     DIRECTION_STEPS,
+    ENTITIES,
     add_entity,
     choice_maze,
     close_walls,
     corner_maze,
+    corner_scenes,
     cross_maze,
     deconfound,
     draw_maze,
@@ -30,8 +32,10 @@ from environments.heist import (
     recolour_entity,
     remove_entity,
     reorder,
+    replaced_entities,
     rotate,
     scatter_player,
+    shift_lock,
     swap_entities,
     swap_target,
     t_maze,
@@ -80,10 +84,13 @@ def gallery(state: State, seed: int = 0) -> list[Exhibit]:
             ("walls", _walls(state)),
             ("drawn mazes", _drawn(state)),
             ("round a corner", _corners(state)),
+            ("detours", _detours(state)),
             ("a walk", _walk(state)),
             ("another target", _targets(state)),
             ("choices", _choices(state, seed)),
             ("keys and locks", _keys_and_locks(state, seed)),
+            ("a lock elsewhere", _shifted(state, seed)),
+            ("one place", _replaced(state, seed)),
             ("deconfounded", _deconfounded(state, seed)),
         )
         for title, made in row
@@ -151,6 +158,14 @@ def _corners(state: State) -> Row:
             yield title or "right, then up", corner_maze(state, "blue_key", quarter_turns=turns, mirrored=mirrored)
 
 
+def _detours(state: State) -> Row:
+    side = state.grid.shape[0]
+    scenes = corner_scenes(state, "blue_key", (side // 2, side // 2), blocked=3)
+    for number, scene in enumerate(scenes[::2]):
+        across, up = ("right", "left", "left", "right")[number // 2], ("up", "down")[number // 4]
+        yield f"{across}, {up}" if number % 2 == 0 else f"{up}, {across}", scene
+
+
 def _walk(state: State) -> Row:
     side = state.grid.shape[0]
     start = (side // 2 - 3, side // 2 - 3)
@@ -196,6 +211,19 @@ def _keys_and_locks(state: State, seed: int) -> Row:
         )
         title = f"{keys} key{'s' * (keys != 1)}, {locks} lock{'s' * (locks != 1)}"
         yield title + ", 1 held" * len(held), made
+
+
+def _shifted(state: State, seed: int) -> Row:
+    for number, name in enumerate(COLOURS):
+        made = shift_lock(state, np.random.default_rng([seed, number]), [f"{name}_key"])
+        yield f"off the way to {name}", made
+
+
+def _replaced(state: State, seed: int) -> Row:
+    names = [name for name in ENTITIES if name != "player"]
+    scenes, _ = replaced_entities(state, np.random.default_rng(seed), names, others=2)
+    for name, scene in zip([*names, "nothing"], scenes, strict=True):
+        yield name.replace("_", " "), scene
 
 
 def _deconfounded(state: State, seed: int) -> Row:

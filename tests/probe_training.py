@@ -31,6 +31,7 @@ class PlantedProbes(LightningDataModule):
             ("agent", "map", (6, SIZE, SIZE)),
             ("agent", "noise", (8,)),
             ("pixels", "pixels", (3, SIZE, SIZE)),
+            ("pixels_pca", "pixels_pca", (3, SIZE, SIZE)),
             ("random_agent", "map", (6, SIZE, SIZE)),
             ("random_agent", "noise", (8,)),
         ]
@@ -41,6 +42,9 @@ class PlantedProbes(LightningDataModule):
         rng = np.random.default_rng(sorted(ROWS).index(split))
         count = ROWS[split]
         direction = rng.integers(4, size=count)
+        position = rng.uniform(0, SIZE, (count, 2))
+        if split == "training":
+            position[:90] = SIZE / 2  # the middle is usual there, and not in the other splits
         return {
             "level": rng.integers(100, size=count),
             "direction": direction,
@@ -48,7 +52,7 @@ class PlantedProbes(LightningDataModule):
             "path_length": rng.integers(1, 20, count),
             "cells": np.full((count, 8, 2), -1),
             "target_cell": np.full((count, 2), -1),
-            "position": rng.uniform(0, SIZE, (count, 2)),
+            "position": position,
             "target": np.full(count, -1),
             "world_dim": np.full(count, SIZE),
             "held": np.zeros((count, 3), dtype=bool),

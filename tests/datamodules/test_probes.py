@@ -10,6 +10,8 @@ from environments import TEST_LEVELS, TRAINING_START, VALIDATION_LEVELS, Environ
 from environments.heist import deconfound
 from networks import CustomCNN, DecisionTransformer, TrajectoryWindow, autocast, save_weights
 
+CONTROLS = (("pixels", "pixels"), ("pixels_pca", "pixels_pca"))
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -37,12 +39,13 @@ def test_every_subject_once_with_the_pooled_activations_of_the_same_frames(folde
     data = make(folder)
     data.prepare_data()
     batches = list(data.train_dataloader())
-    assert len(batches) == len(data.train_dataloader()) == 7
+    assert len(batches) == len(data.train_dataloader()) == 8
     named = [(batch.subject.network, batch.subject.tap) for batch in batches]
     taps = ["conv1a", "conv4a", "fc1"]
     assert named == [
         *(("agent", tap) for tap in taps),
         ("pixels", "pixels"),
+        ("pixels_pca", "pixels_pca"),
         *(("random_agent", tap) for tap in taps),
     ]
     frames = torch.cat([shard["frames"] for shard in data._shards["training"]])
@@ -54,6 +57,8 @@ def test_every_subject_once_with_the_pooled_activations_of_the_same_frames(folde
     assert shown["agent", "fc1"].activations.shape == (40, 256)
     pixels = functional.adaptive_avg_pool2d(frames.permute(0, 3, 1, 2).float(), 13)
     torch.testing.assert_close(shown["pixels", "pixels"].activations.float(), pixels, atol=1.0, rtol=0.01)
+    again = shown["pixels_pca", "pixels_pca"].activations
+    assert torch.equal(again, shown["pixels", "pixels"].activations)
     assert not torch.equal(shown["random_agent", "fc1"].activations, shown["agent", "fc1"].activations)
     assert output.logits is not None
     agreed = shown["pixels", "pixels"].labels["action"] == output.logits.argmax(1).numpy()
@@ -102,7 +107,7 @@ def test_a_decision_transformer_is_recorded_while_it_plays(tmp_path: Path, state
     data = make(tmp_path, taps=taps, states=states, precision="fp32")
     data.prepare_data()
     shown = {(b.subject.network, b.subject.tap): b.examples["training"] for b in data.train_dataloader()}
-    assert set(shown) == {*(("agent", t) for t in taps), ("pixels", "pixels"), *(("random_agent", t) for t in taps)}
+    assert set(shown) == {*(("agent", t) for t in taps), *CONTROLS, *(("random_agent", t) for t in taps)}
     frames = torch.cat([shard["frames"] for shard in data._shards["training"]])
     window = TrajectoryWindow(
         frames[:, None], torch.zeros(40, 1, dtype=torch.int64), torch.full((40, 1), 10.0),

@@ -13,17 +13,22 @@ def result(target: str, tap: str, value: float, best: bool = False, number: bool
         scores["macro_f1"] = scores[name]
     control = {"majority": Interval(0.25, 0.2, 0.3)}
     confusion = None if number else np.array([[3.0, 1.0], [0.0, 4.0]])
-    return ProbeResult("flat", target, tap, scores, control, confusion, ("a", "b"), best)
+    return ProbeResult("flat", target, tap, scores, control, confusion, ("a", "b"), 1 - value, best)
 
 
 def test_metric_names_with_controls_and_the_best_tap() -> None:
     assert set(result("target", "fc1", 0.5).metrics("natural")) == {
         f"probe/natural/flat/target/fc1/{name}" for name in ("accuracy", "macro_f1", "control_majority")
     }
-    metrics = result("path_length", "fc1", 0.5, best=True, number=True).metrics("deconfounded")
+    best = result("path_length", "fc1", 0.5, best=True, number=True)
+    metrics = best.metrics("deconfounded")
     assert (
         metrics["probe/deconfounded/flat/path_length/best/r2"] == metrics["probe/deconfounded/flat/path_length/fc1/r2"]
     )
+    assert not any(name.endswith("above_pixels") for name in metrics)
+    above = Interval(0.1, 0.0, 0.2)
+    metrics = best._replace(above_pixels=above).metrics("deconfounded")
+    assert metrics["probe/deconfounded/flat/path_length/best/above_pixels"] == above
 
 
 def test_the_heat_map_shows_scores_and_the_margin_over_the_best_control() -> None:

@@ -1,14 +1,19 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
 
 from interpretability import ProbeResult
 from lightning_modules import LinearProbe
-from tests.probe_training import PlantedProbes
+from lightning_modules.principal_components import principal_components
+from tests.probe_training import SIZE, PlantedProbes
 
 TARGETS = ["next_direction", "held_red_key", "path_length"]
 
@@ -28,7 +33,7 @@ def tested(tmp_path_factory: pytest.TempPathFactory) -> tuple[LinearProbe, dict[
     module, data = make(), PlantedProbes()
     runner = trainer(tmp_path_factory.mktemp("run"))
     runner.fit(module, datamodule=data)
-    assert runner.global_step == 5, "a step a subject"
+    assert runner.global_step == 6, "a step a subject"
     runner.test(module, datamodule=data, verbose=False)
     return module, {name: float(value) for name, value in runner.callback_metrics.items()}
 
@@ -51,7 +56,7 @@ def test_what_is_planted_is_read_where_it_is_and_nowhere_else(tested: tuple[Line
     noise = result(module, "flat", "next_direction", "noise")
     assert not noise.best
     assert noise.scores["accuracy"].low < 0.27
-    assert set(noise.controls) == {"majority", "shuffled", "random_agent", "pixels"}
+    assert set(noise.controls) == {"majority", "shuffled", "random_agent", "pixels_pca", "pixels"}
     assert result(module, "flat", "path_length", "noise").scores["r2"].value < 0.02
 
 
@@ -79,11 +84,52 @@ def test_ties_are_left_out_and_a_constant_target_is_right_by_itself(tested: tupl
     assert result(module, "flat", "held_red_key", "noise").scores["accuracy"].value == 1
 
 
+def test_the_best_tap_is_compared_with_the_pixels(tested: tuple[LinearProbe, Any]) -> None:
+    module, _ = tested
+    for form, target in (("flat", "next_direction"), ("position", "player"), ("flat", "path_length")):
+        found = result(module, form, target, "map")
+        assert found.above_pixels is not None
+        difference = found.scores[found.headline].value - found.controls["pixels"].value
+        assert found.above_pixels.value == pytest.approx(difference)
+        assert found.above_pixels.low < difference < found.above_pixels.high
+    assert result(module, "flat", "next_direction", "noise").above_pixels is None
+
+
+def test_the_usual_position_is_that_of_training(tested: tuple[LinearProbe, Any]) -> None:
+    module, data = tested[0], PlantedProbes()
+    where = {}
+    for split in ("training", "test"):
+        column, row = np.floor(data.labels(split)["position"]).astype(int).T
+        where[split] = (SIZE - 1 - row) * SIZE + column
+    usual = np.bincount(where["training"]).argmax()
+    assert usual != np.bincount(where["test"]).argmax(), "or the test could not fail"
+    expected = float((where["test"] == usual).mean())
+    assert result(module, "position", "player", "map").controls["majority"].value == pytest.approx(expected)
+
+
+def test_components_are_read_as_scikit_learn_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ridge on a few whitened components, though the readout is one of pixels."""
+    monkeypatch.setattr(principal_components, "__defaults__", (5,))
+    data = PlantedProbes()
+    module = make(targets=["path_length"], forms=("flat", "position"), shuffled=False)
+    trainer(tmp_path).fit(module, datamodule=data)
+    examples = data.examples("pixels_pca", ("training", "test"))["pixels_pca"]
+    x = {split: each.activations.flatten(1).float().numpy() for split, each in examples.items()}
+    readout = module.readout("pixels_pca", "flat", "pixels_pca")
+    ridge = make_pipeline(PCA(5, whiten=True), Ridge(float(readout.strength[0]) * len(x["training"])))
+    ridge.fit(x["training"], examples["training"].labels["path_length"])
+    given = readout(examples["test"].activations).detach().numpy()[:, 0]
+    np.testing.assert_allclose(given, ridge.predict(x["test"]), atol=2e-3)
+    with pytest.raises(ValueError, match="nothing was fitted"):
+        module.readout("pixels_pca", "position", "pixels_pca")
+
+
 def test_metrics_have_the_documented_names(tested: tuple[LinearProbe, dict[str, float]]) -> None:
     module, metrics = tested
     for ending in ("", "_low", "_high"):
         assert f"probe/natural/flat/next_direction/map/accuracy{ending}" in metrics
         assert f"probe/natural/flat/path_length/noise/control_pixels{ending}" in metrics
+        assert f"probe/natural/flat/path_length/best/above_pixels{ending}" in metrics
     best = metrics["probe/natural/flat/next_direction/best/accuracy"]
     assert best == metrics["probe/natural/flat/next_direction/map/accuracy"]
     assert "probe/natural/pooled/next_direction/noise/accuracy" not in metrics, "a flat tap has no other form"
@@ -109,7 +155,7 @@ def test_a_run_that_stops_between_two_taps_goes_on_there(tested: tuple[LinearPro
     second, data = make(), PlantedProbes()
     runner = trainer(tmp_path)
     runner.fit(second, datamodule=data, ckpt_path=tmp_path / "step=2.ckpt", weights_only=True)
-    assert runner.global_step == 5
+    assert runner.global_step == 6
     for name, tensor in whole.state_dict().items():
         assert torch.equal(second.state_dict()[name], tensor), name
 

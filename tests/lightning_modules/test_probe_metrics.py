@@ -71,6 +71,28 @@ def test_the_level_is_the_unit() -> None:
     assert once.compute() == often.compute()
 
 
+def test_what_two_scores_share_cancels_in_their_difference(levels: torch.Tensor) -> None:
+    """Levels are drawn for both at once: the interval of the difference is that of the frames where they differ."""
+    true = torch.randint(3, (FRAMES,), generator=torch.Generator().manual_seed(5))
+    good, bad = true.clone(), true.clone()
+    hard = levels % 2 == 0  # levels in which both fail
+    good[hard], bad[hard] = (true[hard] + 1) % 3, (true[hard] + 1) % 3
+    bad[::10] = (true[::10] + 1) % 3
+    scores = []
+    for given in (good, bad):
+        scores.append(ClassScores(3))
+        scores[-1].update(given, true, levels)
+    found, alone = scores[0].above(scores[1]), scores[0].compute()["accuracy"]
+    assert found.value == pytest.approx(float((good != bad).float().mean()))
+    each = torch.stack([(good != bad).float(), torch.ones(FRAMES)], 1)
+    sums = torch.zeros(50, 2).index_add_(0, levels - 50_000, each).numpy()
+    drawn = sums[np.random.default_rng(0).integers(len(sums), size=(4_000, len(sums)))].sum(1)
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.005), pytest.approx(high, abs=0.005))
+    assert found.high - found.low < (alone.high - alone.low) / 3
+    assert scores[0].above(scores[0]) == (0, 0, 0)
+
+
 def test_without_answers_there_are_no_scores(levels: torch.Tensor) -> None:
     unknown = torch.full((FRAMES,), -1)
     for scores, given, true in (

@@ -21,6 +21,10 @@ def test_writes_and_shows(tmp_path):
     with (tmp_path / "tables/keys.csv").open() as file:
         assert list(csv.reader(file)) == [["keys", "return"], ["0", "10.0"], ["1", "9.12345"]]
     assert (tmp_path / "tables/all.csv").exists()
+    assert json.loads((tmp_path / "tables/keys.json").read_text()) == [
+        {"keys": 0, "return": 10.0},
+        {"keys": 1, "return": 9.12345},
+    ]
     assert (tmp_path / "figures/curve.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "summary.json", "tables"]
     screen = io.StringIO()
@@ -28,6 +32,17 @@ def test_writes_and_shows(tmp_path):
     assert "9.123" in screen.getvalue()
     assert "level" not in screen.getvalue()
     assert str(tmp_path / "figures" / "curve.png") in screen.getvalue()
+
+
+def test_records_tell_bounds_apart_and_hold_what_json_can():
+    columns = ["arm", "low", "high", "return", "low", "high"]
+    rows = [["none", 0.5, np.float32(1), np.int64(3), float("nan"), float("inf")], ["edit", "", 1, 2, 3, 4]]
+    expected = {"arm": "none", "arm low": 0.5, "arm high": 1.0, "return": 3, "return low": None, "return high": None}
+    first, second = json.loads(json.dumps(Table(columns, rows).records(), allow_nan=False))
+    assert first == expected
+    assert list(second.values()) == rows[1]
+    (twice,) = Table(["a", "a"], [[1, 2]]).records()
+    assert list(twice.values()) == [1, 2]
 
 
 def test_films_and_pages_lie_in_folders_of_their_own(tmp_path):

@@ -13,11 +13,17 @@ LEVEL = 31
 def test_every_builder_is_shown_and_the_oracle_solves_what_is_playable(mode, level):
     report = Scenarios(level, mode).run()
     table = report.tables["scenarios"]
-    assert report.summary["scenarios/count"] == len(table.rows) == 80
-    assert report.summary["scenarios/playable"] == report.summary["scenarios/solved"] >= 76
-    for row in table.rows:
-        cells = dict(zip(table.columns, row, strict=True))
-        assert (cells["solved"] == "yes") == (cells["why not"] == "") == (cells["target"] != "none")
+    assert report.summary["scenarios/count"] == len(table.rows) == 99
+    assert report.summary["scenarios/playable"] == report.summary["scenarios/solved"]
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    for cells in rows:
+        assert (cells["solved"] == "yes") == (cells["why not"] == "")
+    unchecked = {"one place", "a lock elsewhere"}  # their builders promise no solution
+    promised = [cells for cells in rows if cells["group"] not in unchecked]
+    assert len(promised) == 88
+    assert sum(cells["solved"] == "yes" for cells in promised) >= 84
+    for cells in promised:
+        assert (cells["solved"] == "yes") == (cells["target"] != "none")
     width, height = report.figures["contact_sheet"].get_size_inches() * 120
     assert min(width, height) > 1000
 
@@ -33,7 +39,7 @@ def test_every_state_of_the_gallery_comes_back_from_the_game_as_it_was():
     frames = environment.observe()[1].copy()
     assert environment.get_states() == states
     environment.close()
-    assert len(np.unique(frames.reshape(len(frames), -1), axis=0)) >= 75, "a picture of its own for nearly each"
+    assert len(np.unique(frames.reshape(len(frames), -1), axis=0)) >= 94, "a picture of its own for nearly each"
 
 
 def test_mistakes_stop_before_any_work():

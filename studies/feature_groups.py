@@ -13,11 +13,11 @@ from tqdm import tqdm
 from datamodules import ActivationBatch, ActivationDataModule
 from environments import EnvironmentSettings
 from environments.procgen import DistributionMode
-from interpretability.colour import ColourMoments
 from interpretability.dataset_examples import DatasetExamples
 from interpretability.feature_groups import Group, co_active_groups, draw_co_activity, factor_groups
 from interpretability.feature_sheet import draw_feature_sheet
 from interpretability.optimised_images import OptimisationSettings
+from interpretability.stored_colours import game_colours
 from interpretability.unit_numbers import UnitNumbers
 from networks import Precision
 from studies.arguments import check_at_least_one
@@ -25,7 +25,6 @@ from studies.report import Report, Study, Table
 from studies.subject import choose_device, load_subject
 
 _SETTINGS = OptimisationSettings()
-_COLOUR_STRIDE = 16
 _FACTOR_ROWS = 50_000
 
 
@@ -85,10 +84,11 @@ class FeatureGroups(Study):
         self.method, self.groups, self.examples = method, groups, examples
         self.num_frames, self.optimisation, self.seed = num_frames, optimisation, seed
         self.precision: Precision = precision
+        self.environment = EnvironmentSettings(game, distribution_mode)
         self.data = ActivationDataModule(
             agent,
             [self.tap],
-            environment=EnvironmentSettings(game, distribution_mode),
+            environment=self.environment,
             validation_frames=num_frames,
             precision=precision,
             cache_dir=cache_dir,
@@ -99,14 +99,11 @@ class FeatureGroups(Study):
         """Count, group, look again, draw."""
         units = self.agent.taps[self.tap][0] if self.sae is None else self.sae.num_latents
         numbers = UnitNumbers(units)
-        colours = ColourMoments(self.optimisation.parametrisation == "phase")
         rows: list[Tensor] = []
         share = _FACTOR_ROWS / self.num_frames
         generator = torch.Generator().manual_seed(self.seed)
-        for batch, maps in self._batches("count what is active together"):
-            assert batch.frames is not None
+        for _, maps in self._batches("count what is active together"):
             numbers.update(maps)
-            colours.update(batch.frames[::_COLOUR_STRIDE])
             flat = maps.movedim(1, -1).flatten(0, -2).cpu()
             kept = torch.randperm(len(flat), generator=generator)[: max(int(share * len(maps)), 1)]
             rows.append(flat[kept])
@@ -130,7 +127,7 @@ class FeatureGroups(Study):
             self.tap,
             list(range(len(found))),
             examples,
-            colours.statistics(),
+            game_colours(self.environment, self.data.cache_dir),
             sae=self.sae,
             settings=self.optimisation,
             precision=self.precision,

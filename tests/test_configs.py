@@ -87,7 +87,6 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "frame_levels": 2,
     },
     "studies.Atlas": {
-        "sae": "sae.safetensors",
         "num_frames": 64,
         "settings": {"best": 2, "per_band": 1, "effect_sample": 16, "optimisation": {"steps": 1, "starts": 2}},
         "cache_dir": "cache",
@@ -120,7 +119,9 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "cache_dir": "cache",
     },
     "studies.SAEBaselines": {
-        "sae": "sae.safetensors",
+        "shown": 2,
+        "examples": 1,
+        "optimisation": {"steps": 1, "starts": 2},
         "num_frames": 512,
         "batch_size": 256,
         "fit_rows": 2_000,

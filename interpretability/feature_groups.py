@@ -160,7 +160,14 @@ def draw_co_activity_graph(
     group_of = {unit: number for number, group in reversed(list(enumerate(groups))) for unit in group.members}
     for edge in edges:
         both = points[[place[edge.unit], place[edge.other]]]
-        axes.plot(both[:, 0], both[:, 1], color="0.5", alpha=0.15 + 0.75 * min(edge.phi, 1.0), linewidth=3 * edge.phi, zorder=1)
+        axes.plot(
+            both[:, 0],
+            both[:, 1],
+            color="0.5",
+            alpha=0.15 + 0.75 * min(edge.phi, 1.0),
+            linewidth=3 * edge.phi,
+            zorder=1,
+        )
     colours = [f"C{group_of[unit] % 10}" if unit in group_of else "0.8" for unit in nodes]
     axes.scatter(points[:, 0], points[:, 1], s=170, c=colours, edgecolors="white", zorder=2)
     for unit, (x, y) in zip(nodes, points, strict=True):

@@ -241,7 +241,11 @@ def _ascend(
 def _shaken(
     images: Float[Tensor, "U 64 64 3"], settings: OptimisationSettings, generator: torch.Generator
 ) -> Float[Tensor, "U 64 64 3"]:
-    """Each image shifted, turned and scaled a little, at random; its mirror image shows beyond the edge."""
+    """Each image shifted, turned and scaled a little, at random; its mirror image shows beyond the edge.
+
+    These are its crops too: a network that takes 64 pixels sees a smaller or larger part of an image at another place
+    as that image scaled and shifted, so that nothing else would come of cropping.
+    """
     shift, turn, scale = (torch.rand(len(images), n, generator=generator) * 2 - 1 for n in (2, 1, 1))
     angle = turn[:, 0] * math.radians(settings.turn)
     factor = 1 + scale[:, 0] * settings.scale

@@ -37,7 +37,7 @@ class FeatureVisualisation(Callback):
 
     Every so many steps a small grid of images of a few units is carried on by a few steps of ascent and shown as
     `features_evolving/TAP`: with TensorBoard's slider one sees them take shape. `features_evolving/time_share` is the
-    share of the time since training began that these grids took, about 2 % of the main job.
+    share of the time since training began that these grids took: on one core about .4 s each, the first one more.
 
     A module with an autoencoder (`sae` and `tap`; its agent is the data module's) shows latents, over validation
     frames; most active are those that contribute most to the reconstruction: mean activation x length of the latent's

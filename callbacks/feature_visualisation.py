@@ -1,6 +1,6 @@
 """Pictures of what the most active units of a network want to see, and of what drives them in the game."""
 
-import copy
+import dataclasses
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,53 +9,55 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from callbacks.trainer_access import trainer_precision
-from environments import VALIDATION_LEVELS, EnvironmentSettings
+from callbacks.evolving_images import EvolvingImages
+from callbacks.visualised import VisualisedSubject
 from interpretability import (
-    ColourMoments,
     DatasetExamples,
     FeatureSheet,
     OptimisationSettings,
-    PlayedStep,
     draw_feature_sheet,
-    play_episodes,
+    game_colours,
 )
 from interpretability.episodes import evaluating
 from interpretability.pictures import save_png
-from networks import Precision, SAEBase, TappedAgent, TappedNetwork, autocast
-
-Batch = tuple[UInt8[Tensor, "B 64 64 3"], Tensor, Int[Tensor, " B"]]  # frames, activations of the tap, levels
+from networks import TappedAgent
 
 _OPTIMISATION = OptimisationSettings()
-_COLOUR_STRIDE = 16  # of the frames that colours are fitted on: neighbours in a stream look alike
-_LEVELS_AT_ONCE = 64
-_FRAMES_AT_ONCE = 256
-_LONGEST_EPISODE = 200  # a stuck agent shows the same frame for ever
 
 
 class FeatureVisualisation(Callback):
     """Draws optimised images of the most active units beside the frames that drive them most: `features/TAP` in
     TensorBoard and `figures/features_TAP.png` in the run's folder, with the final weights, and while training if asked.
 
+    Every so many steps a small grid of images of a few units is carried on by a few steps of ascent and shown as
+    `features_evolving/TAP`: with TensorBoard's slider one sees them take shape. `features_evolving/time_share` is the
+    share of the time since training began that these grids took: on one core about .4 s each, the first one more.
+
     A module with an autoencoder (`sae` and `tap`; its agent is the data module's) shows latents, over validation
     frames; most active are those that contribute most to the reconstruction: mean activation x length of the latent's
     direction. What drives a network that sees more than one frame is no image: frames alone are shown then. A module
-    with an agent alone (`agent`) shows a tap's channels, by mean activation, over its own play of
-    validation levels. Random generators, gradients, counters and train or eval mode are left as they are. On several
-    processes rank 0 draws, from its own share of the frames.
+    with an agent alone (`agent`) shows a tap's channels, by mean activation, over its own play of validation levels;
+    while training they are chosen on a batch's `frames`. Random generators, gradients, counters and train or eval mode
+    are left as they are. On several processes rank 0 draws, from its own share of the frames.
 
     Args:
         num_units: units shown.
-        num_examples: frames shown for each, at most one a level.
+        num_examples: frames shown for each.
         num_frames: frames looked through.
-        every_n_validations: also after every so many validations in `fit`; null for the end only.
+        every_n_steps: steps between two evolving grids; null for none. A network that sees more than one frame has
+            none either.
+        evolving_units: units in them.
+        evolving_steps: steps of ascent that each adds.
+        every_n_validations: the whole sheet also after every so many validations in `fit`; null for the end only.
         tap: the tap to show; null for the autoencoder's own, or for the agent's last convolution.
+        one_per_level: examples are of different levels.
+        diversity: weight of an example's likeness to those before it, see `DatasetExamples`.
         optimisation: how images are made.
 
     Attributes:
@@ -73,24 +75,59 @@ class FeatureVisualisation(Callback):
         num_units: int = 16,
         num_examples: int = 6,
         num_frames: int = 20_000,
+        every_n_steps: int | None = 1_000,
+        evolving_units: int = 8,
+        evolving_steps: int = 16,
         every_n_validations: int | None = None,
         tap: str | None = None,
+        one_per_level: bool = True,
+        diversity: float = 0.0,
         optimisation: OptimisationSettings = _OPTIMISATION,
     ) -> None:
         counts = {"num_units": num_units, "num_examples": num_examples, "num_frames": num_frames}
-        if every_n_validations is not None:
-            counts["every_n_validations"] = every_n_validations
-        for name, count in counts.items():
-            if count < 1:
+        counts |= {"evolving_units": evolving_units, "evolving_steps": evolving_steps}
+        rhythms = {"every_n_steps": every_n_steps, "every_n_validations": every_n_validations}
+        for name, count in (counts | rhythms).items():
+            if count is not None and count < 1:
                 raise ValueError(f"FeatureVisualisation: {name} is {count}: at least 1 is needed")
+        if diversity < 0:
+            raise ValueError(f"FeatureVisualisation: diversity is {diversity}: it must not be negative")
         self.num_units, self.num_examples, self.num_frames = num_units, num_examples, num_frames
         self.every_n_validations, self.tap, self.optimisation = every_n_validations, tap, optimisation
+        self.every_n_steps = every_n_steps
+        self.one_per_level, self.diversity = one_per_level, diversity
+        self._evolving = EvolvingImages(evolving_units, dataclasses.replace(optimisation, steps=evolving_steps))
         self._validations = 0
         self._drawn_at: int | None = None
+        self._grown_at: int | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look whether there is something to show."""
-        _Subject(trainer, pl_module, self.tap)
+        VisualisedSubject(trainer, pl_module, self.tap)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of the evolving grids."""
+        self._evolving.start_clock()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Carry the grid on every so many steps."""
+        step = trainer.global_step
+        due = self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._grown_at
+        if not due or not trainer.is_global_zero:
+            return
+        self._grown_at = step
+        subject = VisualisedSubject(trainer, pl_module, self.tap)
+        if not isinstance(subject.agent, TappedAgent):
+            return
+        with _left_alone(subject):
+            picture = self._evolving.draw(subject, batch, step)
+        _show(trainer, f"features_evolving/{subject.tap}", picture)
+        share = {"features_evolving/time_share": self._evolving.time_share}
+        pl_module.log_dict(share, logger=False)
+        for logger in trainer.loggers:
+            logger.log_metrics(share, step=step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw after every so many validations of a fit."""
@@ -106,12 +143,14 @@ class FeatureVisualisation(Callback):
             self._draw(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """How many validations there were, so that a resumed run keeps the rhythm."""
-        return {"validations": self._validations}
+        """How many validations there were, and the evolving images, so that a resumed run goes on with both."""
+        return {"validations": self._validations, "evolving": self._evolving.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the count of validations."""
+        """Take up the count of validations and the images."""
         self._validations = state_dict["validations"]
+        if "evolving" in state_dict:  # checkpoints of older versions have none
+            self._evolving.load_state_dict(state_dict["evolving"])
 
     def _draw(self, trainer: Trainer, module: LightningModule) -> None:
         self._drawn_at = trainer.global_step
@@ -120,22 +159,16 @@ class FeatureVisualisation(Callback):
             self._draw_into(folder / "figures", trainer, module)
 
     def _draw_into(self, folder: Path, trainer: Trainer, module: LightningModule) -> None:
-        subject = _Subject(trainer, module, self.tap)
-        modules = [subject.agent, *([subject.sae] if subject.sae is not None else [])]
-        with _random_state_kept(), evaluating(*modules):
+        subject = VisualisedSubject(trainer, module, self.tap)
+        with _left_alone(subject):
             self.sheet = self._sheet(subject, str(trainer.global_step))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                picture = self.sheet.picture.numpy()
-                logger.experiment.add_image(f"features/{subject.tap}", picture, trainer.global_step, dataformats="HWC")
+        _show(trainer, f"features/{subject.tap}", self.sheet.picture)
         save_png(folder / f"features_{subject.tap}.png", self.sheet.picture)
 
-    def _sheet(self, subject: "_Subject", step: str) -> FeatureSheet:
-        examples = DatasetExamples(self.num_examples)
-        colours = ColourMoments(self.optimisation.parametrisation == "phase")
+    def _sheet(self, subject: VisualisedSubject, step: str) -> FeatureSheet:
+        examples = DatasetExamples(self.num_examples, self.one_per_level, diversity=self.diversity)
         with torch.inference_mode(False), torch.no_grad():
             for frames, acts, levels in subject.batches(self.num_frames):
-                colours.update(frames[::_COLOUR_STRIDE])
                 examples.update(frames, acts if subject.sae is None else subject.sae.encode(acts), levels)
             share = examples.mean if subject.sae is None else examples.mean * subject.sae.decoder_norms().cpu()
         units = share.topk(min(self.num_units, len(share))).indices.tolist()
@@ -145,7 +178,7 @@ class FeatureVisualisation(Callback):
             subject.tap,
             units,
             examples,
-            colours.statistics(),
+            game_colours(subject.environment, subject.cache_dir),
             sae=subject.sae,
             settings=self.optimisation,
             precision=subject.precision,
@@ -153,76 +186,18 @@ class FeatureVisualisation(Callback):
         )
 
 
-class _Subject:
-    """What is looked at, and where its frames come from."""
-
-    def __init__(self, trainer: Trainer, module: Any, tap: str | None) -> None:
-        self._data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._device = module.device
-        self.sae: SAEBase | None = getattr(module, "sae", None)
-        agent = getattr(module if self.sae is None else self._data, "agent", None)
-        if not isinstance(agent, TappedNetwork if self.sae is not None else TappedAgent):
-            raise ValueError(
-                f"FeatureVisualisation needs an autoencoder or an agent, and {type(module).__name__} has neither: "
-                "take it out of trainer.callbacks"
-            )
-        # a shallow copy shares everything but the compiled call: no recompilation for other batch sizes and taps
-        self.agent: TappedNetwork = copy.copy(agent.to(self._device))
-        if self.sae is not None:
-            if tap not in (None, module.tap):
-                raise ValueError(
-                    f"FeatureVisualisation: tap is {tap!r}, the autoencoder's is {module.tap!r}: leave it null"
-                )
-            self.tap: str = module.tap
-            self.precision: Precision = self._data.precision
-        else:
-            maps = [name for name, shape in agent.taps.items() if len(shape) == 3 and f"{name}.pre" in agent.taps]
-            self.tap = tap or (maps or list(agent.taps))[-1]
-            self.precision = trainer_precision(trainer)
-        self.agent.check_taps([self.tap])
-
-    def batches(self, num_frames: int) -> Iterator[Batch]:
-        """The first so many frames."""
-        left = num_frames
-        for frames, acts, levels in self._validation() if self.sae is not None else self._play():
-            yield frames[:left], acts[:left], levels[:left]
-            left -= len(frames)
-            if left <= 0:
-                return
-
-    def _validation(self) -> Iterator[Batch]:
-        for batch in self._data.val_dataloader():
-            if batch.frames is None:
-                raise ValueError("FeatureVisualisation: the validation batches carry no frames to show")
-            yield batch.frames, batch.activations[self.tap].to(self._device), batch.levels
-
-    def _play(self) -> Iterator[Batch]:
-        environment: EnvironmentSettings = self._data.environment
-        for start in range(0, len(VALIDATION_LEVELS), _LEVELS_AT_ONCE):
-            seen: list[PlayedStep] = []
-            play_episodes(
-                self.agent,
-                VALIDATION_LEVELS[start : start + _LEVELS_AT_ONCE],
-                settings=environment,
-                num_environments=_LEVELS_AT_ONCE,
-                max_steps=_LONGEST_EPISODE,
-                precision=self.precision,
-                observer=seen.append,
-            )
-            levels = torch.from_numpy(np.concatenate([step.levels for step in seen]))
-            played = torch.from_numpy(np.concatenate([step.frames for step in seen]))
-            for rows in torch.arange(len(levels)).split(_FRAMES_AT_ONCE):
-                frames = played[rows]
-                with autocast(self.precision, self._device):
-                    recorded = self.agent.forward(frames.to(self._device), record=(self.tap,), outputs=False)
-                yield frames, recorded.activations[self.tap], levels[rows]
+def _show(trainer: Trainer, name: str, picture: UInt8[Tensor, "H W 3"]) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, picture.numpy(), trainer.global_step, dataformats="HWC")
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Put torch's, numpy's and Python's generators back as they were."""
+def _left_alone(subject: VisualisedSubject) -> Iterator[None]:
+    """Look in eval mode, and put every module's mode and torch's, numpy's and Python's generators back."""
+    modules = [subject.agent, *([subject.sae] if subject.sae is not None else [])]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), evaluating(*modules):
         try:
             yield
         finally:

@@ -57,3 +57,4 @@ from interpretability.statistics import bootstrap_of_sums as bootstrap_of_sums
 from interpretability.statistics import crossed_bootstrap as crossed_bootstrap
 from interpretability.statistics import paired_bootstrap as paired_bootstrap
 from interpretability.statistics import wilson_interval as wilson_interval
+from interpretability.stored_colours import game_colours as game_colours

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from interpretability.dataset_examples import Example
 from interpretability.episode_page import sprite_sheet
 from interpretability.observed_episode import ACTION_ARROWS, ACTION_NAMES, COMPASS
 from interpretability.receptive_fields import ReceptiveField
+from interpretability.unit_numbers import UnitNumbers
 
 Site = dict[str, bytes]
 """Path inside the folder -> content; it is opened at `index.html`."""
@@ -90,8 +91,9 @@ def draw_atlas(
     units: list[dict[str, Any]] = []
     thumbnails = []
     for group in groups:
+        known = _Known.of(group.numbers)
         for number in range(len(group)):
-            unit, tiles = _unit(groups, group, number, columns)
+            unit, tiles = _unit(groups, group, number, known, columns)
             sheet, across = sprite_sheet(np.stack(tiles))
             site[unit["sheet"]] = _png(sheet)
             best = group.best.of_unit(number)
@@ -128,11 +130,35 @@ def _page(title: str, lines: Sequence[str]) -> bytes:
     return page.encode()
 
 
+class _Known(NamedTuple):
+    """Numbers of all units of a group at once: each is computed from all of their counts."""
+
+    frequency: Float[np.ndarray, " U"]
+    mean_active: Float[np.ndarray, " U"]
+    frames: Float[np.ndarray, " U"]
+    auc: Float[np.ndarray, "K U"]
+    co_activity: Float[np.ndarray, "U U"]
+    direction: Float[np.ndarray, " U"]
+    direction_means: Float[np.ndarray, "4 U"]
+
+    @classmethod
+    def of(cls, numbers: UnitNumbers) -> "_Known":
+        return cls(
+            numbers.frequency,
+            numbers.mean_active,
+            numbers.peaks.active().double().numpy(),
+            numbers.auc(),
+            numbers.co_activity(),
+            numbers.direction_selectivity(),
+            numbers.direction_means(),
+        )
+
+
 def _unit(
-    groups: Sequence[AtlasUnits], group: AtlasUnits, number: int, columns: Sequence[dict[str, Any]]
+    groups: Sequence[AtlasUnits], group: AtlasUnits, number: int, known: _Known, columns: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """What the page is told of one unit, and the tiles of its sheet: images first, then examples."""
-    numbers, maximum = group.numbers, float(group.best.maximum[number])
+    maximum = float(group.best.maximum[number])
     made = [("whole map", group.whole, "peak"), ("one position", group.single, "achieved")]
     images = [(name, found, reached) for name, found, reached in made if found is not None]
     tiles = [found.images[number].numpy() for _, found, _ in images]
@@ -153,24 +179,23 @@ def _unit(
     if len(tiles) == len(images):  # never active: the thumbnail still needs a picture
         tiles.append(group.best.of_unit(number)[0].frame.numpy())
     neighbours = _alike(groups, group, number)
-    partners = _most(numbers.co_activity()[number], number)
-    auc, effects = numbers.auc()[:, number], group.effects[number][: len(ACTION_ARROWS)]
-    frames = float(numbers.peaks.active()[number]) / group.best.num_frames
-    direction = numbers.direction_selectivity()[number]
+    partners = _most(known.co_activity[number], number)
+    auc, effects = known.auc[:, number], group.effects[number][: len(ACTION_ARROWS)]
+    frames = float(known.frames[number]) / group.best.num_frames
     values = {
-        "frequency": numbers.frequency[number],
+        "frequency": known.frequency[number],
         "frames": frames,
-        "mean": numbers.mean_active[number],
+        "mean": known.mean_active[number],
         "maximum": maximum,
         "driven": best_share,
         "auc": _highest(auc),
-        "direction": direction,
+        "direction": known.direction[number],
         "effect": _highest(np.abs(effects)),
         "channel": _highest([value for kind, _, value in neighbours if kind == "channel"]),
         "alike": _highest([value for kind, _, value in neighbours if kind == "latent"]),
         "partner": _highest([value for _, value in partners]),
     } | dict(zip(ENTITIES, auc, strict=True))
-    means = numbers.direction_means()[:, number]
+    means = known.direction_means[:, number]
     kinds = {each.kind for each in groups}
     unit = {
         "id": f"{group.kind}-{number}",
@@ -180,7 +205,7 @@ def _unit(
         "numbers": {each["key"]: _rounded(values[each["key"]]) for each in columns},
         "made": captions,
         "sections": sections,
-        "histogram": _rounded_all(numbers.values.histogram(number, maximum, _HISTOGRAM_BARS)),
+        "histogram": _rounded_all(group.numbers.values.histogram(number, maximum, _HISTOGRAM_BARS)),
         "entities": _rounded_all(auc),
         "directions": _rounded_all(means) if np.isfinite(means).all() else None,
         "effects": _rounded_all(effects) if np.isfinite(effects).all() else None,

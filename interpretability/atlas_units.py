@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from interpretability.colour import ColourMoments, ColourStatistics
+from interpretability.colour import ColourStatistics
 from interpretability.dataset_examples import DatasetExamples
 from interpretability.image_objectives import Unit
 from interpretability.optimised_images import OptimisationSettings, OptimisedImages, optimise_images
@@ -20,7 +20,6 @@ from networks import Precision, SAEBase, TappedAgent
 BANDS = (0.9, 0.5, 0.1)
 """Quantiles, among a unit's active frames, of the highest activation in a frame."""
 
-_COLOUR_STRIDE = 16  # of the frames that colours are fitted on
 Batches = Callable[[], Iterable[Any]]
 
 
@@ -66,11 +65,14 @@ class AtlasSettings:
     """How much an atlas shows.
 
     Attributes:
-        best: examples that drive a unit most, at most one a level.
-        per_band: examples at each quantile of `BANDS`, at most one a level.
+        best: examples that drive a unit most.
+        per_band: examples at each quantile of `BANDS`.
         effect_sample: frames, spread over all, among which those are sought on which a unit is active.
         effect_frames: of these at most so many a unit.
         optimisation: how images are made.
+        one_per_level: examples are of different levels.
+        diversity: weight of an example's likeness to those before it among those that drive a unit most, see
+            `DatasetExamples`.
     """
 
     best: int = 8
@@ -78,11 +80,15 @@ class AtlasSettings:
     effect_sample: int = 4_096
     effect_frames: int = 128
     optimisation: OptimisationSettings = field(default_factory=OptimisationSettings)
+    one_per_level: bool = True
+    diversity: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("best", "per_band", "effect_sample", "effect_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"atlas settings: {name} is {getattr(self, name)}: at least 1 is needed")
+        if self.diversity < 0:
+            raise ValueError(f"atlas settings: diversity is {self.diversity}: it must not be negative")
 
 
 def gather_units(
@@ -91,6 +97,7 @@ def gather_units(
     sae: SAEBase | None,
     batches: Batches,
     num_frames: int,
+    colours: ColourStatistics,
     *,
     channels: bool = True,
     whole_world: bool = False,
@@ -105,6 +112,7 @@ def gather_units(
         sae: None for the channels alone.
         batches: gives the same `ActivationBatch`es of whole maps with frames each time it is called, which is twice.
         num_frames: in all batches together.
+        colours: of the game.
         channels: gather the tap's channels too.
         whole_world: whether frames show heist's whole world; only then is it known where entities are.
         settings: how much.
@@ -123,22 +131,25 @@ def gather_units(
     if not kinds:
         raise ValueError("an atlas needs an autoencoder, or channels: true")
     groups = [
-        AtlasUnits(kind, of, directions, DatasetExamples(settings.best), UnitNumbers(len(directions)))
+        AtlasUnits(
+            kind,
+            of,
+            directions,
+            DatasetExamples(settings.best, settings.one_per_level, diversity=settings.diversity),
+            UnitNumbers(len(directions)),
+        )
         for kind, of, directions in kinds
     ]
-    colours = ColourMoments(settings.optimisation.parametrisation == "phase")
     with torch.no_grad():
         for batch in batches():
             acts = batch.activations[tap].to(device)
-            colours.update(batch.frames[::_COLOUR_STRIDE])
             for group in groups:
                 maps = group.maps(acts)
                 group.best.update(batch.frames, maps, batch.levels)
                 group.numbers.update(maps, batch.labels, whole_world)
         _second_pass(agent, tap, groups, batches, max(num_frames // settings.effect_sample, 1), settings, precision)
-    statistics = colours.statistics()
     for group in groups:
-        _optimise(agent, tap, group, statistics, settings.optimisation, precision)
+        _optimise(agent, tap, group, colours, settings.optimisation, precision)
     return groups
 
 
@@ -157,7 +168,7 @@ def _second_pass(
     active: list[list[Tensor]] = [[] for _ in groups]
     for group in groups:
         targets = [group.numbers.peaks.quantile(share) for share in BANDS]
-        group.bands = [DatasetExamples(settings.per_band, targets=target) for target in targets]
+        group.bands = [DatasetExamples(settings.per_band, settings.one_per_level, target) for target in targets]
     for batch in batches():
         acts = batch.activations[tap].to(device)
         sample.append(batch.frames[::stride].clone())

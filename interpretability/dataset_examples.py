@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
+from torch.nn.functional import normalize
+
+_POOL = 4  # times k frames are kept of which k that differ are chosen
 
 
 class Example(NamedTuple):
@@ -33,20 +36,35 @@ class DatasetExamples:
     A frame's score is the unit's highest activation in it. Of equal scores the frame seen first wins, so the result
     is that of a stable sort of the whole stream, however it is cut into batches.
 
+    With `diversity` the k are chosen one by one out of the 4 k best: the one whose score, less the weight x the unit's
+    highest activation x the highest cosine with any that was chosen before, is highest. The cosine is that between the
+    activations of all units where this unit peaks: how alike the network finds the two places.
+
     Args:
         per_unit: k.
         one_per_level: keep at most the best frame of each level, so that k examples are k different places.
         targets: the best frames are then those whose highest activation is nearest to a unit's own target, such as a
             quantile. A target that is no number is not near to any frame: that unit has no examples.
+        diversity: weight of the cosine; 0 keeps the k best.
 
     Raises:
-        ValueError: k below 1.
+        ValueError: k below 1, or a weight below 0.
     """
 
-    def __init__(self, per_unit: int, one_per_level: bool = True, targets: Float[Tensor, " F"] | None = None) -> None:
+    def __init__(
+        self,
+        per_unit: int,
+        one_per_level: bool = True,
+        targets: Float[Tensor, " F"] | None = None,
+        diversity: float = 0.0,
+    ) -> None:
         if per_unit < 1:
             raise ValueError(f"per_unit is {per_unit}: keep at least 1 example a unit")
+        if diversity < 0:
+            raise ValueError(f"diversity is {diversity}: it must not be negative")
         self.per_unit = per_unit
+        self.diversity = diversity
+        self._pool = per_unit * _POOL if diversity > 0 else per_unit
         self.one_per_level = one_per_level
         self._targets = targets
         self.num_frames = 0
@@ -54,7 +72,7 @@ class DatasetExamples:
         self._scores = torch.zeros(0)
 
     def _allocate(self, frames: Tensor, maps_BFHW: Tensor) -> None:
-        units, shape = maps_BFHW.shape[1], (maps_BFHW.shape[1], self.per_unit)
+        units, shape = maps_BFHW.shape[1], (maps_BFHW.shape[1], self._pool)
         if self._targets is not None and self._targets.shape != (units,):
             raise ValueError(f"{len(self._targets)} targets were given for {units} units: give one a unit")
         self._maximum = torch.full((units,), -torch.inf)
@@ -63,6 +81,7 @@ class DatasetExamples:
         self._places = torch.full(shape, -1)
         self._heats = torch.zeros(*shape, *maps_BFHW.shape[2:])
         self._frames = torch.zeros(*shape, *frames.shape[1:], dtype=torch.uint8)
+        self._around = torch.zeros(*shape, units if self.diversity > 0 else 0)  # all units' activations at the peak
         self._sums = torch.zeros(units, dtype=torch.float64)
         self._fired: Int64[Tensor, " F"] = torch.zeros(units, dtype=torch.int64)
 
@@ -124,10 +143,10 @@ class DatasetExamples:
             new = torch.where(late, -torch.inf, new)
         # all kept frames came before the batch, so a stable sort leaves the earlier of two equals in front
         scores, order = torch.cat([kept, new], 1).sort(dim=1, descending=True, stable=True)
-        scores, order = scores[:, : self.per_unit], order[:, : self.per_unit]
-        old = order.clamp(max=self.per_unit - 1)
-        rows = (order - self.per_unit).clamp(min=0)
-        fresh = order >= self.per_unit
+        scores, order = scores[:, : self._pool], order[:, : self._pool]
+        old = order.clamp(max=self._pool - 1)
+        rows = (order - self._pool).clamp(min=0)
+        fresh = order >= self._pool
         self._scores[hopeful] = scores
         self._levels[hopeful] = torch.where(fresh, levels[rows], kept_levels.gather(1, old))
         self._places[hopeful] = torch.where(fresh, self.num_frames + rows, self._places[hopeful].gather(1, old))
@@ -136,19 +155,38 @@ class DatasetExamples:
             heats[fresh_k] = maps[row_k[fresh_k], unit].float().cpu()
             stored[fresh_k] = frames[row_k[fresh_k]].cpu()
             self._heats[unit], self._frames[unit] = heats, stored
+            if self.diversity > 0:
+                around, new = self._around[unit, old_k], maps[row_k[fresh_k]].flatten(2)
+                peaks = new[:, unit].argmax(1)
+                around[fresh_k] = new[torch.arange(len(new)), :, peaks].float().cpu()
+                self._around[unit] = around
 
     def of_unit(self, unit: int) -> list[Example]:
         """A unit's examples, best first; fewer than k where fewer frames or levels streamed by."""
         examples = []
-        for rank in range(self.per_unit):
-            if self._scores[unit, rank] == -torch.inf:
-                break
+        for rank in self._chosen(unit):
             heat = self._heats[unit, rank]
             score = float(heat.max())
             y, x = divmod(int(heat.argmax()), heat.shape[1])
             level, place = int(self._levels[unit, rank]), int(self._places[unit, rank])
             examples.append(Example(score, level, place, (y, x), heat, self._frames[unit, rank]))
         return examples
+
+    def _chosen(self, unit: int) -> list[int]:
+        """Places in the unit's pool, in the order in which they are chosen."""
+        scores = self._scores[unit, self._scores[unit] > -torch.inf]
+        if self.diversity == 0:
+            return list(range(len(scores)))
+        around = normalize(self._around[unit, : len(scores)], dim=1)
+        likeness = around @ around.T * self.diversity * self._maximum[unit].clamp(min=0)
+        chosen: list[int] = []
+        worth = scores.clone()
+        for _ in range(min(self.per_unit, len(scores))):
+            best = int(worth.argmax())  # the first of equals
+            chosen.append(best)
+            worth = scores - likeness[chosen].amax(0)
+            worth[chosen] = -torch.inf
+        return chosen
 
     @property
     def mean(self) -> Float[Tensor, " F"]:

@@ -1,5 +1,6 @@
 """Units that go together: clusters of those active at the same positions, and non-negative factors of all of them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,6 +99,80 @@ def factor_groups(rows: Float[Tensor, "R U"], groups: int, seed: int = 0) -> lis
             weights = torch.zeros_like(unit).scatter_(0, members, unit[members])
             found.append(Group(weights / weights.norm(), members.tolist(), float(share)))
     return sorted(found, key=lambda group: -group.strength)
+
+
+class Edge(NamedTuple):
+    """Two units that are active at the same positions more often than chance has it.
+
+    Attributes:
+        unit, other: their numbers, the lower one first.
+        phi: correlation between being active.
+    """
+
+    unit: int
+    other: int
+    phi: float
+
+
+def co_activity_edges(phi: Float[np.ndarray, "U U"], least: float) -> list[Edge]:
+    """Edges of the graph of co-activity: every pair of units whose correlation is at least so much, strongest first.
+
+    Args:
+        phi: correlation between being active, from `UnitNumbers.co_activity`; NaN joins nothing.
+        least: in 0 to 1.
+
+    Raises:
+        ValueError: a bound that is not above 0 and at most 1.
+    """
+    if not 0 < least <= 1:
+        raise ValueError(f"a correlation of {least} joins no units: choose a bound above 0 and at most 1")
+    units, others = np.nonzero(np.triu(np.nan_to_num(phi) >= least, 1))
+    edges = [Edge(int(a), int(b), float(phi[a, b])) for a, b in zip(units, others, strict=True)]
+    return sorted(edges, key=lambda edge: -edge.phi)
+
+
+def draw_co_activity_graph(
+    phi: Float[np.ndarray, "U U"], edges: Sequence[Edge], groups: Sequence[Group], title: str
+) -> Figure:
+    """Units as points, joined where an edge is, in the colour of the first group that they belong to.
+
+    Units that are active together lie close: metric multidimensional scaling of the lengths of the shortest ways over
+    edges of length 1 - phi (Isomap's distances; Tenenbaum et al. 2000). Units without an edge are left out.
+    """
+    from scipy.sparse.csgraph import shortest_path
+    from sklearn.manifold import smacof
+
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axes = figure.subplots()
+    axes.set(title=title, xticks=[], yticks=[])
+    nodes = sorted({unit for edge in edges for unit in edge[:2]})
+    if not nodes:
+        axes.text(0.5, 0.5, "no two units are joined", ha="center", transform=axes.transAxes)
+        return figure
+    place = {unit: number for number, unit in enumerate(nodes)}
+    lengths = np.zeros((len(nodes), len(nodes)))
+    for edge in edges:
+        lengths[place[edge.unit], place[edge.other]] = max(1 - edge.phi, 0.05)  # 0 is no edge there
+    ways = shortest_path(lengths, directed=False)
+    apart = 1.5 * max(float(ways[np.isfinite(ways)].max()), 1.0)  # of parts of the graph that nothing joins
+    start = np.random.default_rng(0).standard_normal((len(nodes), 2))
+    points, _ = smacof(np.where(np.isfinite(ways), ways, apart), n_components=2, init=start, n_init=1, max_iter=500)
+    group_of = {unit: number for number, group in reversed(list(enumerate(groups))) for unit in group.members}
+    for edge in edges:
+        both = points[[place[edge.unit], place[edge.other]]]
+        axes.plot(
+            both[:, 0],
+            both[:, 1],
+            color="0.5",
+            alpha=0.15 + 0.75 * min(edge.phi, 1.0),
+            linewidth=3 * edge.phi,
+            zorder=1,
+        )
+    colours = [f"C{group_of[unit] % 10}" if unit in group_of else "0.8" for unit in nodes]
+    axes.scatter(points[:, 0], points[:, 1], s=170, c=colours, edgecolors="white", zorder=2)
+    for unit, (x, y) in zip(nodes, points, strict=True):
+        axes.text(x, y, str(unit), ha="center", va="center", fontsize=7, zorder=3)
+    return figure
 
 
 def draw_co_activity(phi: Float[np.ndarray, "U U"], groups: list[Group], title: str) -> Figure:

@@ -35,9 +35,14 @@ class _OpenedReLU(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (silent,) = ctx.saved_tensors
         passing = gradient.masked_fill(silent, 0)
-        # the loss is minimised: a negative gradient asks for a higher activation
-        raising = (gradient - passing).clamp_(max=0)
         entries = tuple(range(1, gradient.ndim))
-        passes, raises = (torch.linalg.vector_norm(part, dim=entries) for part in (passing, raising))
-        blocked = (passes < 0.1 * raises).nonzero()[:, 0]
-        return passing.index_add_(0, blocked, raising[blocked])
+        whole, passes = (
+            torch.linalg.vector_norm(part, dim=entries, dtype=torch.float32) for part in (gradient, passing)
+        )
+        # what silent entries are raised by is at most the rest: only where that is much does one look closer
+        doubtful = (0.99 * passes.square() < 0.01 * (whole.square() - passes.square())).nonzero()[:, 0]
+        # the loss is minimised: a negative gradient asks for a higher activation
+        raising = (gradient[doubtful] - passing[doubtful]).clamp_(max=0)
+        raises = torch.linalg.vector_norm(raising, dim=entries, dtype=torch.float32)
+        blocked = passes[doubtful] < 0.1 * raises
+        return passing.index_add_(0, doubtful[blocked], raising[blocked])

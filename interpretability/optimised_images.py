@@ -102,12 +102,14 @@ class OptimisedImages(NamedTuple):
         achieved: what was to be driven (position, or mean over the map) on the image as shown, without shifts.
         peak: the highest value at any position of that image: comparable with a dataset maximum.
         driven: False where the image drives the objective no more than noise does on average.
+        entries: the parametrisation's own numbers, from which another ascent may go on.
     """
 
     images: UInt8[Tensor, "U 64 64 3"]
     achieved: Float[Tensor, " U"]
     peak: Float[Tensor, " U"]
     driven: Bool[Tensor, " U"]
+    entries: Float[Tensor, "U ..."]
 
 
 def optimise_images(
@@ -118,6 +120,7 @@ def optimise_images(
     *,
     sae: SAEBase | None = None,
     inside: Inside | None = None,
+    begin: Float[Tensor, "U ..."] | None = None,
     settings: OptimisationSettings | None = None,
     precision: Precision = "bf16",
 ) -> OptimisedImages:
@@ -131,15 +134,17 @@ def optimise_images(
         tap: where the units are; `logits` and `value` are taps too.
         objectives: one image each. The same one several times gives as many images, which `settings.diversity` keeps
             apart.
-        colours: of the game, from `ColourMoments`.
+        colours: of the game, from `game_colours`.
         sae: an autoencoder on the tap, whose latents the units then are; channels of the tap without it.
         inside: optimise only a part of a real frame.
+        begin: entries of other images, made with the same parametrisation, to go on from; each objective begins with
+            the best of `settings.starts` random images without it.
         settings: how.
         precision: of the network's passes.
 
     Raises:
         ValueError: an unknown tap, a unit or position that it does not have, no objective, a mask of another size or
-            beyond 0 to 1.
+            beyond 0 to 1, entries of another number or parametrisation.
     """
     settings = settings or OptimisationSettings()
     with torch.inference_mode(False), torch.no_grad():
@@ -151,14 +156,18 @@ def optimise_images(
         noise = images_of(settings.starts, colours, settings.decay, generator).to(device)
         before_UK, after_UK = response.to_all(scene(noise.as_shown()))
         groups = _same(objectives)
-        image = noise.select(_starts(before_UK, groups if settings.diversity > 0 else []))
+        if begin is None:
+            image = noise.select(_starts(before_UK, groups if settings.diversity > 0 else []))
+        else:
+            image = noise.resumed(begin, len(objectives))
         unlikeness = Unlikeness(colours, settings.smoothness, settings.palette).to(device)
         _ascend(image, response, scene, unlikeness, groups, settings, generator)
         shown = (scene(image()) * 255).round() / 255
         final = response.driven(shown)
         pixels = (shown * 255).round().to(torch.uint8)
         driven = final.goal > after_UK.mean(1)
-        return OptimisedImages(pixels.cpu(), final.goal.cpu(), final.maps.amax((1, 2)).cpu(), driven.cpu())
+        entries = image.entries.detach().cpu()
+        return OptimisedImages(pixels.cpu(), final.goal.cpu(), final.maps.amax((1, 2)).cpu(), driven.cpu(), entries)
 
 
 class _Scene:
@@ -232,7 +241,11 @@ def _ascend(
 def _shaken(
     images: Float[Tensor, "U 64 64 3"], settings: OptimisationSettings, generator: torch.Generator
 ) -> Float[Tensor, "U 64 64 3"]:
-    """Each image shifted, turned and scaled a little, at random; its mirror image shows beyond the edge."""
+    """Each image shifted, turned and scaled a little, at random; its mirror image shows beyond the edge.
+
+    These are its crops too: a network that takes 64 pixels sees a smaller or larger part of an image at another place
+    as that image scaled and shifted, so that nothing else would come of cropping.
+    """
     shift, turn, scale = (torch.rand(len(images), n, generator=generator) * 2 - 1 for n in (2, 1, 1))
     angle = turn[:, 0] * math.radians(settings.turn)
     factor = 1 + scale[:, 0] * settings.scale

@@ -63,6 +63,19 @@ class GameImages(nn.Module, ABC):
         chosen.entries = nn.Parameter(self.entries.detach()[rows].clone())
         return chosen
 
+    def resumed(self, entries: Float[Tensor, "U ..."], count: int) -> "GameImages":
+        """Images of this kind with the entries of others.
+
+        Raises:
+            ValueError: entries of another parametrisation, or of another number of images than `count`.
+        """
+        expected = (count, *self.entries.shape[1:])
+        if entries.shape != expected:
+            raise ValueError(f"entries to go on from are {tuple(entries.shape)}: these images need {expected}")
+        chosen = copy.deepcopy(self)
+        chosen.entries = nn.Parameter(entries.detach().clone().to(self.entries))
+        return chosen
+
 
 class FourierImages(GameImages):
     """Images as spectra whose amplitude falls with frequency."""
@@ -109,7 +122,7 @@ class PhaseImages(GameImages):
     def __init__(self, count: int, colours: ColourStatistics, decay: float, generator: torch.Generator) -> None:
         super().__init__(count, colours, decay, generator)
         if colours.magnitude is None:
-            raise ValueError("phase images need the magnitudes of real frames: fit colours by ColourMoments")
+            raise ValueError("phase images need the magnitudes of real frames: take colours from game_colours")
         self.register_buffer("magnitude", colours.magnitude.float())
         shape = (count, 3, SIZE, SIZE // 2 + 1)
         self.entries = nn.Parameter((torch.rand(shape, generator=generator) * 2 - 1) * torch.pi)

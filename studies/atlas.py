@@ -12,6 +12,7 @@ from environments.procgen import DistributionMode
 from interpretability.atlas import atlas_columns, draw_atlas
 from interpretability.atlas_units import AtlasSettings, gather_units
 from interpretability.receptive_fields import receptive_field
+from interpretability.stored_colours import game_colours
 from networks import Precision
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device, load_subject
@@ -97,6 +98,7 @@ class Atlas(Study):
             self.sae,
             batches,
             self.num_frames,
+            game_colours(self.environment, self.data.cache_dir),
             channels=self.channels,
             whole_world=whole_world,
             settings=self.settings,

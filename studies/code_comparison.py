@@ -1,15 +1,17 @@
 """Codes of one tap's activations side by side: what they explain, how sparsely, as numbers, a table and a figure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from scipy import stats
+from torch import Tensor
 from tqdm import tqdm
 
 from datamodules import ActivationDataModule
 from interpretability.component_codes import ComponentCode
-from interpretability.concept_score import ConceptScore
+from interpretability.concept_score import ConceptScore, LevelAUC, auc_over_levels
 from interpretability.statistics import join_metrics
 from lightning_modules.sae_metrics import ExplainedVariance, Sparsity
 from networks import SAEBase
@@ -39,26 +41,37 @@ _COLUMNS = {
 
 
 @torch.inference_mode()
-def measure_concepts(codes: Mapping[str, Code], data: ActivationDataModule, tap: str) -> Measured:
+def measure_concepts(
+    codes: Mapping[str, Code], data: ActivationDataModule, tap: str
+) -> tuple[Measured, dict[str, LevelAUC]]:
     """Best-concept AUCs of every code's units over labelled validation frames of heist, see `ConceptScore`.
 
-    `concept_auc` is the mean over units, its interval over units; `entity_auc` the mean over entities of the AUC of
-    each one's own unit.
+    `concept_auc` is the mean over units, its interval over levels; `entity_auc` the mean over entities of the AUC of
+    each one's own unit. The second result compares codes of the same frames by `auc_over_levels`.
     """
-    device = next(iter(codes.values())).mean.device
     scores: dict[str, ConceptScore] = {}
-    for batch in tqdm(data.val_dataloader(), desc="what units stand for", unit="batch", leave=False):
+    for name, units, where in _units(codes, data, tap, "what units stand for"):
+        scores.setdefault(name, ConceptScore(units.shape[1])).update(units, *where)
+    by_level = {name: LevelAUC(score.detectors()) for name, score in scores.items()}
+    for name, units, where in _units(codes, data, tap, "level by level"):
+        by_level[name].update(units, *where)
+    measured: Measured = {}
+    for name, score in scores.items():
+        over_levels = join_metrics({"concept_auc": auc_over_levels(by_level[name])})
+        measured[name] = over_levels | {"entity_auc": score.compute().per_entity}
+    return measured, by_level
+
+
+def _units(
+    codes: Mapping[str, Code], data: ActivationDataModule, tap: str, progress: str
+) -> Iterator[tuple[str, Tensor, tuple[Tensor, Tensor, Tensor]]]:
+    """Every batch as each code's units see it, with the cells of entities, the side of the world and the levels."""
+    device = next(iter(codes.values())).mean.device
+    for batch in tqdm(data.val_dataloader(), desc=progress, unit="batch", leave=False):
         acts, labels = batch.activations[tap].to(device), batch.labels
         assert labels is not None
         for name, code in codes.items():
-            found = code.encode(acts)
-            score = scores.setdefault(name, ConceptScore(found.shape[1]))
-            score.update(found, labels["cells"], labels["world_dim"], batch.levels)
-    measured: Measured = {}
-    for name, score in scores.items():
-        concepts = score.compute()
-        measured[name] = join_metrics({"concept_auc": concepts.per_unit}) | {"entity_auc": concepts.per_entity}
-    return measured
+            yield name, code.encode(acts), (labels["cells"], labels["world_dim"], batch.levels)
 
 
 @torch.inference_mode()
@@ -130,3 +143,16 @@ def draw_codes(measured: Measured, title: str) -> Figure:
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
     return figure
+
+
+def over_seeds(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over autoencoders with 95 % bounds by Student's t."""
+    found: dict[str, float] = {}
+    for key in measured[0]:
+        if key.endswith(("_low", "_high")):
+            continue
+        values = np.array([numbers[key] for numbers in measured])
+        half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+        mean = float(values.mean())
+        found |= {key: mean, f"{key}_low": mean - half, f"{key}_high": mean + half}
+    return found

@@ -1,7 +1,7 @@
 """Which units go together? Clusters of units active at the same positions, or non-negative factors, with pictures."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,19 +13,26 @@ from tqdm import tqdm
 from datamodules import ActivationBatch, ActivationDataModule
 from environments import EnvironmentSettings
 from environments.procgen import DistributionMode
-from interpretability.colour import ColourMoments
 from interpretability.dataset_examples import DatasetExamples
-from interpretability.feature_groups import Group, co_active_groups, draw_co_activity, factor_groups
+from interpretability.feature_groups import (
+    Edge,
+    Group,
+    co_active_groups,
+    co_activity_edges,
+    draw_co_activity,
+    draw_co_activity_graph,
+    factor_groups,
+)
 from interpretability.feature_sheet import draw_feature_sheet
 from interpretability.optimised_images import OptimisationSettings
+from interpretability.stored_colours import game_colours
 from interpretability.unit_numbers import UnitNumbers
 from networks import Precision
 from studies.arguments import check_at_least_one
-from studies.report import Report, Study, Table
+from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device, load_subject
 
 _SETTINGS = OptimisationSettings()
-_COLOUR_STRIDE = 16
 _FACTOR_ROWS = 50_000
 
 
@@ -36,9 +43,10 @@ class FeatureGroups(Study):
     factors of the activations, as older work groups channels.
 
     Writes `figures/groups.png` (a group a row: images optimised for its direction, and the frames that go furthest
-    along it), `figures/co_activity.png` (correlations of all members) and the table `groups`. Summary:
-    `groups/count`, `groups/members` (units in groups), `groups/within` and `groups/between`: mean correlation of
-    being active between units of one group, and of different ones.
+    along it), `figures/co_activity.png` (correlations of all members), `figures/graph.png` (all units that are
+    active together, joined and laid out, in the colours of their groups) and the tables `groups` and `edges`. Summary:
+    `groups/count`, `groups/members` (units in groups), `groups/edges`, `groups/within` and `groups/between`: mean
+    correlation of being active between units of one group, and of different ones.
 
     Args:
         agent: path of the agent's weights.
@@ -46,6 +54,7 @@ class FeatureGroups(Study):
         tap: null for the autoencoder's.
         method: how.
         groups: how many at most.
+        edge: least correlation of being active that joins two units in the graph.
         examples: frames shown of each, at most one a level.
         game: what is played.
         distribution_mode: its difficulty.
@@ -67,6 +76,7 @@ class FeatureGroups(Study):
         tap: str | None = None,
         method: Literal["co_activity", "factors"] = "co_activity",
         groups: int = 8,
+        edge: float = 0.3,
         examples: int = 6,
         game: str = "heist",
         distribution_mode: DistributionMode = "easy",
@@ -78,6 +88,9 @@ class FeatureGroups(Study):
         device: str = "auto",
     ) -> None:
         check_at_least_one({"groups": groups, "examples": examples, "num_frames": num_frames})
+        if not 0 < edge <= 1:
+            raise ValueError(f"edge is {edge}: a correlation above 0 and at most 1 joins two units")
+        self.edge = edge
         self.device = choose_device(device)
         self.agent, self.tap, self.sae = load_subject(agent, sae, tap, self.device)
         if len(self.agent.taps[self.tap]) not in (1, 3):
@@ -85,10 +98,11 @@ class FeatureGroups(Study):
         self.method, self.groups, self.examples = method, groups, examples
         self.num_frames, self.optimisation, self.seed = num_frames, optimisation, seed
         self.precision: Precision = precision
+        self.environment = EnvironmentSettings(game, distribution_mode)
         self.data = ActivationDataModule(
             agent,
             [self.tap],
-            environment=EnvironmentSettings(game, distribution_mode),
+            environment=self.environment,
             validation_frames=num_frames,
             precision=precision,
             cache_dir=cache_dir,
@@ -99,14 +113,11 @@ class FeatureGroups(Study):
         """Count, group, look again, draw."""
         units = self.agent.taps[self.tap][0] if self.sae is None else self.sae.num_latents
         numbers = UnitNumbers(units)
-        colours = ColourMoments(self.optimisation.parametrisation == "phase")
         rows: list[Tensor] = []
         share = _FACTOR_ROWS / self.num_frames
         generator = torch.Generator().manual_seed(self.seed)
-        for batch, maps in self._batches("count what is active together"):
-            assert batch.frames is not None
+        for _, maps in self._batches("count what is active together"):
             numbers.update(maps)
-            colours.update(batch.frames[::_COLOUR_STRIDE])
             flat = maps.movedim(1, -1).flatten(0, -2).cpu()
             kept = torch.randperm(len(flat), generator=generator)[: max(int(share * len(maps)), 1)]
             rows.append(flat[kept])
@@ -130,7 +141,7 @@ class FeatureGroups(Study):
             self.tap,
             list(range(len(found))),
             examples,
-            colours.statistics(),
+            game_colours(self.environment, self.data.cache_dir),
             sae=self.sae,
             settings=self.optimisation,
             precision=self.precision,
@@ -139,9 +150,11 @@ class FeatureGroups(Study):
             names=[_heading(group) for group in found],
         ).picture
         within, between = _contrast(phi, found)
+        edges = co_activity_edges(phi, self.edge)
         summary = {
             "groups/count": float(len(found)),
             "groups/members": float(len({unit for group in found for unit in group.members})),
+            "groups/edges": float(len(edges)),
             "groups/within": within,
             "groups/between": between,
         }
@@ -153,7 +166,10 @@ class FeatureGroups(Study):
             ],
         )
         heat = draw_co_activity(phi, found, f"{self.tap}: {kind} active together")
-        return Report(summary, {"groups": table}, {"groups": picture, "co_activity": heat})
+        joined = f"{self.tap}: {kind} whose activity correlates by {self.edge:g} or more"
+        graph = draw_co_activity_graph(phi, edges, found, joined)
+        tables = {"groups": table, "edges": _edge_table(edges, found)}
+        return Report(summary, tables, {"groups": picture, "co_activity": heat, "graph": graph})
 
     def _batches(self, what: str) -> Iterator[tuple[ActivationBatch, Float[Tensor, "B U H W"]]]:
         """Validation batches, and the units' maps; a flat tap's as maps of 1 x 1."""
@@ -161,6 +177,14 @@ class FeatureGroups(Study):
             acts = batch.activations[self.tap].to(self.device)
             maps = acts.float() if self.sae is None else self.sae.encode(acts)
             yield batch, maps[:, :, None, None] if maps.ndim == 2 else maps
+
+
+def _edge_table(edges: Sequence[Edge], groups: Sequence[Group]) -> Table:
+    rows: list[list[Cell]] = []
+    for edge in edges:
+        shared = [index for index, group in enumerate(groups) if set(edge[:2]) <= set(group.members)]
+        rows.append([edge.unit, edge.other, edge.phi, " ".join(map(str, shared))])
+    return Table(["unit", "other", "phi", "groups of both"], rows, printed=False)
 
 
 def _heading(group: Group) -> str:

@@ -12,12 +12,12 @@ from tqdm import tqdm
 from datamodules import ActivationDataModule
 from environments import EnvironmentSettings
 from environments.procgen import DistributionMode
-from interpretability.colour import ColourMoments, ColourStatistics
 from interpretability.episodes import STAY
 from interpretability.image_objectives import LayerDirection, Objective, Response, Unit, difference
 from interpretability.optimised_images import Inside, OptimisationSettings, OptimisedImages, optimise_images
 from interpretability.pictures import Row, Tile, sheet
 from interpretability.replay import replay
+from interpretability.stored_colours import game_colours
 from networks import Precision, load_readout
 from studies.arguments import check_at_least_one
 from studies.report import Report, Study, Table
@@ -25,7 +25,6 @@ from studies.subject import choose_device, load_subject
 
 _SETTINGS = OptimisationSettings()
 _FRAMES = 256  # in one pass
-_COLOUR_STRIDE = 8
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class FeatureImages(Study):
         inside: optimise only a patch of a frame of the game.
         game: what is played.
         distribution_mode: its difficulty.
-        num_frames: validation frames, for colours and for the highest value in the game.
+        num_frames: validation frames, for the highest value in the game.
         settings: how images are made.
         precision: in which the agent runs.
         cache_dir: folder of activation caches.
@@ -170,13 +169,13 @@ class FeatureImages(Study):
 
     def run(self) -> Report:
         """Look at frames, optimise, draw."""
-        colours, highest = self._look()
+        highest = self._look()
         objectives = [objective for objective in self.objectives for _ in range(self.images)]
         found = optimise_images(
             self.agent,
             self.tap,
             objectives,
-            colours,
+            game_colours(self.environment, self.data.cache_dir),
             sae=self.sae,
             inside=self._patch(),
             settings=self.settings,
@@ -199,20 +198,18 @@ class FeatureImages(Study):
             figures={"images": self._draw(found, reached, highest)},
         )
 
-    def _look(self) -> tuple[ColourStatistics, list[float]]:
-        """Colours of the game, and how far its frames drive each objective at any position (or at its own)."""
-        colours = ColourMoments(self.settings.parametrisation == "phase")
+    def _look(self) -> list[float]:
+        """How far frames of the game drive each objective at any position (or at its own)."""
         highest = torch.full((len(self.objectives),), -torch.inf)
         loader = tqdm(self.data.val_dataloader(), desc="look through frames", unit="batch", leave=False)
         with torch.no_grad():
             for batch in loader:
                 assert batch.frames is not None
-                colours.update(batch.frames[::_COLOUR_STRIDE])
                 for frames in batch.frames.split(_FRAMES):
                     found = self.response.highest(frames.to(self.device).float() / 255)
                     highest = torch.maximum(highest, found.cpu())
         self.data.teardown("validate")
-        return colours.statistics(), highest.tolist()
+        return highest.tolist()
 
     def _patch(self) -> Inside | None:
         if self.inside is None:

@@ -1,15 +1,11 @@
 """Is a sparse autoencoder better than what is to be had without one? It, and plainer codes, at the same sparsity."""
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from lightning.pytorch import Trainer
-from scipy import stats
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from datamodules import ActivationDataModule
@@ -24,15 +20,38 @@ from interpretability.component_codes import (
     principal_components,
     raw_channels,
 )
+from interpretability.concept_score import LevelAUC, auc_over_levels
 from interpretability.episodes import GAME_TIME_OUT, play_episodes
+from interpretability.optimised_images import OptimisationSettings
 from interpretability.policy_comparison import PolicyComparisons
 from interpretability.statistics import join_metrics, paired_bootstrap, ratio_of_means
-from lightning_modules import ConvSAE
+from interpretability.stored_colours import game_colours
 from networks import Precision, SAEBase, load_agent, load_sae, save_weights
-from studies.code_comparison import FULL, Code, Measured, code_table, draw_codes, measure, measure_concepts
+from studies.alike_training import train_alike
+from studies.arguments import check_at_least_one
+from studies.code_comparison import (
+    FULL,
+    Code,
+    Measured,
+    code_table,
+    draw_codes,
+    measure,
+    measure_concepts,
+    over_seeds,
+)
 from studies.edit_choice import MEAN_LEVELS, MEAN_STEPS
 from studies.report import Report, Study
+from studies.sae_baselines_page import (
+    DIFFERENCES,
+    baselines_page,
+    conclusion,
+    difference_table,
+    draw_best_units,
+    less,
+)
 from studies.subject import choose_device
+
+_OPTIMISATION = OptimisationSettings()
 
 
 class SAEBaselines(Study):
@@ -54,9 +73,13 @@ class SAEBaselines(Study):
     `splice_levels` each code of the agent replaces its tap in play: `.../return_ratio` to untouched play and `.../kl`
     in nats, with 95 % bounds over levels, and likewise for `mean ablation`. On taps with maps of heist's whole world,
     `.../concept_auc` says how well a unit tells by its activation at a position whether the entity that it stands for
-    is there (mean over units, with bounds over them), and `.../entity_auc` how well each entity's own unit does (mean
-    over entities); both choose on other levels than they measure on. With `more`, `baselines/sae_seeds/KEY` is the mean
-    over all autoencoders with bounds by Student's t.
+    is there (mean over units, with bounds over levels), and `.../entity_auc` how well each entity's own unit does (mean
+    over entities); both choose on other levels than they measure on. `baselines/sae/concept_auc_less_CODE` is how much
+    higher the autoencoder's is than that of `channels`, `pca` and `random_decoder`, paired by level. With `more`,
+    `baselines/sae_seeds/KEY` is the mean over all autoencoders with bounds by Student's t.
+
+    `pages/baselines.html` has the conclusion in numbers, tables, and side by side the latents and the raw channels that
+    stand best for an entity (where that is not known, contribute most) with optimised images and examples.
 
     Args:
         agent: path of the agent's weights.
@@ -70,6 +93,9 @@ class SAEBaselines(Study):
         steps: training steps of the two autoencoders; null takes the file's own.
         validation_frames: what all are measured on.
         splice_levels: validation levels to play; 0 for none.
+        shown: latents, and channels, that are pictured.
+        examples: frames shown of each.
+        optimisation: how their images are made.
         seed: of the random weights, of directions and of the fits.
         num_environments: levels played at a time.
         max_steps: episodes are cut here; 1000 is the game's own time-out.
@@ -94,6 +120,9 @@ class SAEBaselines(Study):
         steps: int | None = None,
         validation_frames: int = 5_000,
         splice_levels: int = 0,
+        shown: int = 6,
+        examples: int = 4,
+        optimisation: OptimisationSettings = _OPTIMISATION,
         seed: int = 0,
         num_environments: int = 64,
         max_steps: int = GAME_TIME_OUT,
@@ -105,6 +134,8 @@ class SAEBaselines(Study):
             raise ValueError(
                 f"fit_rows {fit_rows} and steps {steps} must be at least 1, splice_levels {splice_levels} at least 0"
             )
+        check_at_least_one({"shown": shown, "examples": examples})
+        self.shown, self.examples, self.optimisation = shown, examples, optimisation
         self.device = choose_device(device)
         self.agent_path = agent
         self.agent = load_agent(agent).to(self.device).requires_grad_(False)
@@ -150,7 +181,11 @@ class SAEBaselines(Study):
         measured = measure(codes, self.data, tap)
         self.data.teardown("fit")
         sparse = {name: code for name, code in codes.items() if not name.endswith(FULL)}
-        self._add_concepts(measured, sparse, self.agent_path)
+        by_level = self._add_concepts(measured, sparse, self.agent_path)
+        for name in ("sae", *seeds):
+            for other in DIFFERENCES if by_level else ():
+                gain = auc_over_levels(by_level[name], by_level[other])
+                measured[name] |= join_metrics({less(other): gain})
         if len(self.levels):
             for name, numbers in self._play(sparse).items():
                 measured[name] = measured.get(name, {}) | numbers
@@ -160,51 +195,49 @@ class SAEBaselines(Study):
         untrained.teardown("fit")
         self._add_concepts(measured, drawn, self._random_agent())
         if self.more:
-            measured["sae seeds"] = _over_seeds([measured["sae"], *(measured[name] for name in seeds)])
+            measured["sae seeds"] = over_seeds([measured["sae"], *(measured[name] for name in seeds)])
         summary = {
             f"baselines/{name.replace(' ', '_')}/{key}": value
             for name, numbers in measured.items()
             for key, value in numbers.items()
         }
-        title = f"{tap}: what codes explain on validation frames"
-        return Report(summary, {"codes": code_table(measured)}, {"codes": draw_codes(measured, title)})
+        tables = {"codes": code_table(measured), "differences": difference_table(measured)}
+        figure = draw_codes(measured, f"{tap}: what codes explain on validation frames")
+        sheets = {"latents": self._sheet(self.sae, by_level.get("sae"))}
+        sheets["channels"] = self._sheet(None, by_level.get("channels"))
+        self.data.teardown("validate")
+        page = baselines_page(conclusion(tap, measured), tables["codes"], tables["differences"], figure, sheets)
+        return Report(summary, tables, {"codes": figure, **sheets}, pages={"baselines": page})
 
-    def _add_concepts(self, measured: Measured, codes: Mapping[str, Code], agent: str) -> None:
-        """What the units of codes stand for, where that can be known."""
+    def _sheet(self, sae: SAEBase | None, by_level: LevelAUC | None) -> UInt8[Tensor, "H W 3"]:
+        """The best latents, or channels."""
+        return draw_best_units(
+            self.agent,
+            self.sae.tap,
+            sae,
+            self.data.val_dataloader(),
+            game_colours(self.settings, self.cache_dir),
+            None if by_level is None else by_level.detectors,
+            shown=self.shown,
+            examples=self.examples,
+            settings=self.optimisation,
+            precision=self.precision,
+        )
+
+    def _add_concepts(self, measured: Measured, codes: Mapping[str, Code], agent: str) -> dict[str, LevelAUC]:
+        """What the units of codes stand for, where that can be known; nothing elsewhere."""
         if not self.has_concepts:
-            return
+            return {}
         labelled = self._data(agent, labels=True)
-        for name, numbers in measure_concepts(codes, labelled, self.sae.tap).items():
+        concepts, by_level = measure_concepts(codes, labelled, self.sae.tap)
+        for name, numbers in concepts.items():
             measured[name] |= numbers
         labelled.teardown("validate")
+        return by_level
 
     def _train(self, data: ActivationDataModule, random_decoder: bool = False) -> SAEBase:
-        """An autoencoder made and trained as the given one was, as far as its file says."""
-        known = dict(self.sae.metadata.get("training", {}))
-        accepted = inspect.signature(ConvSAE).parameters.keys() - {"tap", "expansion", "kernel_size", "in_channels"}
-        own = {name: value for name, value in known.items() if name in accepted}
-        shared = {"in_channels", "expansion", "kernel_size"}
-        kind = partial(type(self.sae), **{k: v for k, v in self.sae.config().items() if k not in shared})
-        if random_decoder:
-            own |= {"resample_every": None}  # it would give latents other directions
-        module = ConvSAE(
-            tap=self.sae.tap,
-            expansion=self.sae.expansion,
-            kernel_size=self.sae.kernel_size,
-            sae=partial(_drawn, kind, self.seed, not random_decoder),
-            **(own | {"compile": not random_decoder}),
-        )
-        trainer = Trainer(
-            max_steps=self.steps,
-            accelerator=self.device.type,
-            devices=1 if self.device.index is None else [self.device.index],
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(module, datamodule=data)
-        return module.sae.to(self.device).eval().requires_grad_(False)
+        """An autoencoder made and trained as the given one was."""
+        return train_alike(self.sae, data, self.steps, self.seed, self.device, random_decoder=random_decoder)
 
     def _random_agent(self) -> str:
         """The file of an agent of the same architecture that never learnt anything."""
@@ -263,32 +296,3 @@ class SAEBaselines(Study):
             ratio = paired_bootstrap(ratio_of_means, [spliced.returns, clean.returns])
             found[name] = join_metrics({"return_ratio": ratio, "kl": comparisons.of[name].intervals()["kl"]})
         return found
-
-
-def _over_seeds(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over autoencoders with 95 % bounds by Student's t."""
-    found: dict[str, float] = {}
-    for key in measured[0]:
-        if key.endswith(("_low", "_high")):
-            continue
-        values = np.array([numbers[key] for numbers in measured])
-        half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-        mean = float(values.mean())
-        found |= {key: mean, f"{key}_low": mean - half, f"{key}_high": mean + half}
-    return found
-
-
-def _drawn(
-    kind: Callable[[int, int, int], SAEBase],
-    seed: int,
-    learns_directions: bool,
-    in_channels: int,
-    expansion: int,
-    kernel_size: int,
-) -> SAEBase:
-    """An autoencoder that is the same for a seed, whatever else was drawn before."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        sae = kind(in_channels, expansion, kernel_size)
-    sae.decoder_weight.requires_grad_(learns_directions)
-    return sae

@@ -71,6 +71,9 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "num_units": 2,
         "num_examples": 1,
         "num_frames": 8,
+        "every_n_steps": 1,
+        "evolving_units": 2,
+        "evolving_steps": 1,
         "optimisation": {"steps": 2},
     },
     "callbacks.AskedReturns": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
@@ -87,7 +90,6 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "frame_levels": 2,
     },
     "studies.Atlas": {
-        "sae": "sae.safetensors",
         "num_frames": 64,
         "settings": {"best": 2, "per_band": 1, "effect_sample": 16, "optimisation": {"steps": 1, "starts": 2}},
         "cache_dir": "cache",
@@ -121,7 +123,9 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "cache_dir": "cache",
     },
     "studies.SAEBaselines": {
-        "sae": "sae.safetensors",
+        "shown": 2,
+        "examples": 1,
+        "optimisation": {"steps": 1, "starts": 2},
         "num_frames": 512,
         "batch_size": 256,
         "fit_rows": 2_000,

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from environments.heist import ENTITIES
-from interpretability.concept_score import ConceptScore
+from interpretability.concept_score import ConceptScore, LevelAUC, auc_over_levels
 from interpretability.unit_numbers import entity_positions
 
 GEM, PLAYER = ENTITIES.index("gem"), ENTITIES.index("player")
@@ -45,3 +45,64 @@ def test_trying_many_units_gains_nothing() -> None:
     found = score(maps, labels).compute()
     assert found.per_unit.low < 0.5 < found.per_unit.high
     assert found.per_entity == pytest.approx(0.5, abs=0.04)
+
+
+def by_level(maps: torch.Tensor, labels: dict[str, torch.Tensor], rows: torch.Tensor | None = None) -> LevelAUC:
+    """AUCs of detectors chosen on all frames; rows: only over some of them."""
+    found = LevelAUC(score(maps, labels).detectors())
+    for some in (torch.arange(len(maps)) if rows is None else rows).split(50):
+        found.update(maps[some], labels["cells"][some], labels["world_dim"][some], labels["levels"][some])
+    return found
+
+
+def noisy(strength: float, seed: int, labels: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Five units that respond to the player, and one that is silent at it."""
+    present = entity_positions(labels["cells"], labels["world_dim"], 9, 9).float()[PLAYER]
+    noise = torch.rand(400, 6, 9, 9, generator=torch.Generator().manual_seed(seed))
+    signs = torch.tensor([1.0] * 5 + [-1.0])[:, None, None]
+    return noise + 1 + strength * signs * present[:, None]
+
+
+def test_level_aucs_add_up_to_those_of_all_levels() -> None:
+    labels = frames()
+    maps = torch.cat([noisy(0.3, 3, labels), -noisy(0.3, 4, labels)], 1)
+    concepts = score(maps, labels).compute()
+    found = by_level(maps, labels)
+    assert auc_over_levels(found).value == pytest.approx(concepts.per_unit.value, abs=1e-6)
+    assert found.detectors.auc.mean() == pytest.approx(concepts.per_unit.value, abs=1e-9)
+    assert len(found.sums()) == len({int(level) for level in labels["levels"] if level % 2})
+
+
+def test_the_bounds_are_as_wide_as_aucs_vary_between_sets_of_levels() -> None:
+    """Against fresh draws of levels, the AUC of which is computed by sorting."""
+    labels = frames(1200)
+    present = entity_positions(labels["cells"], labels["world_dim"], 9, 9)[PLAYER].float()
+    # how strongly the player is marked differs from level to level
+    strength = torch.rand(400, generator=torch.Generator().manual_seed(5))[labels["levels"]]
+    noise = torch.rand(1200, 1, 9, 9, generator=torch.Generator().manual_seed(6))
+    maps = noise + 1 + (strength[:, None, None] * present)[:, None]
+    interval = auc_over_levels(by_level(maps, labels))
+    odd = sorted({int(level) for level in labels["levels"] if level % 2})
+    generator = np.random.default_rng(0)
+    values = []
+    for _ in range(200):
+        chosen = torch.cat([(labels["levels"] == level).nonzero()[:, 0] for level in generator.choice(odd, len(odd))])
+        there = present[chosen].flatten().bool().numpy()
+        ranks = maps[chosen].flatten().numpy().argsort().argsort() + 1
+        many, few = (~there).sum(), there.sum()
+        values.append((ranks[there].sum() - few * (few + 1) / 2) / (many * few))
+    low, high = np.quantile(values, [0.025, 0.975])
+    assert interval.high - interval.low == pytest.approx(high - low, rel=0.3)
+    assert interval.low == pytest.approx(low, abs=0.01)
+
+
+def test_differences_are_paired_by_level() -> None:
+    labels = frames()
+    strong, weak = noisy(0.6, 7, labels), noisy(0.2, 8, labels)
+    better, worse = by_level(strong, labels), by_level(weak, labels)
+    gain = auc_over_levels(better, worse)
+    assert 0.02 < gain.low < gain.value < gain.high
+    same = auc_over_levels(better, better)
+    assert same == (0, 0, 0)
+    with pytest.raises(ValueError, match="different levels"):
+        auc_over_levels(better, by_level(weak, labels, torch.arange(100)))

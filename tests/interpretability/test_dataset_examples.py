@@ -106,3 +106,59 @@ def test_examples_near_a_target_equal_brute_force() -> None:
     torch.testing.assert_close(examples.maximum, activations.amax((0, 2, 3)))
     with pytest.raises(ValueError, match="one a unit"):
         DatasetExamples(6, targets=targets[:3]).update(frames, activations, levels)
+
+
+def greedy(activations: Tensor, unit: int, candidates: list[int], k: int, weight: float) -> list[int]:
+    """One by one, by hand: score less weight x the highest activation x the highest cosine with those before."""
+
+    def at_peak(place: int) -> Tensor:
+        flat = activations[place].flatten(1)
+        return flat[:, flat[unit].argmax()]
+
+    def worth(place: int, chosen: list[int]) -> float:
+        cosines = [float(torch.cosine_similarity(at_peak(place), at_peak(other), dim=0)) for other in chosen]
+        highest = float(activations[:, unit].max())
+        return float(activations[place, unit].max()) - weight * highest * max(cosines, default=0.0)
+
+    chosen: list[int] = []
+    while len(chosen) < k:
+        left = [place for place in candidates if place not in chosen]
+        chosen.append(max(left, key=lambda place: worth(place, chosen)))
+    return chosen
+
+
+@pytest.mark.parametrize("one_per_level", [True, False])
+@pytest.mark.parametrize("batch", [1, 37, 150])
+def test_diverse_examples_equal_brute_force(one_per_level: bool, batch: int) -> None:
+    frames, _, levels = stream()
+    generator = torch.Generator().manual_seed(1)
+    activations = torch.rand(len(frames), 5, 3, 5, generator=generator).square()  # no two alike
+    k, weight = 4, 0.7
+    examples = DatasetExamples(k, one_per_level, diversity=weight)
+    for rows in torch.arange(len(frames)).split(batch):
+        examples.update(frames[rows], activations[rows], levels[rows])
+    differ = 0
+    for unit in range(5):
+        scores = activations[:, unit].amax((1, 2))
+        pool = brute_force(scores, levels if one_per_level else None, 4 * k)
+        found = examples.of_unit(unit)
+        assert [each.place for each in found] == greedy(activations, unit, pool, k, weight)
+        assert all(torch.equal(each.frame, frames[each.place]) for each in found)
+        differ += [each.place for each in found] != pool[:k]
+    assert differ > 2, "the weight matters here"
+
+
+def test_copies_of_one_example_give_way_to_others() -> None:
+    """The best frame many times over: without diversity nothing else is shown."""
+    activations = torch.zeros(20, 3, 1, 1)
+    activations[:, 0] = torch.linspace(1.0, 0.9, 20)[:, None, None]
+    activations[:17, 1], activations[17:, 2] = 1.0, 1.0
+    frames = torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(20, 64, 64, 3).contiguous()
+    places = {}
+    for weight in (0.0, 0.5):
+        examples = DatasetExamples(5, one_per_level=False, diversity=weight)
+        examples.update(frames, activations)
+        places[weight] = [each.place for each in examples.of_unit(0)]
+    assert places == {0.0: [0, 1, 2, 3, 4], 0.5: [0, 17, 1, 2, 3]}
+    with pytest.raises(ValueError, match="must not be negative"):
+        DatasetExamples(1, diversity=-1.0)

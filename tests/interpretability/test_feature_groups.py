@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from interpretability.feature_groups import co_active_groups, draw_co_activity, factor_groups
+from interpretability.feature_groups import (
+    co_active_groups,
+    co_activity_edges,
+    draw_co_activity,
+    draw_co_activity_graph,
+    factor_groups,
+)
 from interpretability.unit_numbers import UnitNumbers
 
 
@@ -59,3 +65,33 @@ def test_the_map_has_groups_together() -> None:
 def test_too_few_units_are_refused() -> None:
     with pytest.raises(ValueError, match="at least two"):
         co_active_groups(np.full((3, 3), np.nan), 2)
+
+
+def test_edges_join_units_of_one_cause_strongest_first() -> None:
+    found = co_activity_edges(phi(), 0.5)
+    assert {(edge.unit, edge.other) for edge in found} == {(0, 3), (0, 6), (3, 6), (1, 4)}
+    strengths = [edge.phi for edge in found]
+    assert strengths == sorted(strengths, reverse=True)
+    active = (activations() > 0).numpy().astype(float)
+    for edge in found:
+        expected = np.corrcoef(active[:, edge.unit], active[:, edge.other])[0, 1]
+        assert edge.phi == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="above 0 and at most 1"):
+        co_activity_edges(phi(), 0.0)
+
+
+def test_the_graph_has_units_of_one_cause_close_together() -> None:
+    groups, edges = co_active_groups(phi(), 2), co_activity_edges(phi(), 0.5)
+    axes = draw_co_activity_graph(phi(), edges, groups, "graph").axes[0]
+    units = [int(text.get_text()) for text in axes.texts]
+    assert units == [0, 1, 3, 4, 6]
+    assert len(axes.lines) == len(edges) == 4
+    points = dict(zip(units, np.asarray(axes.collections[0].get_offsets()), strict=True))
+
+    def distance(one: int, other: int) -> float:
+        return float(np.linalg.norm(points[one] - points[other]))
+
+    assert max(distance(0, 3), distance(3, 6), distance(1, 4)) < 0.3 * min(distance(0, 1), distance(6, 4))
+    colours = dict(zip(units, axes.collections[0].get_facecolors().tolist(), strict=True))
+    assert colours[0] == colours[3] == colours[6] != colours[1] == colours[4]
+    assert draw_co_activity_graph(phi(), [], groups, "none").axes[0].texts[0].get_text() == "no two units are joined"

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from interpretability.colour import ColourMoments, ColourStatistics
 from interpretability.image_objectives import LayerDirection, Unit, difference
 from interpretability.opened_relu import OpenedReLU
-from interpretability.optimised_images import Inside, OptimisationSettings, optimise_images
-from interpretability.parametrisations import FourierImages
+from interpretability.optimised_images import Inside, OptimisationSettings, OptimisedImages, optimise_images
+from interpretability.parametrisations import FourierImages, Parametrisation
 from networks import BilinearImpala, CustomCNN, SparseAutoencoder, TappedAgent
 from networks.taps import Step
 
@@ -226,6 +226,25 @@ def test_phases_find_a_planted_filter_with_the_magnitudes_of_the_game() -> None:
         Planted(filters()), "seen", units, moments.statistics(), settings=settings, precision="fp32"
     )
     assert correlation(found.images[0, :32, :32].permute(2, 0, 1), filters()[0]) >= 0.7
+
+
+@pytest.mark.parametrize("parametrisation", ["fourier", "pixel"])
+def test_an_ascent_goes_on_from_the_entries_of_another(parametrisation: Parametrisation) -> None:
+    agent, units = Planted(filters()), [Unit(0, (0, 0)), Unit(1, (1, 1))]
+    few = dataclasses.replace(QUICK, parametrisation=parametrisation, steps=4, jitter=0, turn=0, scale=0)
+
+    def images(settings: OptimisationSettings, begin: Tensor | None) -> OptimisedImages:
+        return optimise_images(
+            agent, "seen", units, game_colours(), begin=begin, settings=settings, precision="fp32"
+        )  # fmt: skip
+
+    first = images(few, None)
+    still = images(dataclasses.replace(few, learning_rate=1e-9), first.entries)
+    assert still.images.equal(first.images)
+    later = images(few, first.entries)
+    assert (later.achieved > first.achieved * 1.05).all()
+    with pytest.raises(ValueError, match="entries to go on from"):
+        images(few, first.entries[:1])
 
 
 def test_a_difference_shows_what_only_one_of_two_likes() -> None:

@@ -18,7 +18,8 @@ from networks import CustomCNN, SparseAutoencoder, load_agent, save_weights
 from studies import Atlas, Report
 
 SETTINGS = AtlasSettings(3, 2, 32, 8, OptimisationSettings(steps=1, starts=2))
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 ACTS = """
 const refused = [], said = [], wait = milliseconds => new Promise(done => setTimeout(done, milliseconds));
 const ids = () => [...document.querySelectorAll("#gallery a")].map(card => card.hash.slice(1));
@@ -129,7 +130,10 @@ def test_the_site_needs_nothing_from_elsewhere(folder: Path) -> None:
     assert not re.search(r"<!--[A-Z]+-->", page), "every place is filled"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.skipif(
+    CHROMIUM is None,
+    reason=f"the atlas was not tried in a browser: install Chromium (none of {', '.join(BROWSERS)} is on the path)",
+)
 def test_a_browser_sorts_filters_and_opens_units(folder: Path) -> None:
     page = (folder / "index.html").read_text().replace("</body>", f"<script>{ACTS}</script></body>")
     (folder / "acts.html").write_text(page)

@@ -35,6 +35,10 @@ def test_groups_of_every_kind_of_unit(known: dict[str, str], of: str, method: st
     if method == "co_activity" and report.summary["groups/count"] > 1:
         assert report.summary["groups/within"] > report.summary["groups/between"]
     assert isinstance(report.figures["groups"], Tensor)
+    edges = report.tables["edges"].rows
+    assert len(edges) == report.summary["groups/edges"]
+    assert all(row[2] >= 0.3 for row in edges)
+    assert len(report.figures["graph"].axes[0].lines) == len(edges)
 
 
 def test_what_cannot_be_meant_is_refused(known: dict[str, str]) -> None:
@@ -43,6 +47,7 @@ def test_what_cannot_be_meant_is_refused(known: dict[str, str]) -> None:
         ({"tap": "conv9"}, "no tap 'conv9'"),
         ({"tap": "conv3a", "sae": known["sae"]}, "leave tap null"),
         ({"tap": "conv4a", "groups": 0}, "at least 1"),
+        ({"tap": "conv4a", "edge": 1.5}, "edge is 1.5"),
     ]:
         with pytest.raises(ValueError, match=match):
             study(known, **changes)

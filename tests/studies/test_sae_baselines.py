@@ -1,11 +1,15 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from interpretability.optimised_images import OptimisationSettings
 from networks import CustomCNN, TopKSAE, load_agent, load_sae, save_weights
 from studies import SAEBaselines
+from studies.sae_baselines_page import as_figure, conclusion
 
 SMALL = {
     "num_frames": 256,
@@ -14,6 +18,9 @@ SMALL = {
     "steps": 3,
     "validation_frames": 64,
     "max_steps": 4,
+    "shown": 3,
+    "examples": 2,
+    "optimisation": OptimisationSettings(steps=1, starts=2),
     "device": "cpu",
 }
 
@@ -61,6 +68,41 @@ def test_codes_are_compared_at_the_autoencoders_sparsity(files):
     assert codes[0] == "sae"
     assert len(codes) == len(set(codes)) == 14
     assert len(report.figures["codes"].axes[0].lines) == 13
+    for other in ("channels", "pca", "random_decoder"):
+        key = f"concept_auc_less_{other}"
+        low, gain, high = (summary[f"baselines/sae/{key}{end}"] for end in ("_low", "", "_high"))
+        wanted = summary["baselines/sae/concept_auc"] - summary[f"baselines/{other}/concept_auc"]
+        assert gain == pytest.approx(wanted, abs=1e-6)
+        assert low <= gain <= high
+        assert summary[f"baselines/sae_seeds/{key}"] == pytest.approx(gain)
+    page = report.pages["baselines"]
+    assert page.count("<img") == 3
+    assert f"mean AUC of {summary['baselines/sae/concept_auc']:.3f}" in page
+    assert report.figures["latents"].shape == report.figures["channels"].shape
+
+
+def test_the_conclusion_says_what_the_numbers_say():
+    numbers = {"explained_variance": 0.9, "l0": 4.0, "concept_auc": 0.8}
+    gains = {"channels": (0.1, 0.05, 0.15), "pca": (-0.1, -0.2, -0.05), "random_decoder": (0.0, -0.1, 0.1)}
+    ends = ("", "_low", "_high")
+    differences = {
+        f"concept_auc_less_{k}{e}": v for k, three in gains.items() for e, v in zip(ends, three, strict=True)
+    }
+    measured = {"sae": numbers | differences, "channels": numbers, "pca": numbers}
+    said = conclusion("conv4a", measured)
+    assert "better than those of raw channels (+0.100, 95 % interval +0.050 to +0.150" in said
+    assert "worse than those of principal components" in said
+    assert "no better and no worse than those of random directions" in said
+    assert "seeds" not in said
+    assert "over seeds of autoencoders +0.100" in conclusion("conv4a", measured | {"sae seeds": numbers | differences})
+    assert "AUC" not in conclusion("fc1", dict.fromkeys(("sae", "channels", "pca"), numbers))
+
+
+def test_a_page_shows_a_picture_pixel_by_pixel():
+    picture = torch.randint(0, 256, (90, 130, 3), dtype=torch.uint8)
+    canvas = FigureCanvasAgg(as_figure(picture))
+    canvas.draw()
+    assert (np.asarray(canvas.buffer_rgba())[..., :3] == picture.numpy()).all()
 
 
 def test_the_random_agent_and_the_random_decoder_are_what_they_are_called(files):
@@ -95,6 +137,8 @@ def test_mistakes_are_named(files, tmp_path):
     agent, sae, cache_dir = files
     with pytest.raises(ValueError, match="steps 0 must be at least 1"):
         SAEBaselines(agent, sae, **SMALL | {"steps": 0})
+    with pytest.raises(ValueError, match="shown"):
+        SAEBaselines(agent, sae, **SMALL | {"shown": 0})
     torch.manual_seed(5)
     save_weights(tmp_path / "other.safetensors", CustomCNN(), {})
     with pytest.raises(ValueError, match="trained on another agent"):

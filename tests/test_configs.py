@@ -102,6 +102,7 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "max_steps": 4,
         "film_levels": 1,
     },
+    "studies.LearningCurve": {"num_levels": 2, "max_steps": 4},
     "studies.EvaluateAgent": {"num_levels": 2, "num_environments": 2, "max_steps": 4},
     "studies.EvaluateSAE": {"num_levels": 2, "num_environments": 2, "max_steps": 4, "validation_frames": 64},
     "studies.FeatureGroups": {
@@ -257,6 +258,8 @@ def shrink_study(study: dict[str, Any]) -> None:
     for name, path in given.items():
         if str(path).startswith("pretrained/"):
             arguments[name] = str(ROOT / str(path))
+    if "agents" in arguments:
+        arguments["agents"] = [str(ROOT / path) for path in arguments["agents"]]
     if arguments.get("sae") == "sae.safetensors" or str(given["sae"]).startswith("runs/"):
         known = {"kind": "SparseAutoencoder", "tap": "conv4a"}
         known["agent_hash"] = load_agent(arguments["agent"]).weights_hash

@@ -258,8 +258,8 @@ def shrink_study(study: dict[str, Any]) -> None:
     for name, path in given.items():
         if str(path).startswith("pretrained/"):
             arguments[name] = str(ROOT / str(path))
-    if "agents" in arguments:
-        arguments["agents"] = [str(ROOT / path) for path in arguments["agents"]]
+    for name in {"agents", "edits"} & arguments.keys():
+        arguments[name] = [str(ROOT / path) for path in arguments[name] or []] or None
     if arguments.get("sae") == "sae.safetensors" or str(given["sae"]).startswith("runs/"):
         known = {"kind": "SparseAutoencoder", "tap": "conv4a"}
         known["agent_hash"] = load_agent(arguments["agent"]).weights_hash

@@ -4,6 +4,7 @@ from typing import Final, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from environments import EnvironmentSettings, VectorEnvironment, held_out_levels
 from environments.procgen import DistributionMode
@@ -116,7 +117,7 @@ class LearningCurve(Study):
 
     def _draw(self, measured: list[dict[str, Interval]]) -> Figure:
         figure = Figure(figsize=(9, 3.6), layout="constrained")
-        sides = figure.subplots(1, 2)
+        sides = figure.subplots(1, 2, sharex=True)
         for axes, name in zip(sides, ("return", "solved"), strict=True):
             for training in dict.fromkeys(self.trainings):
                 rows = [row for row, how in enumerate(self.trainings) if how == training]
@@ -127,7 +128,9 @@ class LearningCurve(Study):
                     [self.frames[row] for row in rows], values[:, 0], errors, marker="o", capsize=3, label=training
                 )
             axes.set(xscale="log", xlabel="environment frames of training", ylabel=name)
-            axes.set_ylim(bottom=0)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(EngFormatter())
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.grid(alpha=0.3)
         if published := _PUBLISHED.get((self.settings.game, self.settings.distribution_mode)):
             label = "PPO from scratch, train-procgen, in training"

@@ -37,7 +37,7 @@ class FeatureVisualisation(Callback):
 
     Every so many steps a small grid of images of a few units is carried on by a few steps of ascent and shown as
     `features_evolving/TAP`: with TensorBoard's slider one sees them take shape. `features_evolving/time_share` is the
-    share of the time since training began that these grids took: on one core about .4 s each, the first one more.
+    share of the time since training began that these grids took.
 
     A module with an autoencoder (`sae` and `tap`; its agent is the data module's) shows latents, over validation
     frames; most active are those that contribute most to the reconstruction: mean activation x length of the latent's
@@ -77,7 +77,7 @@ class FeatureVisualisation(Callback):
         num_frames: int = 20_000,
         every_n_steps: int | None = 1_000,
         evolving_units: int = 8,
-        evolving_steps: int = 16,
+        evolving_steps: int = 8,
         every_n_validations: int | None = None,
         tap: str | None = None,
         one_per_level: bool = True,
@@ -106,7 +106,11 @@ class FeatureVisualisation(Callback):
         VisualisedSubject(trainer, pl_module, self.tap)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of the evolving grids."""
+        """Have the game's colours ready, which are fitted once, and start the clock of the evolving grids."""
+        subject = VisualisedSubject(trainer, pl_module, self.tap)
+        if self.every_n_steps is not None and trainer.is_global_zero and isinstance(subject.agent, TappedAgent):
+            with _left_alone(subject):
+                game_colours(subject.environment, subject.cache_dir)
         self._evolving.start_clock()
 
     def on_train_batch_end(

@@ -152,16 +152,20 @@ def _number(folder: Path) -> int:
 def _unfinished(folder: Path, config: str) -> list[Path]:
     """Runs without a summary whose configuration is the same, newest first."""
     wanted = _comparable(config)
+    return [path for path in _started(folder) if _comparable((path / CONFIG).read_text()) == wanted]
+
+
+def _started(folder: Path) -> list[Path]:
+    """Runs without a summary, newest first."""
     started = [path for path in _versions(folder) if (path / CONFIG).exists() and not (path / SUMMARY).exists()]
-    same = [path for path in started if _comparable((path / CONFIG).read_text()) == wanted]
-    return sorted(same, key=_number, reverse=True)
+    return sorted(started, key=_number, reverse=True)
 
 
 def _set_otherwise(folder: Path, config: str) -> str:
     """What sets the newest unfinished run of another configuration apart, and how to go on from it all the same."""
     wanted = _flat(_comparable(config))
-    for run in sorted(_versions(folder), key=_number, reverse=True):
-        if not (run / CONFIG).exists() or (run / SUMMARY).exists() or (checkpoint := newest_checkpoint(run)) is None:
+    for run in _started(folder):
+        if (checkpoint := newest_checkpoint(run)) is None:
             continue
         its = _flat(_comparable((run / CONFIG).read_text()))
         names = sorted(name for name in its.keys() | wanted.keys() if its.get(name) != wanted.get(name))

@@ -38,7 +38,7 @@ class EditChoice:
     saved: str | None = None
 
     def __post_init__(self) -> None:
-        if sum(option is not None for option in (self.sae, self.ablation, self.edit, self.saved)) > 1:
+        if self._given > 1:
             raise ValueError("sae, ablation, edit and saved_edit exclude each other: give one of them")
         needs_tap = self.ablation is not None or self.edit is not None
         if needs_tap and self.tap is None:
@@ -48,6 +48,14 @@ class EditChoice:
                 f"tap {self.tap!r} is given without an ablation or an edit to put in there "
                 "(an sae and a saved_edit have their own)"
             )
+
+    def __bool__(self) -> bool:
+        """Whether there is an edit."""
+        return self._given > 0
+
+    @property
+    def _given(self) -> int:
+        return sum(option is not None for option in (self.sae, self.ablation, self.edit, self.saved))
 
     def load(self, agent: TappedNetwork, device: torch.device | str) -> list[Edit]:
         """What can be put in at once: nothing as yet for a mean, which has to be played for (`resolve`).

@@ -1,5 +1,6 @@
 """How does what an agent achieves grow with the frames that it was trained on? Checkpoints, played."""
 
+from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
@@ -69,7 +70,7 @@ class LearningCurve(Study):
     ) -> None:
         check_at_least_one({"num_environments": num_environments, "max_steps": max_steps, "agents": len(agents)})
         check_not_negative({"seed": seed})
-        self.stems = [path.rsplit("/", 1)[-1].removesuffix(".safetensors") for path in agents]
+        self.stems = [Path(path).stem for path in agents]
         if len(set(self.stems)) < len(agents):
             raise ValueError(f"agents {agents}: two files have the same name, by which the figures go")
         self.levels = held_out_levels(split, num_levels)

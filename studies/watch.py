@@ -90,7 +90,7 @@ class Watch(Study):
         self.edit_choice = EditChoice(sae, ablation, edit, tap, allow_other_agent, saved_edit)
         check_at_least_one({"max_steps": max_steps})
         check_not_negative({"level": level})
-        if play_edited and sae is None and ablation is None and edit is None and saved_edit is None:
+        if play_edited and not self.edit_choice:
             raise ValueError("play_edited asks for an edit to play with: give sae, ablation, edit or saved_edit")
         if play_edited and actions is not None:
             raise ValueError("actions are taken by hand, so play_edited lets nobody play: give one of them")

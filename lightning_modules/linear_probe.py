@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from datamodules.probe_batch import PIXELS, PIXELS_PCA, Examples, ProbeBatch, Subject, pixels_on_grid, seen_as
 from environments.heist import POSITION_TARGETS, ClassTarget, choose_targets, positions
 from interpretability import ProbeResult
-from lightning_modules.principal_components import principal_components
+from lightning_modules.probe_basis import Basis, leading_components, plain, shared_over_positions
 from lightning_modules.probe_fit import ClassLoss, Loss, SquaredLoss, column_moments, fit_path
 from lightning_modules.probe_results import SHUFFLED, ScoreBook
 from networks.linear_readout import FORMS, Form, LinearReadout
@@ -39,6 +39,9 @@ class LinearProbe(LightningModule):
         strengths: path of penalties on standardised features, falling.
         path_rows: rows on which the path is walked; the chosen fits then go on on all.
         position_rows: random positions of the training (and of the validation) frames for the position form.
+        sharing: in the flat form of maps, pixels' and controls' too, how much more freely a channel may weigh at all
+            positions alike than at one alone (`lightning_modules.probe_basis.shared_over_positions`): fewer levels then
+            suffice for what is told by something being there, wherever. 0 for a plain penalty.
         seed: of random rows and shuffles.
 
     Attributes:
@@ -59,6 +62,7 @@ class LinearProbe(LightningModule):
         strengths: tuple[float, ...] = STRENGTHS,
         path_rows: int = 25_000,
         position_rows: int = 50_000,
+        sharing: float = 10.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -69,11 +73,13 @@ class LinearProbe(LightningModule):
         for name, value in (("path_rows", path_rows), ("position_rows", position_rows)):
             if value < 1:
                 raise ValueError(f"{name} is {value}: at least 1 is needed")
+        if sharing < 0:
+            raise ValueError(f"sharing is {sharing}: at least 0 is needed")
         self.targets = choose_targets(targets)
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.forms, self.shuffled, self.strengths = tuple(forms), shuffled, tuple(strengths)
-        self.path_rows, self.position_rows, self.seed = path_rows, position_rows, seed
+        self.path_rows, self.position_rows, self.sharing, self.seed = path_rows, position_rows, sharing, seed
         self.readouts = nn.ModuleDict()
         self.results: list[ProbeResult] = []
         self._book = ScoreBook()
@@ -204,18 +210,15 @@ class LinearProbe(LightningModule):
         std = std.where(std > 1e-6 * mean.abs() + 1e-12, 1.0)  # a unit that never changes says nothing
         for values in features.values():
             values.sub_(mean).div_(std)
-        mix = None
-        if batch.subject.network == PIXELS_PCA:
-            mix = principal_components(features["training"], std)
-        order = torch.randperm(len(features["training"]), generator=torch.Generator().manual_seed(self.seed))
+        basis = self._basis(batch.subject, form, features, std)
+        del features  # memory need not hold them twice
+        order = torch.randperm(len(basis.features["training"]), generator=torch.Generator().manual_seed(self.seed))
         for network in self._networks(batch.subject):
             readout = self.readout(batch.subject.tap, form, network)
             numbers = [name for name in readout.outputs if name not in readout.classes]
             for names, is_class in ((list(readout.classes), True), (numbers, False)):
                 if names:
-                    self._fit_kind(
-                        readout, names, is_class, features, truth, order if network == SHUFFLED else None, mix
-                    )
+                    self._fit_kind(readout, names, is_class, basis, truth, order if network == SHUFFLED else None)
             if form == "position":
                 where = self._truth(batch.examples["training"], form, batch.subject)
                 readout.usual_position.copy_(torch.tensor([_most_frequent(where[name]) for name in readout.outputs]))
@@ -223,19 +226,28 @@ class LinearProbe(LightningModule):
             readout.bias.sub_(readout.weight @ mean)
             directions = readout.direction_weights()
             readout.component_mean.copy_(directions @ mean)
-            readout.component_std.copy_((features["training"] @ (directions * std).T).std(0))
+            readout.component_std.copy_((basis.standardised["training"] @ (directions * std).T).std(0))
+
+    def _basis(
+        self, subject: Subject, form: Form, features: dict[str, Float[Tensor, "R D"]], std: Float[Tensor, " D"]
+    ) -> Basis:
+        if subject.network == PIXELS_PCA:
+            return leading_components(features, std)
+        if form == "flat" and len(subject.shape) == 3 and self.sharing > 0:
+            return shared_over_positions(features, std, subject.reduced[0], self.sharing)
+        return plain(features)
 
     def _fit_kind(
         self,
         readout: LinearReadout,
         targets: list[str],
         is_class: bool,
-        features: dict[str, Float[Tensor, "R D"]],
+        basis: Basis,
         truth: dict[str, dict[str, Tensor]],
         order: Int[Tensor, " R"] | None,
-        mix: Float[Tensor, "D K"] | None,
     ) -> None:
-        """Fit all targets of classes, or all of numbers, for standardised features, or for combinations of them."""
+        """Fit all targets of classes, or all of numbers."""
+        features = basis.features
         sizes = [len(readout.outputs[name]) for name in targets]
         answers = {
             split: torch.cat([values[name].view(len(features[split]), -1) for name in targets], 1)
@@ -251,17 +263,16 @@ class LinearProbe(LightningModule):
             split: (ClassLoss if is_class else SquaredLoss)(values.to(self.device), sizes)
             for split, values in answers.items()
         }
-        seen = features if mix is None else {split: values @ mix for split, values in features.items()}
         fit = fit_path(
-            seen["training"],
+            features["training"],
             losses["training"],
-            seen["validation"],
+            features["validation"],
             losses["validation"],
             self.strengths,
             self.path_rows,
             self.seed,
         )
-        weight = (fit.weight if mix is None else fit.weight @ mix.T) * std.to(fit.weight)[:, None]
+        weight = basis.read_back(fit.weight) * std.to(fit.weight)[:, None]
         bias = fit.bias * std.to(fit.bias) + mean.to(fit.bias)
         for index, (name, start) in enumerate(zip(targets, torch.tensor([0, *sizes]).cumsum(0).tolist(), strict=False)):
             columns, place = readout.columns(name), list(readout.outputs).index(name)

@@ -176,6 +176,7 @@ def test_a_checkpoint_of_other_probes_is_refused(tmp_path: Path) -> None:
         ({"forms": ()}, "choose at least one"),
         ({"strengths": (0.1, 1.0)}, "falling numbers"),
         ({"path_rows": 0}, "path_rows is 0"),
+        ({"sharing": -1.0}, "sharing is -1"),
     ],
 )
 def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:

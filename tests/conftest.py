@@ -1,0 +1,17 @@
+"""Fixtures of several test files."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.small_configs import save_networks
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with random networks in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    save_networks()
+    return tmp_path

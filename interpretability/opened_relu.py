@@ -29,20 +29,20 @@ class _OpenedReLU(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0] <= 0)
+        ctx.save_for_backward(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (silent,) = ctx.saved_tensors
-        passing = gradient.masked_fill(silent, 0)
+        (acts,) = ctx.saved_tensors
+        passing = torch.ops.aten.threshold_backward(gradient, acts, 0)  # a ReLU's own, many times faster than a mask
         entries = tuple(range(1, gradient.ndim))
-        whole, passes = (
-            torch.linalg.vector_norm(part, dim=entries, dtype=torch.float32) for part in (gradient, passing)
-        )
+        # in the gradient's own precision: as float32 each would be copied first
+        whole, passes = (torch.linalg.vector_norm(part, dim=entries).float() for part in (gradient, passing))
         # what silent entries are raised by is at most the rest: only where that is much does one look closer
-        doubtful = (0.99 * passes.square() < 0.01 * (whole.square() - passes.square())).nonzero()[:, 0]
+        doubtful = (0.9 * passes.square() < 0.01 * (whole.square() - passes.square())).nonzero()[:, 0]
         # the loss is minimised: a negative gradient asks for a higher activation
         raising = (gradient[doubtful] - passing[doubtful]).clamp_(max=0)
         raises = torch.linalg.vector_norm(raising, dim=entries, dtype=torch.float32)
-        blocked = passes[doubtful] < 0.1 * raises
+        passes = torch.linalg.vector_norm(passing[doubtful], dim=entries, dtype=torch.float32)
+        blocked = passes < 0.1 * raises
         return passing.index_add_(0, doubtful[blocked], raising[blocked])

@@ -61,9 +61,10 @@ class BlockRecorder(Protocol):
 class ActivationCache:
     """The rows of one recorder in a folder of shards, one shard for each of its blocks.
 
-    The folder's name carries a hash of everything that decides the rows, so another agent, game, tap, seed or count
-    never finds them. A shard is written aside, flushed, renamed and only then entered in the manifest with its size
-    and SHA-256: what the manifest does not know is made anew, what does not match it is never read.
+    The folder's name carries a hash of everything that decides the rows, so another agent, game, tap or seed never
+    finds them; more frames of the same find the whole shards that are there. A shard is written aside, flushed, renamed
+    and only then entered in the manifest with its size and SHA-256: what the manifest does not know is made anew, what
+    does not match it is never read.
 
     Args:
         root: folder of all caches.
@@ -75,14 +76,14 @@ class ActivationCache:
 
     def __init__(self, root: str | Path, name: str, recorder: BlockRecorder, frames: int) -> None:
         self._recorder = recorder
-        self._description = recorder.description() | {"frames": frames}
+        self._description = recorder.description()
         text = json.dumps(self._description, sort_keys=True)
         self.name, self.frames = name, frames
         self.folder = Path(root) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         block = recorder.frames_per_block
+        counts = [min(block, frames - start) for start in range(0, frames, block)]
         self._shards = [
-            (self.folder / f"shard-{start // block:05d}.safetensors", min(block, frames - start))
-            for start in range(0, frames, block)
+            (self.folder / f"shard-{index:05d}-{count}.safetensors", count) for index, count in enumerate(counts)
         ]
         self._checked: set[str] = set()
 

@@ -264,7 +264,7 @@ class TrajectoryDataModule(LightningDataModule):
             "world_size": self._ranks()["world"],
             "context": self.context,
             "seed": self.seed,
-            "episodes": [cache.folder.name for cache in self._caches["train"]],  # a hash of what decides them
+            "episodes": [f"{cache.folder.name}-{cache.frames}" for cache in self._caches["train"]],  # what decides them
         }
 
     def _ordered(self, split: Split) -> OrderedTrajectoryLoader:

@@ -78,9 +78,20 @@ def test_builds_once_and_reads_back(tmp_path: Path) -> None:
     assert torch.equal(found.open()[2]["activations/conv4a"], rows["activations/conv4a"])
 
 
-def test_another_description_or_count_is_another_folder(tmp_path: Path) -> None:
-    folders = {make(tmp_path, ToyRecorder(seed)).folder for seed in (0, 1)} | {make(tmp_path, frames=351).folder}
-    assert len(folders) == 3
+def test_another_description_is_another_folder(tmp_path: Path) -> None:
+    assert make(tmp_path, ToyRecorder(0)).folder != make(tmp_path, ToyRecorder(1)).folder
+
+
+def test_more_frames_find_the_whole_shards_of_fewer(tmp_path: Path) -> None:
+    make(tmp_path).build()
+    for frames, made in ((520, [3, 4, 5]), (350, []), (400, [])):
+        recorder = ToyRecorder()
+        cache = make(tmp_path, recorder, frames)
+        cache.build()
+        assert recorder.made == made
+        fresh = make(tmp_path / str(frames), frames=frames)
+        fresh.build()
+        assert equal(cache.open(), fresh.open())
 
 
 def test_statistics_are_those_of_all_rows(tmp_path: Path) -> None:
@@ -141,7 +152,7 @@ def test_a_shard_that_no_manifest_vouches_for_is_made_anew(tmp_path: Path) -> No
     cache = make(tmp_path, ToyRecorder(interrupt_at=1))
     with pytest.raises(KeyboardInterrupt):
         cache.build()
-    (cache.folder / "shard-00001.safetensors").write_bytes(b"renamed, then killed before the manifest was written")
+    (cache.folder / "shard-00001-100.safetensors").write_bytes(b"renamed, then killed before the manifest was written")
     recorder = ToyRecorder()
     make(tmp_path, recorder).build()
     assert recorder.made == [1, 2, 3]
@@ -158,7 +169,7 @@ def test_a_damaged_shard_is_named_and_only_it_is_made_anew(tmp_path: Path, harm:
     path.write_bytes(data[: len(data) - 7] if harm == "truncated" else data)
     recorder = ToyRecorder()
     for call in (make(tmp_path).check, make(tmp_path).open):
-        with pytest.raises(ValueError, match=r"shard-00001\.safetensors .*Delete the file"):
+        with pytest.raises(ValueError, match=r"shard-00001-100\.safetensors .*Delete the file"):
             call()
     path.unlink()
     mended = make(tmp_path, recorder)

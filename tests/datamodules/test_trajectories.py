@@ -122,11 +122,11 @@ def test_an_interrupted_recording_resumes_to_the_identical_data(
 def test_a_flipped_byte_is_found_and_named(folder: Path, tmp_path: Path) -> None:
     data(folder).prepare_data()
     shutil.copytree(folder, tmp_path / "copy")
-    shard = next((tmp_path / "copy").rglob("train-noisy*/shard-00000.safetensors"))
+    shard = next((tmp_path / "copy").rglob("train-noisy*/shard-00000-*.safetensors"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(ValueError, match=r"shard-00000\.safetensors .*checksum.*Delete the file"):
+    with pytest.raises(ValueError, match=r"shard-00000-\d+\.safetensors .*checksum.*Delete the file"):
         data(tmp_path / "copy").prepare_data()
 
 
@@ -236,7 +236,7 @@ def test_features_are_what_the_agent_makes_of_the_frames(folder: Path, weights: 
 def test_features_of_other_frames_are_refused(folder: Path, tmp_path: Path, weights: str) -> None:
     made = data(tmp_path, features=FeatureTap(weights, "fc1"), sources=SOURCES[:1], num_frames=200)
     made.store("train")
-    shard = next(tmp_path.glob("train-oracle-features*")) / "shard-00000.safetensors"
+    shard = next(tmp_path.glob("train-oracle-features*/shard-00000-*.safetensors"))
     cache = made._feature_caches["train"][0]
     from safetensors.torch import load_file
 
@@ -334,11 +334,12 @@ def test_a_tap_that_is_none_is_named(folder: Path, weights: str) -> None:
         data(folder, features=FeatureTap(weights, "fc9")).prepare_data()
 
 
-def test_shares_do_not_record_anew_but_frames_of_a_source_do(folder: Path) -> None:
+def test_shares_record_nothing_anew_and_more_frames_only_what_is_missing(folder: Path) -> None:
     made = data(folder)
     doubled = [dataclasses.replace(source, share=2 * source.share) for source in SOURCES]
     names = [cache.folder for cache in made._caches["train"]]
     assert [cache.folder for cache in data(folder, sources=doubled)._caches["train"]] == names
-    more = [cache.folder for cache in data(folder, num_frames=3_200)._caches["train"]]
-    assert not set(more) & set(names)
-    assert np.all([folder.parent == more[0].parent for folder in more])
+    more = data(folder, num_frames=3_200)._caches["train"]
+    assert [cache.folder for cache in more] == names
+    assert not any(cache.missing() for cache in made._caches["train"])
+    assert all(cache.missing() for cache in more)

@@ -16,7 +16,7 @@ from lightning_modules.probe_results import SHUFFLED, ScoreBook
 from networks.linear_readout import FORMS, Form, LinearReadout
 
 HERE = ("elsewhere", "here")
-STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003, 0.00001)
 _AT_ONCE = 4_096  # frames scored together
 
 

@@ -62,8 +62,11 @@ def config_files(args: Sequence[str]) -> list[str]:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception without the line breaks and the quotes that KeyError adds."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message of an exception without its line breaks; of what jsonargparse wraps up, the wrapped message alone."""
+    lines = str(error).splitlines()
+    if lines and lines[0].startswith(_NOISE):
+        lines = [line.strip().removeprefix("- ") for line in lines if not line.strip().startswith(_NOISE)] or lines
+    return " ".join(" ".join(lines).split()) or type(error).__name__
 
 
 class OneMessageParser(LightningArgumentParser):

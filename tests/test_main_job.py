@@ -90,6 +90,15 @@ def test_a_missing_agent_is_named(workplace: Path, capsys: pytest.CaptureFixture
     assert "data.init_args.agent" in said
 
 
+def test_an_impossible_argument_is_told_in_the_class_s_own_words(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = error([*shrink(SAE), "--model.init_args.expansion", "0"], capsys)
+    assert said.startswith("error: expansion")
+    assert "Union" not in said
+    assert "Namespace" not in said
+
+
 def test_an_agent_with_other_channels_is_refused(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = CustomCNN().state_dict()
     weights["conv4a.weight"], weights["conv4a.bias"] = torch.ones(16, 32, 5, 5), torch.ones(16)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from interpretability.report_page import Link, Section, report_page
+from interpretability.report_page import Section, film_links, report_page
 from studies.report import Table
 
 
@@ -74,6 +74,5 @@ def retargeting_page(
         for name, (heading, paragraphs) in headings.items()
         if name in tables
     ]  # fmt: skip
-    links = [Link(name.replace("_", " "), f"../films/{name}.gif") for name in films]
     shown = ["The same mazes without and with the edit."]
-    return report_page("Sent after another entity", text, [*sections, Section("Films", shown, links=links)])
+    return report_page("Sent after another entity", text, [*sections, Section("Films", shown, films=film_links(films))])

@@ -1,8 +1,12 @@
+import base64
+import io
 from html.parser import HTMLParser
 
+import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
-from interpretability.report_page import Section, report_page
+from interpretability.report_page import Link, Section, film_links, in_words, report_page
 
 
 class Reader(HTMLParser):
@@ -18,7 +22,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         known = dict(attrs)
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img"):  # these have no end
             self.open.append(tag)
         if tag == "a":
             self.links.append(str(known["href"]))
@@ -46,8 +50,53 @@ def test_a_page_holds_everything_and_needs_nothing() -> None:
     reader.feed(page)
     assert reader.open == []
     assert reader.links == reader.places == ["#part0", "#part1"]
-    assert {"What & where", "a < b & c", "x<y", "0.1235", "3"} <= set(reader.texts)
+    assert {"What & where", "a < b & c", "x<y", "0.123", "3"} <= set(reader.texts)
     (image,) = reader.images
     assert str(image["src"]).startswith("data:image/png;base64,iVBOR")
     assert image["alt"] == "a line, 'rising'"
     assert "http" not in page.replace("http-equiv", "")
+
+
+def texts_of(*sections: Section) -> list[str]:
+    reader = Reader()
+    reader.feed(report_page("title", (), sections))
+    assert reader.open == []
+    return reader.texts
+
+
+def test_bounds_stand_in_brackets_to_digits_that_mean_something() -> None:
+    columns = ["arm", "share", "low", "high", "no touch", "difference", "low", "high"]
+    rows = [
+        ["no_edit", 0.97919, 0.93752, 1.0, 0.25, "", "", ""],
+        ["edit", 0.5, 0.41, 0.59, float("nan"), 12.3456, 1.2, 23.4],
+    ]
+    texts = texts_of(Section("scores", (), (), columns, rows))
+    assert [each for each in texts if each in {"arm", "share", "no touch", "difference", "low", "high"}] == [
+        "arm", "share", "no touch", "difference",
+    ]  # fmt: skip
+    assert {"no edit", "0.98 (0.94 to 1.00)", "0.50 (0.41 to 0.59)", "12 (1 to 23)", "0.25", "–"} <= set(texts)
+    assert any("95 %" in each for each in texts), "what the brackets hold is said"
+    small = texts_of(Section("scores", (), (), ["KL", "low", "high"], [[0.00123, 0.0011, 0.0014], [-1e-9, 0.0, 0.0]]))
+    assert {"0.0012 (0.0011 to 0.0014)", "0.0000 (0.0000 to 0.0000)"} <= set(small)
+    assert not any("95 %" in each for each in texts_of(Section("scores", (), (), ["a"], [[1234.5]])))
+
+
+def test_films_are_shown_and_captions_say_more_than_headings() -> None:
+    figure = Figure(figsize=(1, 1))
+    picture = torch.zeros(4, 6, 3, dtype=torch.uint8)
+    section = Section("One map", (), [("one_map", figure), ("more", picture)], films=film_links(["gem_first"]))
+    folded = Section("more", (), (), ["number"], [["a/b_c"]], [Link("file", "../x.csv")], folded=True)
+    reader = Reader()
+    reader.feed(report_page("title", (), [section, folded]))
+    assert reader.open == []
+    assert reader.links == ["#part0", "#part1", "../films/gem_first.gif", "../x.csv"]
+    assert [image["src"] for image in reader.images][2] == "../films/gem_first.gif"
+    assert Image.open(io.BytesIO(base64.b64decode(str(reader.images[1]["src"]).split(",")[1]))).size == (6, 4)
+    assert {"more", "gem first", "1 numbers", "a/b_c"} <= set(reader.texts)
+    assert "one_map" not in reader.texts
+
+
+def test_names_in_words() -> None:
+    assert [in_words(name) for name in ("blue_key", "a/b_c", "x_y.safetensors", "gem")] == [
+        "blue key", "a/b_c", "x_y.safetensors", "gem",
+    ]  # fmt: skip

@@ -102,7 +102,7 @@ function list() {
   at("count").className = unknown.length ? "wrong" : "faint";
   at("order").textContent = descending ? "↓ highest first" : "↑ lowest first";
   at("layout").textContent = layout === "pictures" ? "▤ table" : "▦ pictures";
-  at("gallery").hidden = layout !== "pictures";
+  at("gallery").hidden = at("legend").hidden = layout !== "pictures";
   at("table").hidden = layout !== "table";
   (layout === "pictures" ? gallery : table)(key);
 }
@@ -115,7 +115,7 @@ function gallery(key) {
     const line = make("div", card, { className: "line" });
     make("b", line, { textContent: unit.name });
     const value = key === "number" ? number(unit.numbers.frequency, "frequency") : number(unit.numbers[key], key);
-    make("span", line, { className: "num", textContent: value, title: column.get(key === "number" ? "frequency" : key).help });
+    make("span", line, { className: "num", textContent: `${key === "number" ? "fires" : column.get(key).label} ${value}`, title: column.get(key === "number" ? "frequency" : key).help });
     make("small", card, { textContent: unit.line, title: unit.line });
   }
 }
@@ -197,7 +197,7 @@ function left_side(unit, box) {
   box.append(svg);
   const ends = make("div", box, { className: "ends faint" });
   make("span", ends, { textContent: "0" });
-  make("span", ends, { textContent: "positions, on a logarithmic scale" });
+  make("span", ends, { textContent: "activation; bars: positions, logarithmic" });
   make("span", ends, { textContent: number(unit.numbers.maximum) });
 }
 function right_side(unit, box) {
@@ -338,6 +338,10 @@ for (const each of atlas.columns) make("option", at("sort"), { value: each.key, 
 at("sort").value = "frequency";
 for (const [key, label] of VIEWS) make("option", at("view"), { value: key, textContent: label });
 at("names").textContent = atlas.columns.map(each => each.key).join(", ") + " with > or <";
+for (const each of atlas.columns) {
+  make("dt", at("meanings"), { textContent: each.label + (each.label === each.key ? "" : ` (${each.key})`) });
+  make("dd", at("meanings"), { textContent: each.help });
+}
 at("kind").onchange = changed;
 at("sort").onchange = () => { descending = at("sort").value !== "number"; changed(); };
 at("filter").oninput = changed;

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from statistics import median_high
+from statistics import median_low
 from typing import NamedTuple
 
 from jaxtyping import UInt8
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from interpretability.statistics import Interval
+from interpretability.statistics import Interval, bracketed, meaningful_digits
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: light-dark(#fff, #14161b); --ink: light-dark(#181a20, #e9ebf0);
@@ -176,13 +176,12 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str | int | float]]) 
 
 
 def _bounded(column: Sequence[Sequence[str | int | float]]) -> list[str]:
-    """Numbers and their bounds, to the digits that the width of most intervals of the column leaves a meaning."""
+    """Numbers and their bounds, to the digits that mean something in most rows."""
     known = [all(isinstance(one, int | float) and math.isfinite(one) for one in cells) for cells in column]
-    widths = [float(cells[2]) - float(cells[1]) for cells, each in zip(column, known, strict=True) if each]
-    width = median_high([each for each in widths if each > 0] or [0.1])
-    digits = max(2 - int(width >= 1) - int(width >= 10), math.ceil(-math.log10(width)))
+    bounds = [(float(cells[1]), float(cells[2])) for cells, each in zip(column, known, strict=True) if each]
+    digits = median_low([meaningful_digits(low, high) for low, high in bounds] or [2])
     return [
-        "{:z.{d}f} ({:z.{d}f} to {:z.{d}f})".format(*map(float, cells), d=digits) if each else _cell(cells[0])
+        bracketed(float(cells[0]), float(cells[1]), float(cells[2]), digits) if each else _cell(cells[0])
         for cells, each in zip(column, known, strict=True)
     ]
 

@@ -74,10 +74,10 @@ def test_bounds_stand_in_brackets_to_digits_that_mean_something() -> None:
     assert [each for each in texts if each in {"arm", "share", "no touch", "difference", "low", "high"}] == [
         "arm", "share", "no touch", "difference",
     ]  # fmt: skip
-    assert {"no edit", "0.98 (0.94 to 1.00)", "0.50 (0.41 to 0.59)", "12 (1 to 23)", "0.25", "–"} <= set(texts)
+    assert {"no edit", "0.979 (0.938 to 1.000)", "0.50 (0.41 to 0.59)", "12 (1 to 23)", "0.25", "–"} <= set(texts)
     assert any("95 %" in each for each in texts), "what the brackets hold is said"
     small = texts_of(Section("scores", (), (), ["KL", "low", "high"], [[0.00123, 0.0011, 0.0014], [-1e-9, 0.0, 0.0]]))
-    assert {"0.0012 (0.0011 to 0.0014)", "0.0000 (0.0000 to 0.0000)"} <= set(small)
+    assert {"0.00123 (0.00110 to 0.00140)", "0.00 (0.00 to 0.00)"} <= set(small)
     assert not any("95 %" in each for each in texts_of(Section("scores", (), (), ["a"], [[1234.5]])))
 
 

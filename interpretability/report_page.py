@@ -30,9 +30,11 @@ img { max-width: 100%; background: #fff; border-radius: 6px; display: block; }
 .films { display: flex; flex-wrap: wrap; gap: 14px; } .films figure { max-width: 100%; margin: 4px 0; }
 .wide { overflow: auto; max-height: 80vh; width: fit-content; max-width: 100%; overflow-wrap: normal; }
 table { border-collapse: separate; border-spacing: 0; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: 3px 14px 3px 0; text-align: left; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th { position: sticky; top: 0; background: var(--paper); vertical-align: bottom; max-width: 18ch; white-space: normal; }
-.n { text-align: right; } th button { all: unset; cursor: pointer; } th button:hover { color: var(--mark); }
+th, td { padding: 3px 14px 3px 0; text-align: left; border-bottom: 1px solid var(--rule); max-width: 44ch; }
+.n { white-space: nowrap; }
+th { position: sticky; top: 0; background: var(--paper); vertical-align: bottom; }
+th.n { max-width: 18ch; white-space: normal; } .n { text-align: right; }
+th button { all: unset; cursor: pointer; } th button:hover { color: var(--mark); }
 th button:focus-visible { outline: 2px solid var(--mark); } th[aria-sort=ascending] button::after { content: " ↑"; }
 th[aria-sort=descending] button::after { content: " ↓"; }
 """
@@ -166,7 +168,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str | int | float]]) 
         for at in kept
     ]
     cells = list(zip(*shown, strict=True))
-    numbers = [all(isinstance(row[at], int | float) or not row[at] for row in rows) for at in kept]
+    numbers = [all(re.match(r"[-+\d–]|$", str(cell)) for cell in column) for column in shown]
     sides = [' class="n"' if each else "" for each in numbers]
     heads = (f"<th{side}><button>{html.escape(in_words(columns[at]))}</button></th>"
              for at, side in zip(kept, sides, strict=True))  # fmt: skip

@@ -58,7 +58,8 @@ def in_browser(
     run = subprocess.run(
         [CHROMIUM, *flags, size, "--dump-dom", tried.as_uri()], capture_output=True, text=True, timeout=120, check=False
     )
-    assert not [line for line in run.stderr.splitlines() if "CONSOLE" in line and allowed not in line]
+    complaints = [line for line in run.stderr.splitlines() if "CONSOLE" in line and allowed not in line]
+    assert not complaints
     result = re.search("RESULT(.*?)TLUSER", run.stdout, re.DOTALL)
     assert result is not None, run.stdout[-500:] + run.stderr[-500:]
     found: dict[str, Any] = json.loads(result[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))

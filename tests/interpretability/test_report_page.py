@@ -1,12 +1,14 @@
 import base64
 import io
 from html.parser import HTMLParser
+from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
 from interpretability.report_page import Link, Section, film_links, in_words, report_page
+from tests.browser import in_browser, needs_browser
 
 
 class Reader(HTMLParser):
@@ -100,3 +102,29 @@ def test_names_in_words() -> None:
     assert [in_words(name) for name in ("blue_key", "a/b_c", "x_y.safetensors", "gem")] == [
         "blue key", "a/b_c", "x_y.safetensors", "gem",
     ]  # fmt: skip
+
+
+@needs_browser
+def test_a_browser_sorts_tables_and_stays_within_the_window(tmp_path: Path) -> None:
+    figure = Figure(figsize=(16, 2))
+    rows = [[f"unit {n}", value, value - 0.1, value + 0.1, "x" * 90] for n, value in enumerate([3.0, -1.0, 20.0])]
+    rows.append(["unit 10", "", "", "", "path/" * 30])
+    columns = ["unit", "share", "low", "high", "a_long_name"]
+    text = ["pretrained/" + "a_very_long_name_" * 12]
+    (tmp_path / "page.html").write_text(report_page("t", text, [Section("s", (), [("wide", figure)], columns, rows)]))
+    acts = """
+      const units = () => [...document.querySelectorAll("td:first-child")].map(cell => cell.textContent);
+      const [first, second] = document.querySelectorAll("th button");
+      second.click(); found.down = units();
+      second.click(); found.up = units();
+      first.click(); found.names = units();
+      found.pictures = [...document.images].every(image => image.naturalWidth > 0);
+    """
+    for window in ((1366, 768), (500, 900)):
+        found = in_browser(tmp_path / "page.html", acts, window)
+        assert found["said"] == []
+        assert found["wide"] <= 0
+        assert found["pictures"]
+        assert found["down"] == ["unit 2", "unit 0", "unit 1", "unit 10"], "what is not known comes last"
+        assert found["up"] == ["unit 1", "unit 0", "unit 2", "unit 10"]
+        assert found["names"] == ["unit 10", "unit 2", "unit 1", "unit 0"]

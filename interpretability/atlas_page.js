@@ -4,6 +4,10 @@ const byId = new Map(atlas.units.map(unit => [unit.id, unit]));
 const column = new Map(atlas.columns.map(each => [each.key, each]));
 const VIEWS = [["light", "light on what is active"], ["plain", "plain frames"], ["field", "what the peak sees"],
   ["close", "close-up of the peak"]].filter(([key]) => key !== "field" || atlas.field);
+const below = "Below: its highest activation on the frame, and the level.";
+const LEGENDS = { light: `Light: how strongly it is active there, of its peak on the frame (box). ${below}`, plain: below,
+  field: `The part of the frame that the position of its peak can see; grey: beyond the frame. ${below}`,
+  close: `24 pixels around its peak. ${below}` };
 const pictures = new Map();
 let shown = [], current = null, view = VIEWS[0][0], layout = "pictures", descending = true;
 
@@ -203,6 +207,7 @@ function left_side(unit, box) {
 function right_side(unit, box) {
   for (const section of unit.sections) {
     make("h2", box, { textContent: section.name });
+    if (section === unit.sections[0]) make("small", box, { textContent: LEGENDS[view] });
     const strip = make("div", box, { className: "strip" });
     if (!section.examples.length) make("small", strip, { textContent: "none" });
     for (const example of section.examples) {
@@ -239,7 +244,7 @@ function right_side(unit, box) {
       const share = Math.round(75 * Math.abs(value) / strongest);
       cell.style.background = `color-mix(in srgb, var(${value < 0 ? "--less" : "--mark"}) ${share}%, var(--card))`;
       make("b", cell, { textContent: atlas.arrows[action] });
-      cell.append((value < 0 ? "−" : "+") + number(Math.abs(value), "fixed_effect"));
+      cell.append((value < 0 ? "−" : "+") + Math.abs(value).toFixed(2));
     }
     make("small", panel, { textContent: `with it less without it, mean of ${unit.effectFrames} frames where it is active` });
   }

@@ -28,7 +28,7 @@ p { max-width: 90ch; margin: 8px 0; } .faint, figcaption { color: var(--faint); 
 a { color: var(--mark); } nav a { margin-right: 14px; } figure { margin: 10px 0; }
 img { max-width: 100%; background: #fff; border-radius: 6px; display: block; }
 .films { display: flex; flex-wrap: wrap; gap: 14px; } .films figure { max-width: 100%; margin: 4px 0; }
-.wide { overflow: auto; max-height: 80vh; width: fit-content; max-width: 100%; overflow-wrap: normal; }
+.wide { overflow: auto; max-height: 66vh; width: fit-content; max-width: 100%; overflow-wrap: normal; }
 table { border-collapse: separate; border-spacing: 0; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: 3px 14px 3px 0; text-align: left; border-bottom: 1px solid var(--rule); max-width: 44ch; }
 .n { white-space: nowrap; }
@@ -164,7 +164,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str | int | float]]) 
     bounded = [place for place in range(len(columns)) if list(columns[place + 1 : place + 3]) == ["low", "high"]]
     kept = [place for place in range(len(columns)) if place - 1 not in bounded and place - 2 not in bounded]
     shown = [
-        _bounded([row[at : at + 3] for row in rows]) if at in bounded else [_cell(row[at]) for row in rows]
+        _bounded([row[at : at + 3] for row in rows]) if at in bounded else _plain([row[at] for row in rows])
         for at in kept
     ]
     cells = list(zip(*shown, strict=True))
@@ -188,12 +188,19 @@ def _bounded(column: Sequence[Sequence[str | int | float]]) -> list[str]:
     ]
 
 
-def _cell(cell: str | float) -> str:
+def _plain(column: Sequence[str | int | float]) -> list[str]:
+    """Cells as text, all fractions to the digits that the largest needs for three, small ones to three of their own."""
+    most = max((abs(cell) for cell in column if isinstance(cell, float) and math.isfinite(cell)), default=0.0)
+    digits = max(0, 2 - math.floor(math.log10(most))) if most > 0 else 0
+    return [_cell(cell, digits) for cell in column]
+
+
+def _cell(cell: str | float, digits: int = 2) -> str:
     if not isinstance(cell, float):
         return html.escape(in_words(str(cell)))
     if not math.isfinite(cell):
         return "–"
-    return f"{cell:.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
+    return f"{cell:.{digits}f}" if cell == 0 or abs(cell) >= 10 ** (1 - digits) else f"{cell:.3g}"
 
 
 def _data_uri(figure: Picture) -> str:

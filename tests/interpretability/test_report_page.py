@@ -76,10 +76,12 @@ def test_bounds_stand_in_brackets_to_digits_that_mean_something() -> None:
     assert [each for each in texts if each in {"arm", "share", "no touch", "difference", "low", "high"}] == [
         "arm", "share", "no touch", "difference",
     ]  # fmt: skip
-    assert {"no edit", "0.979 (0.938 to 1.000)", "0.50 (0.41 to 0.59)", "12 (1 to 23)", "0.25", "–"} <= set(texts)
+    assert {"no edit", "0.979 (0.938 to 1.000)", "0.50 (0.41 to 0.59)", "12 (1 to 23)", "0.250", "–"} <= set(texts)
     assert any("95 %" in each for each in texts), "what the brackets hold is said"
     small = texts_of(Section("scores", (), (), ["KL", "low", "high"], [[0.00123, 0.0011, 0.0014], [-1e-9, 0.0, 0.0]]))
     assert {"0.00123 (0.00110 to 0.00140)", "0.00 (0.00 to 0.00)"} <= set(small)
+    fractions = texts_of(Section("scores", (), (), ["p"], [[0.5], [0.041666], [0.0001234], [0.0], [1 / 3]]))
+    assert {"0.500", "0.042", "0.000123", "0.000", "0.333"} <= set(fractions)
     assert not any("95 %" in each for each in texts_of(Section("scores", (), (), ["a"], [[1234.5]])))
 
 

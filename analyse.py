@@ -12,6 +12,7 @@ from rich.console import Console
 from commands import USER_ERRORS, OneMessageParser, config_files, one_line, quieten
 from runs import continue_run, start_run
 from studies import Study, StudyList
+from studies.plain_page import with_pages
 from studies.tensorboard import write_events
 
 
@@ -44,7 +45,7 @@ def main(args: list[str] | None = None) -> int:
     if isinstance(study, StudyList):
         study.folder = run.folder  # what is done is written at once
     try:
-        report = study.run()
+        report = with_pages(study.run(), study, "../config.yaml")
         write_events(report, run.folder)
         report.write(run.folder)
     except BaseException:

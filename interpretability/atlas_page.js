@@ -4,6 +4,10 @@ const byId = new Map(atlas.units.map(unit => [unit.id, unit]));
 const column = new Map(atlas.columns.map(each => [each.key, each]));
 const VIEWS = [["light", "light on what is active"], ["plain", "plain frames"], ["field", "what the peak sees"],
   ["close", "close-up of the peak"]].filter(([key]) => key !== "field" || atlas.field);
+const below = "Below: its highest activation on the frame, and the level.";
+const LEGENDS = { light: `Light: how strongly it is active there, of its peak on the frame (box). ${below}`, plain: below,
+  field: `The part of the frame that the position of its peak can see; grey: beyond the frame. ${below}`,
+  close: `24 pixels around its peak. ${below}` };
 const pictures = new Map();
 let shown = [], current = null, view = VIEWS[0][0], layout = "pictures", descending = true;
 
@@ -102,7 +106,7 @@ function list() {
   at("count").className = unknown.length ? "wrong" : "faint";
   at("order").textContent = descending ? "↓ highest first" : "↑ lowest first";
   at("layout").textContent = layout === "pictures" ? "▤ table" : "▦ pictures";
-  at("gallery").hidden = layout !== "pictures";
+  at("gallery").hidden = at("legend").hidden = layout !== "pictures";
   at("table").hidden = layout !== "table";
   (layout === "pictures" ? gallery : table)(key);
 }
@@ -115,7 +119,7 @@ function gallery(key) {
     const line = make("div", card, { className: "line" });
     make("b", line, { textContent: unit.name });
     const value = key === "number" ? number(unit.numbers.frequency, "frequency") : number(unit.numbers[key], key);
-    make("span", line, { className: "num", textContent: value, title: column.get(key === "number" ? "frequency" : key).help });
+    make("span", line, { className: "num", textContent: `${key === "number" ? "fires" : column.get(key).label} ${value}`, title: column.get(key === "number" ? "frequency" : key).help });
     make("small", card, { textContent: unit.line, title: unit.line });
   }
 }
@@ -197,12 +201,13 @@ function left_side(unit, box) {
   box.append(svg);
   const ends = make("div", box, { className: "ends faint" });
   make("span", ends, { textContent: "0" });
-  make("span", ends, { textContent: "positions, on a logarithmic scale" });
+  make("span", ends, { textContent: "activation; bars: positions, logarithmic" });
   make("span", ends, { textContent: number(unit.numbers.maximum) });
 }
 function right_side(unit, box) {
   for (const section of unit.sections) {
     make("h2", box, { textContent: section.name });
+    if (section === unit.sections[0]) make("small", box, { textContent: LEGENDS[view] });
     const strip = make("div", box, { className: "strip" });
     if (!section.examples.length) make("small", strip, { textContent: "none" });
     for (const example of section.examples) {
@@ -239,7 +244,7 @@ function right_side(unit, box) {
       const share = Math.round(75 * Math.abs(value) / strongest);
       cell.style.background = `color-mix(in srgb, var(${value < 0 ? "--less" : "--mark"}) ${share}%, var(--card))`;
       make("b", cell, { textContent: atlas.arrows[action] });
-      cell.append((value < 0 ? "−" : "+") + number(Math.abs(value), "fixed_effect"));
+      cell.append((value < 0 ? "−" : "+") + Math.abs(value).toFixed(2));
     }
     make("small", panel, { textContent: `with it less without it, mean of ${unit.effectFrames} frames where it is active` });
   }
@@ -338,6 +343,10 @@ for (const each of atlas.columns) make("option", at("sort"), { value: each.key, 
 at("sort").value = "frequency";
 for (const [key, label] of VIEWS) make("option", at("view"), { value: key, textContent: label });
 at("names").textContent = atlas.columns.map(each => each.key).join(", ") + " with > or <";
+for (const each of atlas.columns) {
+  make("dt", at("meanings"), { textContent: each.label + (each.label === each.key ? "" : ` (${each.key})`) });
+  make("dd", at("meanings"), { textContent: each.help });
+}
 at("kind").onchange = changed;
 at("sort").onchange = () => { descending = at("sort").value !== "number"; changed(); };
 at("filter").oninput = changed;

@@ -3,6 +3,7 @@
 The unit that is resampled is always the level: frames of one level are far from independent.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -33,6 +34,18 @@ def join_metrics(intervals: Mapping[str, Interval]) -> dict[str, float]:
         for name, interval in intervals.items()
         for ending, bound in zip(("", "_low", "_high"), interval, strict=True)
     }
+
+
+def meaningful_digits(low: float, high: float) -> int:
+    """Decimals that leave two digits of an interval's width (one below 10, none from there on)."""
+    width = high - low
+    return max(0, 1 + math.ceil(-math.log10(width))) if width > 0 else 2
+
+
+def bracketed(value: float, low: float, high: float, digits: int = 0) -> str:
+    """A number and its bounds, `0.97 (0.89 to 1.00)`, to the digits that mean something and at least `digits`."""
+    digits = max(digits, meaningful_digits(low, high))
+    return f"{value:z.{digits}f} ({low:z.{digits}f} to {high:z.{digits}f})"
 
 
 def wilson_interval(successes: int, trials: int) -> Interval:

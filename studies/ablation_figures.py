@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from environments.heist import ENTITIES
 from interpretability.choices import NOTHING
-from interpretability.report_page import Link, Section, report_page
+from interpretability.report_page import Section, film_links, report_page
 from interpretability.statistics import Interval
 from studies.ablation_trials import Outcomes
 from studies.report import Table
@@ -152,6 +152,5 @@ def ablation_page(
     if films:
         words = "The first test mazes in which the unit that changed most on validation mazes changes the choice, "
         words += "played again in other company."
-        links = [Link(name.replace("_", " "), f"../films/{name}.gif") for name in films]
-        sections.append(Section("Films", [words], links=links))
+        sections.append(Section("Films", [words], films=film_links(films)))
     return report_page("What is lost without a unit", list(told), sections)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from datamodules import ActivationDataModule
 from interpretability.component_codes import ComponentCode
 from interpretability.concept_score import ConceptScore, LevelAUC, auc_over_levels
-from interpretability.statistics import join_metrics
+from interpretability.statistics import bracketed, join_metrics
 from lightning_modules.sae_metrics import ExplainedVariance, Sparsity
 from networks import SAEBase
 from studies.report import Cell, Table
@@ -110,7 +110,7 @@ def _cell(numbers: Mapping[str, float], name: str) -> Cell:
     if name not in numbers or not np.isfinite(numbers[name]):
         return ""
     if f"{name}_low" in numbers:
-        return f"{numbers[name]:.4f} ({numbers[f'{name}_low']:.4f} to {numbers[f'{name}_high']:.4f})"
+        return bracketed(numbers[name], numbers[f"{name}_low"], numbers[f"{name}_high"])
     return int(numbers[name]) if name == "components" else round(numbers[name], 4)
 
 

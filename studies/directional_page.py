@@ -64,7 +64,7 @@ def draw_selectivity(trained: Mapping[str, TapScores], drawn: Mapping[str, TapSc
         axis.set_title(tap)
     panels[0, 0].legend(fontsize=8, frameon=False)
     figure.supxlabel("tells the side on which the key lies (sd)")
-    figure.supylabel("tells the first step, in corners and detours (sd)")
+    figure.supylabel("tells the first step (sd)")
     return figure
 
 
@@ -131,9 +131,11 @@ def directional_page(
             "First step or key?",
             ["Each dot is a unit: how clearly it tells the first step, in the weaker of corner and detour, against "
              "how clearly it tells the side of the key; ringed if directional. Grey lines: what it takes."],
-            [("selectivity of all units", figures["selectivity"])],
+            [("in standard deviations (sd) of a single response over levels", figures["selectivity"])],
         ),
-        Section("The clearest units", ["A star marks those that pass."], [("responses", figures["units"])],
+        Section("The clearest units",
+                ["Mean response in every scene, in standard deviations over scenes. A star marks units that pass."],
+                [("a row a unit, named by its tap, its number and the first step that it tells", figures["units"])],
                 units.columns, clear[:_SHOWN] or units.rows[:0]),
     ]  # fmt: skip
     return report_page("Which units say where the way starts?", text, sections)

@@ -148,7 +148,7 @@ def entity_page(
         )
     ]
     maps = [
-        Section(tap, figures=[(f"responses of {tap}", figure)])
+        Section(tap, figures=[(f"at most {_SHOWN} units, those that separate entities best", figure)])
         for tap, figure in figures.items()
         if tap not in ("pictures", "bounds", "levels")
     ]
@@ -168,7 +168,7 @@ def entity_page(
         Section(
             "Levels of the units that tell most entities apart",
             ["Full colour: entities that are told apart. A dash is the median."],
-            [("levels by entity", figures["levels"])],
+            [("a unit a panel, named by its tap and its number", figures["levels"])],
             units.columns,
             sorted((row for row in units.rows if row[3]), key=lambda row: -int(row[4])),
         ),

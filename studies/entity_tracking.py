@@ -207,5 +207,8 @@ def _page(shares: Table, figures: dict[str, Figure]) -> str:
         "see colours too.",
     ]
     sections = [Section("Shares of units", columns=shares.columns, rows=shares.rows)]
-    sections += [Section(tap, figures=[(f"scores of {tap}", figure)]) for tap, figure in figures.items()]
+    sections += [
+        Section(tap, figures=[(f"the {_SHOWN} units of the highest scores, in the order of their numbers", figure)])
+        for tap, figure in figures.items()
+    ]
     return report_page("Which units follow which entities", text, sections)

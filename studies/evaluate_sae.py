@@ -15,6 +15,7 @@ from environments.procgen import DistributionMode
 from interpretability.episodes import GAME_TIME_OUT
 from interpretability.seed_stability import seed_cosines
 from interpretability.splice import evaluate_splices
+from interpretability.statistics import bracketed
 from lightning_modules.sae_validation import SAENumbers, SAEValidation
 from networks import Precision, SAEBase, load_network, load_sae
 from studies.arguments import check_at_least_one, check_not_negative
@@ -226,5 +227,5 @@ def _cell(metrics: Mapping[str, float], key: str) -> Cell:
     if not np.isfinite(value):
         return ""
     if f"{key}_low" in metrics:
-        return f"{value:.4f} ({metrics[f'{key}_low']:.4f} to {metrics[f'{key}_high']:.4f})"
+        return bracketed(value, metrics[f"{key}_low"], metrics[f"{key}_high"])
     return int(value) if key == "sae/latents" else round(value, 5)

@@ -173,7 +173,18 @@ def patching_page(
             Section("Single positions, mean over levels", positions, [("maps of positions", figures["positions"])],
                     tables["positions"].columns, tables["positions"].rows)
         )  # fmt: skip
-        parts.append(Section("Single positions in some mazes", examples, [("examples", figures["examples"])]))
+        parts.append(
+            Section(
+                "Single positions in some mazes",
+                examples,
+                [
+                    (
+                        "the maze, the maze with its two entities exchanged, and what each block of a tap carries over",
+                        figures["examples"],
+                    )
+                ],
+            )
+        )
     if "units" in tables:
         words = [
             "Single channels patched at all positions, in the order of what they recover on validation levels, and "

@@ -13,7 +13,7 @@ from interpretability.episodes import Episodes, Observer, play_episodes
 from interpretability.films import Film, film_of_replays
 from interpretability.label_code import PLAN, SCENE, LabelCode, Written, fit_code, label_maps
 from interpretability.replay import ActionLog, replay
-from interpretability.statistics import Interval, fraction_recovered, join_metrics, paired_bootstrap
+from interpretability.statistics import Interval, bracketed, fraction_recovered, join_metrics, paired_bootstrap
 from networks import Edit, Precision, load_agent
 from studies.arguments import check_at_least_one
 from studies.replacement_frames import (
@@ -201,6 +201,6 @@ def _table(taps: Sequence[str], summary: Mapping[str, float]) -> Table:
 def _cells(prefix: str, names: Sequence[str], summary: Mapping[str, float]) -> list[Cell]:
     """Each with its interval in words; empty where it was not measured."""
     return [
-        f"{summary[key]:.3f} ({summary[f'{key}_low']:.3f} to {summary[f'{key}_high']:.3f})" if key in summary else ""
+        bracketed(summary[key], summary[f"{key}_low"], summary[f"{key}_high"]) if key in summary else ""
         for key in (f"{prefix}/{name}" for name in names)
     ]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from interpretability.observed_episode import most_varying
-from interpretability.report_page import Link, Section, report_page
+from interpretability.report_page import Section, film_links, report_page
 from studies.report import Table
 
 ARMS: Final = {
@@ -103,5 +103,5 @@ def replacement_page(
         sections.append(Section("Maps side by side", words, [("maps", figures["maps"])]))
     if films:
         words = ["The first test levels untouched, and with the tap written from labels with the plan and without it."]
-        sections.append(Section("Films", words, links=[Link(name, f"../films/{name}.gif") for name in films]))
+        sections.append(Section("Films", words, films=film_links(films)))
     return report_page("A tap written from labels", text, sections)

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from interpretability.report_page import Link, Section, report_page
+from environments.heist import ENTITIES
+from interpretability.report_page import Section, film_links, percent, report_page
+from interpretability.statistics import Interval
 from studies.report import Table
 
 
@@ -35,6 +37,7 @@ def retargeting_page(
         f"{100 * summary['retarget/touched']:.1f} % of {summary['retarget/levels']:.0f} of them, and finishes "
         f"{100 * summary['retarget/competence']:.1f} %.",
     ]
+    text.append(_told(summary))
     explained = [
         "No edit, other noise: how often the agent would have gone there anyway. Random direction: as large a change "
         "at every position, in one random direction. Random units: the same edit with its channels exchanged. Sham "
@@ -74,6 +77,22 @@ def retargeting_page(
         for name, (heading, paragraphs) in headings.items()
         if name in tables
     ]  # fmt: skip
-    links = [Link(name.replace("_", " "), f"../films/{name}.gif") for name in films]
     shown = ["The same mazes without and with the edit."]
-    return report_page("Sent after another entity", text, [*sections, Section("Films", shown, links=links)])
+    return report_page("Sent after another entity", text, [*sections, Section("Films", shown, films=film_links(films))])
+
+
+def _told(summary: Mapping[str, float]) -> str:
+    """What came of it, in a sentence for each entity."""
+    said = []
+    for name in ENTITIES:
+        key = f"retarget/{name}"
+        if f"{key}/success" in summary:
+            edited, untouched = (
+                percent(Interval(*(summary[f"{key}/{arm}{end}"] for end in ("", "_low", "_high"))))
+                for arm in ("success", "none")
+            )
+            said.append(
+                f"Sent after the {name.replace('_', ' ')}, it touches that first in {edited} % of the "
+                f"{summary[f'{key}/counted']:.0f} mazes that count; with other noise and no edit, in {untouched} %."
+            )
+    return " ".join(said)

@@ -158,15 +158,7 @@ def baselines_page(
             )
         )
     sections += [
-        Section(f"The best {kind}", figures=[(f"optimised images and examples of {kind}", as_figure(picture))])
+        Section(f"The best {kind}", figures=[(f"optimised images and examples of {kind}", picture)])
         for kind, picture in sheets.items()
     ]
     return report_page("Is the autoencoder better than what is to be had without one?", text, sections)
-
-
-def as_figure(picture: UInt8[Tensor, "H W 3"]) -> Figure:
-    """A picture that a page shows pixel by pixel."""
-    height, width = picture.shape[:2]
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
-    figure.figimage(picture.numpy())
-    return figure

@@ -5,7 +5,6 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from environments import EnvironmentSettings, State, render_states
@@ -68,7 +67,7 @@ class Scenarios(Study):
             "scenarios/solved": float(solved.sum()),
         }
         picture = contact_sheet(self.exhibits, self.settings, f"Scenarios built from level {self.level}")
-        return Report(summary, {"scenarios": Table(headings, rows)}, {"contact_sheet": _as_figure(picture)})
+        return Report(summary, {"scenarios": Table(headings, rows)}, {"contact_sheet": picture})
 
 
 def contact_sheet(exhibits: list[Exhibit], settings: EnvironmentSettings, title: str) -> UInt8[Tensor, "H W 3"]:
@@ -92,13 +91,3 @@ def _reason(state: State) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-def _as_figure(image: UInt8[Tensor, "H W 3"], dpi: int = 120) -> Figure:
-    """A picture as a figure of the same number of pixels."""
-    height, width = image.shape[:2]
-    figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi)
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.imshow(image.numpy(), interpolation="nearest", aspect="auto")
-    axis.set_axis_off()
-    return figure

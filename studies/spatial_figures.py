@@ -10,7 +10,7 @@ from environments.heist.layout import Cell
 from interpretability.choices import retrace
 from interpretability.films import Film, film_of_replays
 from interpretability.replay import Replay
-from interpretability.report_page import Link, Section, report_page
+from interpretability.report_page import Section, film_links, report_page
 from interpretability.statistics import Interval
 from interpretability.visits import Visits
 from studies.report import Table
@@ -153,7 +153,7 @@ def spatial_page(
             [(name, figures[name]) for name in (f"{kind}_arms", f"{kind}_ends", f"{kind}_scan") if name in figures],
             tables[f"{kind}_arms"].columns,
             tables[f"{kind}_arms"].rows,
-            [Link(name.replace("_", " "), f"../films/{name}.gif") for name in films if name.startswith(kind)],
+            films=film_links(name for name in films if name.startswith(kind)),
         )
         for kind, words in kinds.items()
     ]

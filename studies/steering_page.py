@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from interpretability.perception import SEEN
-from interpretability.report_page import Link, Section, report_page
+from interpretability.report_page import Section, film_links, report_page
 from interpretability.statistics import Interval
 from studies.report import Cell, Table
 
@@ -132,8 +132,7 @@ def steering_page(
     ]
     if films:
         words = ["The first counted test mazes of each entity, without an edit and with the best method's."]
-        links = [Link(name.replace("_", " "), f"../films/{name}.gif") for name in films]
-        sections.append(Section("Films", words, links=links))
+        sections.append(Section("Films", words, films=film_links(films)))
     return report_page("Steered along directions", text, sections)
 
 

@@ -9,14 +9,14 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from interpretability.report_page import Link, Section, report_page
+from interpretability.report_page import Link, Section, in_words, report_page
 from networks.weights import write_atomically
+from studies.plain_page import number_rows, question, with_pages
 from studies.report import Cell, Report, Study, Table
 from studies.tensorboard import write_events
 
 _DONE: Final = "study.json"
 _LOG: Final = "error.log"
-_SHOWN: Final = 40
 
 
 class StudyList(Study):
@@ -67,7 +67,7 @@ class StudyList(Study):
             if known is None:
                 start = time.monotonic()
                 try:
-                    report = study.run()
+                    report = with_pages(study.run(), study, "../../config.yaml")
                     known = _known(report, time.monotonic() - start)
                     if self.folder is None:
                         parts[name] = report
@@ -85,7 +85,7 @@ class StudyList(Study):
             summary |= {f"{name}/{key}": value for key, value in numbers.items()}
             summary[f"studies/{name}/seconds"] = known["seconds"]
             rows.append([name, "done", known["seconds"], ""])
-            sections.append(_section(name, type(study).__doc__ or "", numbers, known["links"]))
+            sections.append(_section(name, study, numbers, known["links"]))
         failed = [row for row in rows if row[1] == "failed"]
         if len(failed) == len(rows):
             raise ValueError("all studies failed: " + "; ".join(f"{row[0]}: {row[3]}" for row in failed))
@@ -97,8 +97,8 @@ class StudyList(Study):
 
 def _known(report: Report, seconds: float) -> dict[str, Any]:
     """What the index page says of a study: its numbers, its time, and (words, path in its folder) of what it wrote."""
-    links = [(f"page: {page}", f"pages/{page}.html") for page in report.pages]
-    links += [(f"site: {site}", f"{site}/index.html") for site in report.sites]
+    links = [("page" if page == "index" else f"page: {in_words(page)}", f"pages/{page}.html") for page in report.pages]
+    links += [(f"site: {in_words(site)}", f"{site}/index.html") for site in report.sites]
     links += [(f"figure: {figure}", f"figures/{figure}.png") for figure in report.figures]
     links += [(f"film: {film}", f"films/{film}.gif") for film in report.films]
     links += [(f"table: {table}", f"tables/{table}.csv") for table in report.tables]
@@ -128,13 +128,10 @@ def _log(folder: Path) -> Link:
     return Link("what Python said", f"../{folder.name}/{_LOG}")
 
 
-def _section(name: str, described: str, summary: dict[str, float], links: list[tuple[str, str]]) -> Section:
-    """A study in short: what it does, where its pages are, its headline numbers."""
-    means = [key for key in summary if not key.endswith(("_low", "_high"))]
-    rows: list[list[Cell]] = []
-    for key in means:
-        value, low, high = (summary.get(f"{key}{end}", math.nan) for end in ("", "_low", "_high"))
-        rows.append([key, value, "" if math.isnan(low) else f"{low:.4g} to {high:.4g}"])
-    first = " ".join(described.strip().split("\n\n")[0].split())
+def _section(name: str, study: Study, summary: dict[str, float], links: list[tuple[str, str]]) -> Section:
+    """A study in short: what it asks and does, where its pages are, its numbers."""
+    asked, described = question(study)
+    columns, rows = number_rows(summary)
     there = [Link(words, f"../{name}/{path}") for words, path in links]
-    return Section(name, [first], (), ["number", "value", "95 % interval"], rows[:_SHOWN], there)
+    heading = f"{in_words(name)}: {asked}" if asked.endswith("?") else in_words(name)
+    return Section(heading, [described], (), columns, rows, there, folded=True)

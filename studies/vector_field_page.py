@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from interpretability.policy_field import PolicyField, draw_field
-from interpretability.report_page import Link, Section, report_page
+from interpretability.report_page import Section, film_links, report_page
 from studies.report import Table
 
 _COLUMNS = 3
@@ -69,11 +69,11 @@ def vector_field_page(
         "gem would fetch no useless key but on its way; one that wants keys fetches them all.",
     ]
     drawn = [("keys and locks", figures["keys_and_locks"])] if "keys_and_locks" in figures else []
-    links = [Link(name.replace("_", " "), f"../films/{name}.gif") for name in films]
     sections = [
         Section("Where it would go", figures=[("fields of natural levels", figures["fields"])]),
         Section("Keys that open nothing", fetched, drawn, keys.columns, keys.rows),
     ]
-    if links:
-        sections.append(Section("Films", ["The mazes drawn above, played until nothing more is fetched."], links=links))
+    if films:
+        words = ["The mazes drawn above, played until nothing more is fetched."]
+        sections.append(Section("Films", words, films=film_links(films)))
     return report_page("Where the agent would go from everywhere", text, sections)

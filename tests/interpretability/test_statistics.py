@@ -4,6 +4,7 @@ import pytest
 from interpretability.statistics import (
     bootstrap_interval,
     bootstrap_of_sums,
+    bracketed,
     crossed_bootstrap,
     fraction_recovered,
     join_metrics,
@@ -132,3 +133,18 @@ def test_resampled_means_bound_a_mean_as_its_bootstrap_does() -> None:
         low, high = np.quantile(means[:, *place], [0.025, 0.975])
         whole = bootstrap_interval(values[:, *place])
         assert (low, high) == pytest.approx((whole.low, whole.high), abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ((0.96667, 0.8929, 1.0), "0.97 (0.89 to 1.00)"),
+        ((0.5275, 0.5256, 0.5293), "0.5275 (0.5256 to 0.5293)"),
+        ((9.375, 8.4375, 10.0), "9.4 (8.4 to 10.0)"),
+        ((1234.5, 1200.1, 1300.2), "1234 (1200 to 1300)"),
+        ((-0.0001, -0.04, 0.05), "0.000 (-0.040 to 0.050)"),
+        ((1.0, 1.0, 1.0), "1.00 (1.00 to 1.00)"),
+    ],
+)
+def test_bracketed_keeps_two_digits_of_the_width(numbers: tuple[float, float, float], words: str) -> None:
+    assert bracketed(*numbers) == words

@@ -1,8 +1,6 @@
 import base64
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,52 +14,42 @@ from interpretability.optimised_images import OptimisationSettings
 from interpretability.receptive_fields import receptive_field
 from networks import CustomCNN, SparseAutoencoder, load_agent, save_weights
 from studies import Atlas, Report
+from tests.browser import in_browser, needs_browser
 
 SETTINGS = AtlasSettings(3, 2, 32, 8, OptimisationSettings(steps=1, starts=2))
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 ACTS = """
-const refused = [], said = [], wait = milliseconds => new Promise(done => setTimeout(done, milliseconds));
 const ids = () => [...document.querySelectorAll("#gallery a")].map(card => card.hash.slice(1));
-const key = name => dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
 const set = (id, value, event) => { at(id).value = value; at(id).dispatchEvent(new Event(event)); };
-addEventListener("error", event => said.push("error " + event.message));
-addEventListener("securitypolicyviolation", event => refused.push(event.blockedURI));
-addEventListener("load", async () => {
-  const found = { start: ids() };
-  set("kind", "all", "change");
-  set("sort", "gem", "change");
-  found.byGem = ids();
-  at("order").click();
-  found.turned = ids();
-  set("sort", "number", "change");
-  set("filter", "frequency > 0.5% channel", "input");
-  found.filtered = ids();
-  set("filter", "nonsense > 3", "input");
-  found.unknown = at("count").textContent;
-  set("filter", "", "input");
-  at("layout").click();
-  found.rows = document.querySelectorAll("#table tbody tr").length;
-  location.hash = "latent-17";
-  await wait(50);
-  found.name = at("name").textContent;
-  found.pictures = document.querySelectorAll("#page canvas").length;
-  found.indexHidden = at("index").hidden;
-  key("ArrowRight");
-  await wait(50);
-  found.next = at("name").textContent;
-  key("v");
-  found.view = at("view").value;
-  key("Escape");
-  found.back = !at("index").hidden;
-  await Promise.all([...pictures.values()].map(each => each.ready));
-  found.loaded = pictures.size;
-  await fetch("https://example.org/").catch(() => null);  // the page's own policy refuses what leaves it
-  await wait(50);
-  found.refused = refused;
-  found.said = said;
-  document.body.textContent = "RESULT" + JSON.stringify(found) + "TLUSER";
-});
+found.start = ids();
+set("kind", "all", "change");
+set("sort", "gem", "change");
+found.byGem = ids();
+at("order").click();
+found.turned = ids();
+set("sort", "number", "change");
+set("filter", "frequency > 0.5% channel", "input");
+found.filtered = ids();
+set("filter", "nonsense > 3", "input");
+found.unknown = at("count").textContent;
+set("filter", "", "input");
+at("layout").click();
+found.rows = document.querySelectorAll("#table tbody tr").length;
+location.hash = "latent-17";
+await wait(50);
+found.name = at("name").textContent;
+found.pictures = document.querySelectorAll("#page canvas").length;
+found.indexHidden = at("index").hidden;
+press("ArrowRight");
+await wait(50);
+found.next = at("name").textContent;
+press("v");
+found.view = at("view").value;
+press("Escape");
+found.back = !at("index").hidden;
+await Promise.all([...pictures.values()].map(each => each.ready));
+found.loaded = pictures.size;
+await fetch("https://example.org/").catch(() => null);  // the page's own policy refuses what leaves it
+await wait(50);
 """
 
 
@@ -130,25 +118,12 @@ def test_the_site_needs_nothing_from_elsewhere(folder: Path) -> None:
     assert not re.search(r"<!--[A-Z]+-->", page), "every place is filled"
 
 
-@pytest.mark.skipif(
-    CHROMIUM is None,
-    reason=f"the atlas was not tried in a browser: install Chromium (none of {', '.join(BROWSERS)} is on the path)",
-)
+@needs_browser
 def test_a_browser_sorts_filters_and_opens_units(folder: Path) -> None:
-    page = (folder / "index.html").read_text().replace("</body>", f"<script>{ACTS}</script></body>")
-    (folder / "acts.html").write_text(page)
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=20000"]
-    address = (folder / "acts.html").as_uri()
-    run = subprocess.run(
-        [CHROMIUM, *flags, "--dump-dom", address], capture_output=True, text=True, timeout=120, check=False
-    )
-    complaints = [line for line in run.stderr.splitlines() if "CONSOLE" in line and "example.org" not in line]
-    assert not complaints
-    found = json.loads(
-        re.search("RESULT(.*?)TLUSER", run.stdout, re.DOTALL)[1].replace("&gt;", ">").replace("&amp;", "&")
-    )
+    found = in_browser(folder / "index.html", ACTS, allowed="example.org")
     units = {unit["id"]: unit["numbers"] for unit in data_of(folder)["units"]}
     assert found["said"] == []
+    assert found["wide"] <= 0
     assert len(found["start"]) == 32
     assert {each.partition("-")[0] for each in found["start"]} == {"latent"}
     for ids, sign in ((found["byGem"], -1), (found["turned"], 1)):

@@ -77,6 +77,12 @@ def test_an_edit_that_does_nothing_redirects_nobody(agent: str, tmp_path: Path) 
         assert share == pytest.approx(summary[f"retarget/{entity}/random_agent"])
     assert "edit at conv2b" in report.figures["arms"].axes[0].get_title()
     assert "An edit at the tap conv2b" in report.pages["retargeting"]
+    for entity in counted:
+        share = f"{100 * summary[f'retarget/{entity}/success']:.0f} ("
+        assert (
+            f"Sent after the {entity.replace('_', ' ')}, it touches that first in {share}"
+            in report.pages["retargeting"]
+        )
     assert set(report.films) == set(counted)
     assert "Did it go where it was sent?" in report.pages["retargeting"]
 

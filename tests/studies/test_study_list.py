@@ -1,13 +1,20 @@
+"""How large is a number? Also how several studies are run one after another."""
+
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from matplotlib.figure import Figure
 from rich.console import Console
 
 import analyse
+from interpretability.films import Film
 from studies import Report, Study, StudyList, Table
+from studies.plain_page import with_pages
 from studies.tensorboard import write_events
 
 
@@ -24,7 +31,25 @@ class Known(Study):
         figure = Figure(figsize=(1, 1))
         numbers = {"found/value": self.value, "found/value_low": 0.0, "found/value_high": 1.0}
         table = Table(["a"], [[1]])
-        return Report(numbers, {"one": table}, {"drawn": figure}, pages={"own": "<html></html>"})
+        return Report(numbers, {"one": table}, {"drawn": figure}, pages={"own": "<html><body></body></html>"})
+
+
+class Plain(Known):
+    """Finds what it was told.
+
+    And more. Not on the page.
+
+    Summary: `found/value`, the number found.
+
+    Args:
+        value: its maker's.
+    """
+
+    def run(self) -> Report:
+        film = Film(np.zeros((2, 8, 8, 3), dtype=np.uint8))
+        hidden = Table(["a"], [["never shown"]], printed=False)
+        known = super().run()
+        return replace(known, tables={**known.tables, "hidden": hidden}, films={"moving_thing": film}, pages={})
 
 
 class Failing(Study):
@@ -74,10 +99,14 @@ def test_a_list_that_was_stopped_goes_on_where_it_was(tmp_path: Path, capsys: py
     page = (folder / "pages/index.html").read_text()
     links = [part.split('"')[0] for part in page.split('href="')[1:] if not part.startswith("#")]
     assert "../second/error.log" in links
-    assert len(links) == 4 + 1 + 4
+    assert len(links) == 4 + 1 + 4 + 3, "numbers, settings and the table of the list itself"
     for link in links:
         assert (folder / "pages" / link).resolve().is_file(), link
     assert list((folder / "first").glob("events*"))
+    own_page = (folder / "first/pages/own.html").read_text()
+    for link in ("../summary.json", "../../config.yaml", "../tables/one.csv"):
+        assert f'href="{link}"' in own_page
+        assert (folder / "first/pages" / link).resolve().is_file(), link
     assert analyse.main(command) == 0
     assert len(diary.read_text().split()) == 7, "a list that is finished is run anew"
     assert (folder.parent / "version_1/summary.json").exists()
@@ -114,9 +143,27 @@ def test_every_study_has_its_folder_and_the_page_leads_there(tmp_path: Path) -> 
     assert "no such level" in page
     assert "Finds what it was told." in page
     assert "And more" not in page
-    assert "0 to 1" in page
+    assert "0.2 (0.0 to 1.0)" in page
     assert list((tmp_path / "second").glob("events*"))
     report.show(Console(quiet=True), tmp_path)
+
+
+def test_a_study_that_makes_no_page_gets_one(tmp_path: Path) -> None:
+    """With its question, what it did, its figures, films, printed tables and numbers."""
+    study = Plain(0.25)
+    report = with_pages(study.run(), study, "../config.yaml")
+    report.write(tmp_path)
+    assert list(report.pages) == ["index"]
+    page = report.pages["index"]
+    words_of = ["How large is a number?", "Finds what it was told.", "the number found", "0.2 (0.0 to 1.0)"]
+    for words in (*words_of, ">One<", ">Drawn<", ">Films<"):
+        assert words in page, words
+    assert "And more" in page
+    assert "its maker's" not in page
+    assert "never shown" not in page
+    for link in re.findall(r'(?:href|src)="(\.\./[^"]+)"', page):
+        assert link == "../config.yaml" or (tmp_path / "pages" / link).resolve().is_file(), link
+    assert 'src="../films/moving_thing.gif"' in page
 
 
 def test_nothing_to_do_and_nothing_done_are_said() -> None:

@@ -18,6 +18,7 @@ from interpretability.replay import replay
 from networks import ChannelEdit, CustomCNN, SparseAutoencoder, load_agent, save_weights
 from studies import Watch
 from studies.watch import parse_actions
+from tests.browser import in_browser, needs_browser
 
 ROOT = Path(__file__).parents[2]
 TINY = {"max_steps": 6, "device": "cpu", "precision": "fp32"}
@@ -183,3 +184,30 @@ def test_letters_go_where_they_say():
         "L": (-1, 0), "R": (1, 0), "U": (0, 1), "D": (0, -1), ".": (0, 0),
         "7": (-1, 1), "9": (1, 1), "1": (-1, -1), "3": (1, -1),
     }  # fmt: skip
+
+
+@needs_browser
+def test_a_browser_steps_through_an_episode(agent, tmp_path):
+    study = Watch(agent, level=3, actions="rRud.7", ablation="zero", tap="conv4a", show={"conv3a": 8}, **TINY)
+    (tmp_path / "page.html").write_text(study.run().pages["level_3"])
+    acts = """
+      const pixels = id => at(id).toDataURL();
+      await wait(500);
+      const seen = () => [at("where").textContent, document.querySelector("#sources h2").textContent];
+      found.first = seen(); found.sharp = pixels("frame");
+      press("ArrowRight"); press("ArrowRight"); found.third = seen(); found.moved = pixels("frame") !== found.sharp;
+      delete found.sharp;
+      press("e"); found.edited = seen();
+      press("End"); found.last = seen();
+      found.maps = document.querySelectorAll(".unit canvas").length;
+    """
+    for window in ((1366, 768), (500, 900)):
+        found = in_browser(tmp_path / "page.html", acts, window)
+        assert found["said"] == []
+        assert found["wide"] <= 0
+        assert found["first"] == ["step 1 of 6", "Maps of conv3a, untouched agent"]
+        assert found["third"][0] == "step 3 of 6"
+        assert found["moved"]
+        assert found["edited"][1] == "Maps of conv3a, edited agent"
+        assert found["last"][0] == "step 6 of 6"
+        assert found["maps"] == 8

@@ -36,7 +36,7 @@ def main(args: list[str] | None = None) -> int:
         files = config_files(arguments) or [config.study.class_path.rpartition(".")[2]]
         config.name = Path(files[-1]).stem
     try:
-        study: Study = parser.instantiate_classes(config).study
+        study: Study = parser.instantiate(config).study
         claim = Path(config.root), config.name, parser.dump(config, skip_unset=False)
         run = (continue_run(*claim) if isinstance(study, StudyList) else None) or start_run(*claim)
     except USER_ERRORS as error:

@@ -55,4 +55,4 @@ def test_every_study_accepts_its_configuration_as_it_is_shipped(
     shutil.copy(tmp_path / "pretrained/heist_easy_customcnn_seed0_sae_conv4a.safetensors", trained)
     monkeypatch.chdir(tmp_path)
     parser = analyse.build_parser()
-    assert isinstance(parser.instantiate_classes(parser.parse_args(["--config", str(config)])).study, Study)
+    assert isinstance(parser.instantiate(parser.parse_args(["--config", str(config)])).study, Study)

@@ -102,15 +102,14 @@ class FeatureVisualisation(Callback):
         self._grown_at: int | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look whether there is something to show."""
-        VisualisedSubject(trainer, pl_module, self.tap)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have the game's colours ready, which are fitted once, and start the clock of the evolving grids."""
+        """Look whether there is something to show, and have the game's colours ready, which are fitted once."""
         subject = VisualisedSubject(trainer, pl_module, self.tap)
         if self.every_n_steps is not None and trainer.is_global_zero and isinstance(subject.agent, TappedAgent):
             with _left_alone(subject):
                 game_colours(subject.environment, subject.cache_dir)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of the evolving grids."""
         self._evolving.start_clock()
 
     def on_train_batch_end(

@@ -189,7 +189,7 @@ def _bounded(column: Sequence[Sequence[str | int | float]]) -> list[str]:
 
 
 def _plain(column: Sequence[str | int | float]) -> list[str]:
-    """Cells as text, all fractions to the digits that the largest needs for three, small ones to three of their own."""
+    """Cells as text, all fractions to the digits that the largest needs for three, small ones to two of their own."""
     most = max((abs(cell) for cell in column if isinstance(cell, float) and math.isfinite(cell)), default=0.0)
     digits = max(0, 2 - math.floor(math.log10(most))) if most > 0 else 0
     return [_cell(cell, digits) for cell in column]
@@ -200,7 +200,7 @@ def _cell(cell: str | float, digits: int = 2) -> str:
         return html.escape(in_words(str(cell)))
     if not math.isfinite(cell):
         return "–"
-    return f"{cell:.{digits}f}" if cell == 0 or abs(cell) >= 10 ** (1 - digits) else f"{cell:.3g}"
+    return f"{cell:.{digits}f}" if cell == 0 or abs(cell) >= 10 ** (1 - digits) else f"{cell:.2g}"
 
 
 def _data_uri(figure: Picture) -> str:

@@ -47,7 +47,7 @@ def draw_selectivity(trained: Mapping[str, TapScores], drawn: Mapping[str, TapSc
     """
     columns = min(len(trained), 5)
     rows = -(-len(trained) // columns)
-    figure = Figure(figsize=(2.9 * columns, 3 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(max(2.9 * columns, 5), 3 * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axis in panels.flat[len(trained) :]:
         axis.axis("off")

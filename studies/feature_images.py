@@ -14,6 +14,7 @@ from environments import EnvironmentSettings
 from environments.procgen import DistributionMode
 from interpretability.episodes import STAY
 from interpretability.image_objectives import LayerDirection, Objective, Response, Unit, difference
+from interpretability.observed_episode import ACTION_NAMES, COMPASS
 from interpretability.optimised_images import Inside, OptimisationSettings, OptimisedImages, optimise_images
 from interpretability.pictures import Row, Tile, sheet
 from interpretability.replay import replay
@@ -228,7 +229,10 @@ class FeatureImages(Study):
         for index, wanted in enumerate(self.wanted):
             own = range(index * self.images, (index + 1) * self.images)
             tiles = [Tile(found.images[row], "" if found.driven[row] else "could not be driven") for row in own]
-            lines = [f"highest {reached[index]:.3g}", f"in the game {highest[index]:.3g}"]
+            named = self.tap == "logits" and self.environment.game == "heist" and wanted.minus is None
+            action = wanted.unit if named else None
+            lines = [] if action is None or action >= len(COMPASS) else [f"action: {ACTION_NAMES[action]}"]
+            lines += [f"highest {reached[index]:.3g}", f"in the game {highest[index]:.3g}"]
             rows.append(Row(wanted.name if wanted.unit is None else f"{kind} {wanted.name}", lines, tiles))
         text = [
             f"{self.settings.parametrisation} images, {self.settings.steps} steps; the highest value at any "

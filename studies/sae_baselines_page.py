@@ -23,8 +23,6 @@ from studies.report import Table
 DIFFERENCES = ("channels", "pca", "random decoder")
 """What the autoencoder's best-concept AUC is compared with."""
 
-_DPI = 110  # of the page's figures: one pixel of a sheet is one of the page's
-
 
 def draw_best_units(
     agent: TappedAgent,

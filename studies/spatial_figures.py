@@ -19,6 +19,12 @@ from studies.spatial_trials import ARMS, EndMap
 
 _PINK = (255, 45, 120)
 
+_SHOWN = {
+    "arms": "How many come to the place, by arm, on test levels.",
+    "ends": "Where episodes end that start at several places.",
+    "scan": "Every unit on validation levels; grey: the interval without an edit.",
+}
+
 
 def draw_scan(
     shares: Sequence[Interval], none: Interval, random_agent: Sequence[Interval], chosen: Sequence[int], title: str
@@ -148,9 +154,9 @@ def spatial_page(
     ]
     sections = [
         Section(
-            f"{kind} scenes",
+            f"{kind} scenes".capitalize(),
             [words],
-            [(name, figures[name]) for name in (f"{kind}_arms", f"{kind}_ends", f"{kind}_scan") if name in figures],
+            [(said, figures[f"{kind}_{name}"]) for name, said in _SHOWN.items() if f"{kind}_{name}" in figures],
             tables[f"{kind}_arms"].columns,
             tables[f"{kind}_arms"].rows,
             films=film_links(name for name in films if name.startswith(kind)),

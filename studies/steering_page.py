@@ -48,7 +48,7 @@ def draw_doses(doses: Mapping[tuple[Method, str], Dose], summary: Mapping[str, f
     entities = [entity for entity in SEEN if any(of == entity for _, of in doses)]
     operations = list(dict.fromkeys(method.operation for method, _ in doses))
     rows, columns = max(len(entities), 1), max(len(sources), 1)
-    figure = Figure(figsize=(2.9 * columns + 1.2, 2.3 * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(max(2.9 * columns + 1.2, 5.4), 2.3 * rows + 1.3), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for down, entity in enumerate(entities):
         for right, (tap, source) in enumerate(sources):
@@ -63,8 +63,9 @@ def draw_doses(doses: Mapping[tuple[Method, str], Dose], summary: Mapping[str, f
             if down == rows - 1:
                 axes.set_xlabel("strength", fontsize=9)
     handles, names = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names) or 1, frameon=False, fontsize=9)
-    figure.suptitle("Lines: tuning mazes, the chosen strength framed. Right of the line: test mazes, 95 % intervals")
+    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    title = "Lines: tuning mazes, the chosen strength framed.\nRight of the line: test mazes, 95 % intervals"
+    figure.suptitle(title, fontsize=10)
     return figure
 
 

@@ -97,11 +97,11 @@ class StudyList(Study):
 
 def _known(report: Report, seconds: float) -> dict[str, Any]:
     """What the index page says of a study: its numbers, its time, and (words, path in its folder) of what it wrote."""
-    links = [("page" if page == "index" else f"page: {in_words(page)}", f"pages/{page}.html") for page in report.pages]
+    links = [(f"page: {in_words(page)}", f"pages/{page}.html") for page in report.pages]
     links += [(f"site: {in_words(site)}", f"{site}/index.html") for site in report.sites]
-    links += [(f"figure: {figure}", f"figures/{figure}.png") for figure in report.figures]
-    links += [(f"film: {film}", f"films/{film}.gif") for film in report.films]
-    links += [(f"table: {table}", f"tables/{table}.csv") for table in report.tables]
+    links += [(f"figure: {in_words(figure)}", f"figures/{figure}.png") for figure in report.figures]
+    links += [(f"film: {in_words(film)}", f"films/{film}.gif") for film in report.films]
+    links += [(f"table: {in_words(table)}", f"tables/{table}.csv") for table in report.tables]
     finite = {name: value if math.isfinite(value) else None for name, value in report.summary.items()}
     return {"summary": finite, "seconds": seconds, "links": [*links, ("numbers", "summary.json")]}
 

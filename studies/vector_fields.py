@@ -123,7 +123,7 @@ class VectorFields(Study):
         edits = self.edit_choice.resolve(self.edits, self.agent, validation, self.settings, self.precision, self.seed)
         natural = [State.from_bytes(state) for state in first_states(self.levels, self.settings)]
         mazes = {pair: self._mazes(pair) for pair in self.pairs}
-        shown = [(f"{k} keys, {n} locks", state) for (k, n), made in mazes.items() for state in made[: self.drawn]]
+        shown = [(_in_words(k, n), state) for (k, n), made in mazes.items() for state in made[: self.drawn]]
         fields = [self._fields(state, edits) for state in natural]
         summary = join_metrics(_field_intervals(fields))
         titles = [f"level {level}" for level in self.levels]
@@ -166,7 +166,7 @@ class VectorFields(Study):
         summary: dict[str, float] = {}
         films: dict[str, Film] = {}
         for (keys, locks), made in mazes.items():
-            words = f"{keys} keys, {locks} locks"
+            words = _in_words(keys, locks)
             played = {arm: self._play(*of, made, f"{words} {arm}".rstrip("_")) for arm, of in arms.items()}
             for arm, course in played.items():
                 for what, interval in self._shares(made, course).items():
@@ -257,3 +257,7 @@ def _field_intervals(fields: Sequence[Sequence[PolicyField]]) -> dict[str, Inter
         changes = [np.linalg.norm(each[1].moves - each[0].moves, axis=1).mean() for each in fields]
         found["field/change"] = bootstrap_interval(np.array(changes))
     return found
+
+
+def _in_words(keys: int, locks: int) -> str:
+    return f"{keys} key{'s' * (keys > 1)}, {locks} lock{'s' * (locks > 1)}"

@@ -13,6 +13,7 @@ from networks import CustomCNN
 from studies import Ablations
 from studies.ablation_sets import group_effects, pair_synergy
 from studies.ablation_trials import CHANGED, LOST, AblationTrials, Levels
+from tests.figures import cut_off
 from tests.planted import EitherOr
 from tests.saved_subject import save_subject
 
@@ -144,6 +145,7 @@ def test_writes_singles_pairs_and_groups_of_latents(paths: dict[str, str]) -> No
     assert len(report.tables["choices"].rows) == 1 + 32
     assert len(report.tables["pairs"].rows) == (1 + 2) * 2
     assert {"units", "choices", "pairs", "groups"} == set(report.figures)
+    assert not [words for figure in report.figures.values() for words in cut_off(figure)]
     assert np.isfinite(list(report.summary.values())).all()
     for row in report.tables["choices"].rows:
         assert sum(row[2:]) == pytest.approx(1)

@@ -7,6 +7,7 @@ from environments import State
 from environments.heist import DIRECTIONS, corner_scenes
 from interpretability.episodes import first_states
 from studies import DirectionalUnits
+from tests.figures import cut_off
 from tests.planted import Compass
 from tests.saved_subject import save_subject
 
@@ -52,6 +53,7 @@ def test_scores_every_unit_beside_an_agent_with_random_weights(subject: dict[str
         assert np.isfinite(report.summary[f"direction/{tap}/random_agent_directional"])
     assert report.summary["direction/conv4a/first_step_low"] <= report.summary["direction/conv4a/first_step_high"]
     assert set(report.figures) == {"scenes", "selectivity", "units"}
+    assert not [words for figure in report.figures.values() for words in cut_off(figure)]
     assert "random weights" in report.pages["directions"]
 
 

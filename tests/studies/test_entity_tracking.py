@@ -8,6 +8,7 @@ from environments import State
 from interpretability.episodes import first_states
 from networks import CustomCNN, save_weights
 from studies import EntityTracking, entity_tracking
+from tests.figures import cut_off
 from tests.planted import PeakFollower
 
 SMALL = {"rooms": 1, "steps": 12, "players": ((4, 4), (0, 4)), "shuffles": 49}
@@ -42,6 +43,7 @@ def test_scores_every_unit_beside_an_agent_with_random_weights(agent: str) -> No
     assert len(report.tables["units"].rows) == 2 * 32 * 7
     assert np.isfinite([report.summary[f"tracking/conv4a/random_agent_{name}"] for name in ("gem", "several")]).all()
     assert set(report.figures) == {"conv2b", "conv4a"}
+    assert not [words for figure in report.figures.values() for words in cut_off(figure)]
     assert "random weights" in report.pages["tracking"]
 
 

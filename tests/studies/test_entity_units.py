@@ -6,6 +6,7 @@ import torch
 
 from studies import EntityUnits, entity_units
 from studies.entity_units import NAMES, _peak
+from tests.figures import cut_off
 from tests.planted import EntityEye
 from tests.saved_subject import save_subject
 
@@ -47,6 +48,7 @@ def test_scores_every_unit_beside_random_weights_shuffled_labels_and_pixels(subj
         assert np.isfinite(report.summary[f"entities/conv4a/random_agent_{name}"])
         assert np.isfinite(report.summary[f"entities/latents/shuffled_{name}"])
     assert {"pictures", "bounds", "levels", *counts} == set(report.figures)
+    assert not [words for figure in report.figures.values() for words in cut_off(figure)]
     assert "random weights" in report.pages["entities"]
     assert {row[0] for row in report.tables["multiplexing"].rows} == {"conv2b", "conv4a", "all taps"}
 

@@ -5,6 +5,7 @@ import torch
 from networks import CustomCNN, load_agent, save_weights
 from networks.origin import parent
 from studies import EvaluateAgent, LearningCurve
+from tests.figures import cut_off
 
 PLAY = {"num_levels": 4, "max_steps": 20, "num_environments": 4, "precision": "fp32", "device": "cpu"}
 
@@ -33,6 +34,7 @@ def test_each_checkpoint_lies_at_the_frames_of_its_whole_way(agents):
     for name in ("return", "solved", "episode_length", "return_low"):
         assert report.summary[f"curve/after/{name}"] == pytest.approx(alone[f"agent/{name}"])
     axes = report.figures["learning_curve"].axes[0]
+    assert not [words for figure in report.figures.values() for words in cut_off(figure)]
     drawn = {tuple(np.asarray(line.get_xdata(), dtype=int)) for line in axes.lines}
     assert {(100,), (30,), (80,), (25_000_000, 50_000_000)} <= drawn
     assert [row[2] for row in report.tables["checkpoints"].rows] == [

@@ -14,6 +14,7 @@ from studies import Patching
 from studies.patching_mazes import SETS, make_pairs, position_sets
 from studies.patching_moves import measure
 from studies.retargeting_search import choice_mazes
+from tests.figures import cut_off
 from tests.planted import PeakFollower
 
 EASY = EnvironmentSettings()
@@ -101,6 +102,7 @@ def test_reports_every_set_beside_its_controls(agent: str) -> None:
         assert np.isfinite(summary[f"patching/{tap}/recovered_unrelated_low"])
     assert "patching/fc1/both" not in summary
     assert set(report.figures) == {"sets", "units", "positions", "examples"}
+    assert not [words for figure in report.figures.values() for words in cut_off(figure)]
     rows = [row for row in report.tables["units"].rows if row[0] == "conv4a"]
     assert summary["patching/conv4a/unit"] == max(rows, key=lambda row: row[2])[1]
     assert summary["patching/conv4a/unit_random_agent"] == max(row[6] for row in rows)

@@ -7,6 +7,7 @@ import torch
 from datamodules.recorder import PlaySettings
 from environments.heist import POSITION_TARGETS, choose_targets
 from studies import ProbeAtlas, Report
+from tests.figures import cut_off
 from tests.saved_subject import save_subject
 
 TARGETS = ["target", "held_blue_key", "path_length"]
@@ -46,6 +47,7 @@ def test_natural_deconfounded_and_carried_over(report: Report) -> None:
     assert {row[0] for row in table.rows} == {"natural", "deconfounded", "natural to deconfounded"}
     assert sum(row[1] == "flat" for row in table.rows) == 18
     assert set(report.figures) >= {"natural_flat", "natural_position", "natural_to_deconfounded_flat"}
+    assert not [words for figure in report.figures.values() for words in cut_off(figure)]
     page = report.pages["probes"]
     assert page.count("<h2") == 7
     assert page.count("data:image/png") >= 6

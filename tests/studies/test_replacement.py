@@ -10,6 +10,7 @@ from interpretability.episodes import play_episodes
 from networks import CustomCNN, save_weights
 from studies import Replacement
 from studies.replacement_frames import Recorder, acts_of, compare_policies, explained_variance
+from tests.figures import cut_off
 
 EASY = EnvironmentSettings()
 SMALL = {"fit_levels": 6, "num_levels": 4, "every": 4, "max_steps": 16, "kernel": 3, "precision": "fp32"}
@@ -61,6 +62,7 @@ def test_reports_every_arm(agent: str, taps: tuple[str, ...]) -> None:
         assert f"replacement/{tap}/shuffled/solved" not in summary
     assert len(report.tables["arms"].rows) == 1 + 5 * len(taps)
     assert set(report.figures) == {"arms", "maps"}
+    assert not [words for figure in report.figures.values() for words in cut_off(figure)]
     assert "written from labels" in report.pages["replacement"]
     assert set(report.films) == set(taps)
     assert f"../films/{taps[0]}.gif" in report.pages["replacement"]

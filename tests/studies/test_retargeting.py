@@ -16,6 +16,7 @@ from studies.retargeting import Retargeting
 from studies.retargeting_arms import RetargetingArms
 from studies.retargeting_goal import choice_views, perception_and_goal
 from studies.retargeting_search import ASKED, EditSearch, SearchSettings, choice_mazes
+from tests.figures import cut_off
 
 SMALL = {
     "num_levels": 12,
@@ -76,6 +77,7 @@ def test_an_edit_that_does_nothing_redirects_nobody(agent: str, tmp_path: Path) 
         share = arms["agent of random weights"][1] / mazes
         assert share == pytest.approx(summary[f"retarget/{entity}/random_agent"])
     assert "edit at conv2b" in report.figures["arms"].axes[0].get_title()
+    assert not [words for figure in report.figures.values() for words in cut_off(figure)]
     assert "An edit at the tap conv2b" in report.pages["retargeting"]
     for entity in counted:
         share = f"{100 * summary[f'retarget/{entity}/success']:.0f} ("

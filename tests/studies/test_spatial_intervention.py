@@ -7,6 +7,7 @@ from environments import EnvironmentSettings
 from environments.heist import ENTITIES, label_states
 from studies import EntityTracking, SpatialIntervention
 from studies.spatial_scenes import KINDS, find_scenes
+from tests.figures import cut_off
 from tests.planted import PlaceFollower
 from tests.saved_subject import save_subject
 
@@ -55,6 +56,7 @@ def test_the_planted_agent_is_found_and_sent_anywhere(paths: dict[str, str]) -> 
     assert scan[FOLLOWED] == 1
     assert max(share for unit, share in scan.items() if unit != FOLLOWED) < 0.7
     assert set(report.figures) == {"room_scan", "room_arms", "room_ends"}
+    assert not [words for figure in report.figures.values() for words in cut_off(figure)]
     assert set(report.films) == {f"room_unit_{FOLLOWED}"}
     assert "Drawn to a place" in report.pages["spatial"]
 

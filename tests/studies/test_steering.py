@@ -10,6 +10,7 @@ from networks import BilinearImpala, CustomCNN, save_weights
 from studies import Steering
 from studies.steering_mazes import Mazes, preferred_entities
 from studies.steering_sources import matched
+from tests.figures import cut_off
 
 SMALL = {
     "num_levels": 12,
@@ -59,6 +60,7 @@ def test_an_edit_that_does_next_to_nothing_redirects_nobody(agent: str) -> None:
     assert "chosen on mazes of validation levels" in report.pages["steering"]
     assert set(report.films) == set(counted)
     assert f"../films/{counted[0]}.gif" in report.pages["steering"]
+    assert not cut_off(report.figures["doses"])
 
 
 def test_strengths_are_chosen_on_tuning_mazes_and_eigenfilters_come_with_a_bilinear_agent(tmp_path: Path) -> None:

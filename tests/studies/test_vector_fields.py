@@ -8,6 +8,7 @@ from environments.heist import HeistPart
 from interpretability.choices import retrace
 from studies import VectorFields
 from studies.vector_fields import _key_colours, _lock_colours
+from tests.figures import cut_off
 
 SHIPPED = str(Path(__file__).parents[2] / "pretrained/heist_easy_customcnn_seed0.safetensors")
 SMALL: dict[str, Any] = {"levels": [0, 1], "mazes": 8, "drawn": 1, "max_steps": 60, "device": "cpu"}
@@ -22,6 +23,7 @@ def test_a_competent_agent_follows_the_oracle_and_a_random_one_opens_nothing() -
     assert 0 <= summary["keys/3_1/useless_low"] <= summary["keys/3_1/useless"] <= summary["keys/3_1/useless_high"] <= 1
     assert "field/change" not in summary
     assert len(report.figures["fields"].axes) == 2
+    assert not [words for figure in report.figures.values() for words in cut_off(figure)]
     assert len(report.tables["keys_and_locks"].rows) == 6
     assert f"{summary['field/alignment']:.2f}" in report.pages["vector_fields"]
     assert set(report.films) == {"3_keys_1_locks"}

@@ -102,7 +102,8 @@ def conclusion(tap: str, measured: Measured) -> str:
     if verdicts:
         parts.append(
             f"Its latents, each for the entity that it stands for, tell where that is with a mean AUC of "
-            f"{sae['concept_auc']:.3f}, {', '.join(verdicts)}."
+            f"{sae['concept_auc']:.3f}, {', '.join(verdicts)}. That mean is over all units; of each entity's own unit "
+            f"alone it is {sae['entity_auc']:.3f}, of raw channels {channels['entity_auc']:.3f}."
         )
     return " ".join(parts)
 

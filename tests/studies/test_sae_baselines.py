@@ -82,7 +82,7 @@ def test_codes_are_compared_at_the_autoencoders_sparsity(files):
 
 
 def test_the_conclusion_says_what_the_numbers_say():
-    numbers = {"explained_variance": 0.9, "l0": 4.0, "concept_auc": 0.8}
+    numbers = {"explained_variance": 0.9, "l0": 4.0, "concept_auc": 0.8, "entity_auc": 0.7}
     gains = {"channels": (0.1, 0.05, 0.15), "pca": (-0.1, -0.2, -0.05), "random_decoder": (0.0, -0.1, 0.1)}
     ends = ("", "_low", "_high")
     differences = {
@@ -94,6 +94,7 @@ def test_the_conclusion_says_what_the_numbers_say():
     assert "worse than those of principal components" in said
     assert "no better and no worse than those of random directions" in said
     assert "seeds" not in said
+    assert said.endswith("of each entity's own unit alone it is 0.700, of raw channels 0.700.")
     assert "over seeds of autoencoders +0.100" in conclusion("conv4a", measured | {"sae seeds": numbers | differences})
     assert "AUC" not in conclusion("fc1", dict.fromkeys(("sae", "channels", "pca"), numbers))
 

@@ -14,8 +14,8 @@ class KernelAdam(torch.optim.Adam):
     """Adam that also shrinks long gradients and holds directions at length 1 where the kind wants that; its state is
     `torch.optim.Adam`'s, so that either goes on from the other's checkpoint.
 
-    For small autoencoders torch's own, with `clip_grad_norm_`, `project_decoder_gradient` and `normalise_decoder`, takes
-    as long as a thousand inputs.
+    For a small autoencoder torch's own, with `clip_grad_norm_`, `project_decoder_gradient` and `normalise_decoder`,
+    takes as long as a thousand inputs.
 
     Args:
         kernel: made for the autoencoder.

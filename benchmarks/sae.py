@@ -196,7 +196,7 @@ def main() -> None:
         for size in arguments.batch_sizes
     ]
     worst = min(cases, key=lambda case: case["ratio"])
-    floor = peak_flops(device, torch.float32) / (2 * CHANNELS * LATENTS)
+    floor = peak_flops(device, torch.float32, clock=_CLOCKS[arguments.clock]) / (2 * CHANNELS * LATENTS)
     report(
         name="sae",
         ours=worst["ours"],

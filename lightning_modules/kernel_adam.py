@@ -46,12 +46,14 @@ class KernelAdam(torch.optim.Adam):
                 loss = closure()
         (group,) = self.param_groups
         parameters = kernel_parameters(self._sae)
-        if any(one.grad is None for one in parameters):
+        gradients = [one.grad.contiguous() for one in parameters if one.grad is not None]
+        if len(gradients) < len(parameters):
             return loss
         states = [self._state_of(parameter) for parameter in parameters]
         torch._foreach_add_([state["step"] for state in states], 1)
         self._kernel.update(
             self._sae,
+            gradients,
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             self.largest_norm or 0.0,

@@ -102,18 +102,25 @@ class SAEKernel:
         return numbers, fired, gradients
 
     def update(
-        self, sae: SAEBase, averages: Sequence[Tensor], squares: Sequence[Tensor], largest_norm: float, **adam: float
+        self,
+        sae: SAEBase,
+        gradients: Sequence[Tensor],
+        averages: Sequence[Tensor],
+        squares: Sequence[Tensor],
+        largest_norm: float,
+        **adam: float,
     ) -> None:
-        """Take one step of Adam along the parameters' gradients, in place. Directions that are held at length 1 keep
-        it, and gradients are shrunk to `largest_norm`, above 0, where all together are longer.
+        """Take one step of Adam, in place. Directions that are held at length 1 keep it, and gradients are shrunk to
+        `largest_norm` where all together are longer.
 
         Args:
-            averages, squares: of encoder, its bias, decoder and its bias, as Adam keeps them.
+            gradients: of `kernel_parameters`; may be changed.
+            averages, squares: of the same, as Adam keeps them.
+            largest_norm: 0 for no limit.
             adam: rate, beta1, beta2, epsilon, and step, which counts from 1.
         """
-        parameters = kernel_parameters(sae)
-        gradients = [parameter.grad for parameter in parameters]
-        tables = [_Four(*(one.data_ptr() for one in four)) for four in (parameters, gradients, averages, squares)]
+        fours = (kernel_parameters(sae), gradients, averages, squares)
+        tables = [_Four(*(one.data_ptr() for one in four)) for four in fours]
         numbers = [adam[name] for name in ("rate", "beta1", "beta2", "epsilon")]
         self._update(*tables, sae.unit_norm_decoder, largest_norm, *numbers, int(adam["step"]))
 

@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context
@@ -48,11 +49,22 @@ class Entry:
     @property
     def title(self) -> str:
         """Name and settings."""
-        return " ".join([self.name, *(key for key, on in self.settings.items() if on)])
+        return title(self.name, self.settings)
 
 
-def work(name: str, settings: dict[str, bool], case: Case, device_name: str, threads: int, pipe: Connection) -> None:
+def title(name: str, settings: dict[str, bool]) -> str:
+    """What a contestant with these settings is called."""
+    return " ".join([name, *(key for key, on in settings.items() if on)])
+
+
+_CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def work(
+    name: str, settings: dict[str, bool], case: Case, device_name: str, threads: int, clock_name: str, pipe: Connection
+) -> None:
     """Be a contestant: train the steps that are asked for, and answer with the seconds they took, or with an error."""
+    clock = _CLOCKS[clock_name]
     warnings.filterwarnings("ignore")
     torch.set_num_threads(threads)
     device = torch.device(device_name)
@@ -65,44 +77,46 @@ def work(name: str, settings: dict[str, bool], case: Case, device_name: str, thr
     try:
         contestant = make(name, settings, case, device)
         if isinstance(contestant, Trained):
-            _train_in_turns(contestant, batch, pipe, device)
+            _train_in_turns(contestant, batch, pipe, device, clock)
         else:
             done = 0
             while (steps := pipe.recv()) > 0:
                 synchronise(device)
-                start = time.perf_counter()
+                start = clock()
                 for step in range(done, done + steps):
                     contestant.step(batch(step), step)
                 done += steps
                 synchronise(device)
-                pipe.send(time.perf_counter() - start)
+                pipe.send(clock() - start)
         pipe.send(contestant.final_loss(planted(2**16, 2).to(device)))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-def _train_in_turns(contestant: Trained, batch: Any, pipe: Connection, device: torch.device) -> None:
+def _train_in_turns(
+    contestant: Trained, batch: Any, pipe: Connection, device: torch.device, clock: Callable[[], float]
+) -> None:
     """The Trainer cannot be stopped between steps: the clock waits in a callback instead."""
-    due, start = pipe.recv(), time.perf_counter()
+    due, start = pipe.recv(), clock()
 
     def started(index: int) -> None:
         nonlocal due, start
         if index == due:
             synchronise(device)
-            pipe.send(time.perf_counter() - start)
+            pipe.send(clock() - start)
             due += pipe.recv()
-            start = time.perf_counter()
+            start = clock()
 
     contestant.fit(batch, started)
-    pipe.send(time.perf_counter() - start)
+    pipe.send(clock() - start)
     assert pipe.recv() == 0
 
 
-def enter(name: str, settings: dict[str, bool], case: Case, device: torch.device) -> Entry | None:
+def enter(name: str, settings: dict[str, bool], case: Case, device: torch.device, clock: str) -> Entry | None:
     """Start a contestant and let it warm up; None if it cannot run, which is said."""
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    arguments = (name, settings, case, str(device), torch.get_num_threads(), theirs)
+    arguments = (name, settings, case, str(device), torch.get_num_threads(), clock, theirs)
     process = context.Process(target=work, args=arguments, daemon=True)
     process.start()
     entry = Entry(name, settings, ours, process, [])
@@ -115,14 +129,15 @@ def enter(name: str, settings: dict[str, bool], case: Case, device: torch.device
     return entry
 
 
-def measure(case: Case, device: torch.device, peers: bool) -> dict[str, Any]:
+def measure(case: Case, device: torch.device, peers: bool, rivals: list[str] | None, clock: str) -> dict[str, Any]:
     """Speeds and final losses of all contestants of one case."""
     say(f"{case.kind}, batches of {case.batch_size}, {case.steps} steps")
     wanted: list[tuple[str, dict[str, bool]]] = [("ours", {}), ("trained", {}), ("plain", {})]
     if peers:
         switches = list(product([False, True], repeat=2))
-        wanted += [(name, {"autocast": one, "compiled": two}) for name in PEERS for one, two in switches]
-    entries = [entry for name, settings in wanted if (entry := enter(name, settings, case, device))]
+        peers_wanted = [(name, {"autocast": one, "compiled": two}) for name in PEERS for one, two in switches]
+        wanted += [one for one in peers_wanted if rivals is None or title(*one) in rivals]
+    entries = [entry for name, settings in wanted if (entry := enter(name, settings, case, device, clock))]
     steps = (case.steps - _WARM_UP) // _ROUNDS
     for number in range(_ROUNDS):
         last = number == _ROUNDS - 1
@@ -136,10 +151,10 @@ def measure(case: Case, device: torch.device, peers: bool) -> dict[str, Any]:
         entry.process.join()
         speeds[entry.title] = (case.steps - _WARM_UP) * case.batch_size / sum(entry.seconds)
         say(f"  {entry.title}: {speeds[entry.title]:,.0f} activations/s, loss {entry.loss:.4f}")
-    rivals = [entry for entry in entries if entry.name in PEERS] or [
+    others = [entry for entry in entries if entry.name in PEERS] or [
         entry for entry in entries if entry.name == "plain"
     ]
-    rival = max(rivals, key=lambda entry: speeds[entry.title])
+    rival = max(others, key=lambda entry: speeds[entry.title])
     ours = entries[0]
     return {
         "kind": case.kind,
@@ -149,7 +164,7 @@ def measure(case: Case, device: torch.device, peers: bool) -> dict[str, Any]:
         "against": rival.title,
         "ratio": round(speeds["ours"] / speeds[rival.title], 2),
         "ratio_to_plain": round(speeds["ours"] / speeds["plain"], 2),
-        "loss_ratio": round(ours.loss / min(entry.loss for entry in [*rivals, ours]), 4),
+        "loss_ratio": round(ours.loss / min(entry.loss for entry in [*others, ours]), 4),
         "trainer_share": round(speeds["trained"] / speeds["ours"], 2),
         "all": {entry.title: [round(speeds[entry.title]), round(entry.loss, 4)] for entry in entries},
     }
@@ -163,18 +178,25 @@ def main() -> None:
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[4096, 32768])
     parser.add_argument("--kinds", nargs="+", choices=["l1", "topk"], default=["l1", "topk"])
     parser.add_argument("--without_peers", action="store_true", help="compare with the plain loop only")
+    parser.add_argument("--rivals", nargs="+", help="peers' settings to run, as 'sae_lens autocast'; all if not given")
+    parser.add_argument(
+        "--clock", choices=list(_CLOCKS), default="wall", help="processor: for a busy machine, on a CPU with one thread"
+    )
     arguments = parser.parse_args()
+    if arguments.clock == "processor" and (arguments.device != "cpu" or torch.get_num_threads() > 1):
+        parser.error("--clock processor adds up the threads of a process: set --device cpu and OMP_NUM_THREADS=1")
     missing = [name for name in PEERS if importlib.util.find_spec(name) is None]
     if missing and not arguments.without_peers:
         parser.error(f"{', '.join(missing)} not installed: pip install -e '.[peers]', or pass --without_peers")
     device = torch.device(arguments.device)
+    how = (not arguments.without_peers, arguments.rivals, arguments.clock)
     cases = [
-        measure(Case(kind, size, arguments.activations // size), device, not arguments.without_peers)
+        measure(Case(kind, size, arguments.activations // size), device, *how)
         for kind in arguments.kinds
         for size in arguments.batch_sizes
     ]
     worst = min(cases, key=lambda case: case["ratio"])
-    floor = peak_flops(device, torch.float32) / (2 * CHANNELS * LATENTS)
+    floor = peak_flops(device, torch.float32, clock=_CLOCKS[arguments.clock]) / (2 * CHANNELS * LATENTS)
     report(
         name="sae",
         ours=worst["ours"],
@@ -185,6 +207,7 @@ def main() -> None:
         floor_dense=round(floor / 5),
         cases=cases,
         machine=machine(device),
+        clock=arguments.clock,
     )
 
 

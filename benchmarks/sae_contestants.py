@@ -79,6 +79,7 @@ class Ours(Contestant):
     """What `ConvSAE` does in a step, without a Trainer."""
 
     def __init__(self, case: Case, device: torch.device) -> None:
+        from lightning_modules.kernel_adam import KernelAdam
         from lightning_modules.sae_kernel import load_kernel
         from lightning_modules.sae_objective import SAEObjective
         from networks import FiringCounter, SAEBase, SparseAutoencoder, TopKSAE
@@ -92,9 +93,16 @@ class Ours(Contestant):
         self.kernel = load_kernel(CHANNELS, LATENTS) if device.type == "cpu" else None
         self.objective = torch.compile(SAEObjective(self.sae, None, 1))
         self.firing = FiringCounter(LATENTS, 1_000_000).to(device)
-        self.optimiser = torch.optim.Adam(self.sae.parameters(), lr=case.learning_rate, fused=True)
+        self.optimiser: torch.optim.Optimizer = (
+            KernelAdam(self.kernel, self.sae, case.learning_rate)
+            if self.kernel
+            else torch.optim.Adam(self.sae.parameters(), lr=case.learning_rate, fused=True)
+        )
+        if isinstance(self.optimiser, KernelAdam):
+            self.optimiser.largest_norm = CLIP
 
     def step(self, acts: Float[Tensor, "B C"], index: int) -> None:
+        from lightning_modules.sae_kernel import kernel_parameters
         from networks import Progress
 
         progress = Progress(
@@ -102,9 +110,13 @@ class Ours(Contestant):
         )
         terms = self.kernel.takes(self.sae, acts, progress) if self.kernel else None
         if self.kernel is not None and terms is not None:
-            loss, _, fired = self.kernel(self.sae, acts, terms)
-        else:
-            loss, _, fired = self.objective(acts, progress)
+            _, fired, gradients = self.kernel.run(self.sae, acts, terms)
+            self.firing.update(fired, len(acts))
+            for parameter, gradient in zip(kernel_parameters(self.sae), gradients, strict=True):
+                parameter.grad = gradient
+            self.optimiser.step()  # does the rest
+            return
+        loss, _, fired = self.objective(acts, progress)
         self.firing.update(fired, len(acts))
         self.optimiser.zero_grad()
         loss.backward()

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from datamodules import ActivationBatch
-from lightning_modules.sae_kernel import SAEKernel, load_kernel
+from lightning_modules.kernel_adam import KernelAdam
+from lightning_modules.sae_kernel import SAEKernel, kernel_parameters, load_kernel, named
 from lightning_modules.sae_objective import SAEObjective
 from lightning_modules.sae_revival import resample_latents
 from lightning_modules.sae_training import (
@@ -104,6 +105,8 @@ class ConvSAE(LightningModule):
         self.latent_columns: dict[str, Tensor] = {}
         self.channel_columns: dict[str, Tensor] = {}
         self._kernel: SAEKernel | None = None
+        self._kernel_adam: KernelAdam | None = None
+        self._gradients: list[Tensor] | None = None
 
     @property
     def sae(self) -> SAEBase:
@@ -161,15 +164,36 @@ class ConvSAE(LightningModule):
                 self.log(f"sae/{name}", value, prog_bar=name in ("loss", "train_explained_variance"))
         return loss
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Gradients may have come with the loss."""
+        if self._gradients is None:
+            super().backward(loss, *args, **kwargs)
+            return
+        for parameter, gradient in zip(kernel_parameters(self.sae), self._gradients, strict=True):
+            parameter.grad = gradient
+        self._gradients = None
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Where directions are held at length 1, leave their lengths out of the step."""
-        if self.sae.unit_norm_decoder:
+        if self.sae.unit_norm_decoder and self._kernel_adam is None:
             self.sae.project_decoder_gradient()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As the Trainer wants it; the compiled step does it itself."""
+        if self._kernel_adam is not None and gradient_clip_algorithm in (None, "norm"):
+            self._kernel_adam.largest_norm = gradient_clip_val
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and bring directions that learn back to length 1, before any callback saves them."""
         super().optimizer_step(*args, **kwargs)
-        if self.sae.unit_norm_decoder and self.sae.decoder_weight.requires_grad:
+        if self.sae.unit_norm_decoder and self.sae.decoder_weight.requires_grad and self._kernel_adam is None:
             self.sae.normalise_decoder()
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> None:
@@ -187,12 +211,14 @@ class ConvSAE(LightningModule):
         self.validation.reset()
 
     def configure_optimizers(self) -> Any:
-        """Adam, fused, with a warm-up and a linear end.
+        """Adam, fused or compiled with the rest of the step, with a warm-up and a linear end.
 
         Raises:
             ValueError: the run has no end.
         """
         optimiser = torch.optim.Adam(self.objective.parameters(), lr=self.learning_rate, fused=True)
+        if self._kernel is not None and KernelAdam.takes(self.sae):
+            optimiser = self._kernel_adam = KernelAdam(self._kernel, self.sae, self.learning_rate)
         return warm_up_and_fall(
             optimiser, self.trainer.estimated_stepping_batches, self.warmup_steps, self.decay_fraction
         )
@@ -241,7 +267,12 @@ class ConvSAE(LightningModule):
         if self._kernel is not None and (self.auxk_coefficient is None or not progress.dead.any()):
             terms = self._kernel.takes(self.sae, acts, progress)
             if terms is not None:
-                loss, numbers, fired = self._kernel(self.sae, acts, terms)
+                trainer: Any = self.trainer
+                if self._kernel_adam is not None and trainer.world_size == trainer.accumulate_grad_batches == 1:
+                    values, fired, self._gradients = self._kernel.run(self.sae, acts, terms)
+                    loss, numbers = values[0], named(values, terms)
+                else:
+                    loss, numbers, fired = self._kernel(self.sae, acts, terms)
                 if self.auxk_coefficient is not None:
                     numbers["auxk_loss"] = torch.zeros(())
                 return loss, numbers, fired

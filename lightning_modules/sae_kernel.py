@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from torch import Tensor
 from networks import Progress, RowTerms, SAEBase
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
+_NUMBERS = ("loss", "reconstruction_loss", "sparsity_loss", "train_l0", "train_explained_variance")
 _POINTER: Any = ctypes.c_void_p
 _FLOAT: Any = ctypes.c_float
 _INT: Any = ctypes.c_int
@@ -41,6 +42,8 @@ _ARGUMENTS = [
     _INT,
     *[_POINTER] * 6,
 ]
+_Four = ctypes.c_void_p * 4
+_UPDATE_ARGUMENTS = [*[_POINTER] * 4, ctypes.c_bool, *[_FLOAT] * 5, _INT]
 
 
 class SAEKernel:
@@ -54,7 +57,8 @@ class SAEKernel:
     """
 
     def __init__(self, channels: int, latents: int) -> None:
-        self._function = _build(channels, latents)
+        library = _build(channels, latents)
+        self._function, self._update = library.sae_step, library.sae_update
 
     def takes(self, sae: SAEBase, acts: Float[Tensor, "B C *HW"], progress: Progress) -> RowTerms | None:
         """The kind's terms if the step can be computed here, else None."""
@@ -66,30 +70,22 @@ class SAEKernel:
         self, sae: SAEBase, acts: Float[Tensor, "B C"], terms: RowTerms
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]], Int[Tensor, " F"]]:
         """The loss, what is logged of it by name, and on how many inputs each latent fired."""
-        parameters = (sae.encoder_weight, sae.encoder_bias, sae.decoder_weight, sae.decoder_bias)
-        loss, losses, fired = _Step.apply(self._function, sae, acts, terms, *parameters)
-        numbers = {"loss": loss.detach(), "reconstruction_loss": losses[0]}
-        if terms.coefficients is not None:
-            numbers["sparsity_loss"] = losses[1]
-        numbers["train_l0"] = fired.sum() / len(acts)
-        numbers["train_explained_variance"] = 1 - losses[0] / sae.in_channels
-        return loss, numbers, fired
+        loss, numbers, fired = _Step.apply(self, sae, acts, terms, *kernel_parameters(sae))
+        return loss, named(numbers, terms), fired
 
-
-class _Step(torch.autograd.Function):
-    """The gradients come with the losses: `backward` only hands them on."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, function: Callable[..., None], sae: SAEBase, acts: Tensor, terms: RowTerms, *parameters: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def run(
+        self, sae: SAEBase, acts: Float[Tensor, "B C"], terms: RowTerms
+    ) -> tuple[Float[Tensor, " N"], Int[Tensor, " F"], list[Tensor]]:
+        """The same without autograd, which takes as long as many inputs: all numbers (see `named`), firings, and the
+        gradients of `kernel_parameters`.
+        """
         acts = acts.to(torch.float32).contiguous()
-        weights = [parameter.detach().contiguous() for parameter in parameters]
+        weights = [parameter.detach().contiguous() for parameter in kernel_parameters(sae)]
         gradients = [torch.empty_like(weight) for weight in weights]
         fired = torch.empty(sae.num_latents, dtype=torch.int64)
-        losses = torch.empty(2, dtype=torch.float64)
+        numbers = torch.empty(len(_NUMBERS))
         coefficients = None if terms.coefficients is None else terms.coefficients.to(torch.float32).contiguous()
-        function(
+        self._function(
             acts.data_ptr(),
             len(acts),
             sae.mean.data_ptr(),
@@ -101,12 +97,58 @@ class _Step(torch.autograd.Function):
             torch.get_num_threads(),
             *(gradient.data_ptr() for gradient in gradients),
             fired.data_ptr(),
-            losses.data_ptr(),
+            numbers.data_ptr(),
         )
-        losses = losses.to(torch.float32)
+        return numbers, fired, gradients
+
+    def update(
+        self,
+        sae: SAEBase,
+        gradients: Sequence[Tensor],
+        averages: Sequence[Tensor],
+        squares: Sequence[Tensor],
+        largest_norm: float,
+        **adam: float,
+    ) -> None:
+        """Take one step of Adam, in place. Directions that are held at length 1 keep it, and gradients are shrunk to
+        `largest_norm` where all together are longer.
+
+        Args:
+            gradients: of `kernel_parameters`; may be changed.
+            averages, squares: of the same, as Adam keeps them.
+            largest_norm: 0 for no limit.
+            adam: rate, beta1, beta2, epsilon, and step, which counts from 1.
+        """
+        fours = (kernel_parameters(sae), gradients, averages, squares)
+        tables = [_Four(*(one.data_ptr() for one in four)) for four in fours]
+        numbers = [adam[name] for name in ("rate", "beta1", "beta2", "epsilon")]
+        self._update(*tables, sae.unit_norm_decoder, largest_norm, *numbers, int(adam["step"]))
+
+
+def kernel_parameters(sae: SAEBase) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The parameters that the kernel knows, in its order."""
+    return sae.encoder_weight, sae.encoder_bias, sae.decoder_weight, sae.decoder_bias
+
+
+def named(numbers: Float[Tensor, " N"], terms: RowTerms) -> dict[str, Float[Tensor, ""]]:
+    """The kernel's numbers by the names under which they are logged; the first is the loss."""
+    by_name = dict(zip(_NUMBERS, numbers.unbind(), strict=True))
+    if terms.coefficients is None:
+        del by_name["sparsity_loss"]
+    return by_name
+
+
+class _Step(torch.autograd.Function):
+    """The gradients come with the losses: `backward` only hands them on."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernel: SAEKernel, sae: SAEBase, acts: Tensor, terms: RowTerms, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        numbers, fired, gradients = kernel.run(sae, acts, terms)
         ctx.save_for_backward(*gradients)
-        ctx.mark_non_differentiable(losses, fired)
-        return losses.sum(), losses, fired
+        ctx.mark_non_differentiable(numbers, fired)
+        return numbers[0].clone(), numbers, fired
 
     @staticmethod
     def backward(ctx: Any, *of_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -123,7 +165,7 @@ def load_kernel(channels: int, latents: int) -> SAEKernel | None:
 
 
 @cache
-def _build(channels: int, latents: int) -> Callable[..., None]:
+def _build(channels: int, latents: int) -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None or shutil.which(compiler) is None:
         raise OSError("no C++ compiler (g++ or clang++) was found")
@@ -141,9 +183,10 @@ def _build(channels: int, latents: int) -> Callable[..., None]:
             if result.returncode:
                 raise OSError(f"{compiler} failed: {result.stderr.strip()[-300:]}")
             made.replace(library)
-    function = ctypes.CDLL(str(library)).sae_step
-    function.argtypes, function.restype = _ARGUMENTS, None
-    return function
+    loaded = ctypes.CDLL(str(library))
+    loaded.sae_step.argtypes, loaded.sae_step.restype = _ARGUMENTS, None
+    loaded.sae_update.argtypes, loaded.sae_update.restype = _UPDATE_ARGUMENTS, None
+    return loaded
 
 
 def _processor() -> str:

@@ -53,11 +53,13 @@ class FiringCounter(nn.Module):
         else:
             total = torch.full_like(self.inputs, inputs)
         full = self.inputs >= self.window
-        self.last_counts.copy_(torch.where(full, self.counts, self.last_counts))
-        self.last_inputs.copy_(torch.where(full, self.inputs, self.last_inputs))
-        self.counts.copy_(torch.where(full, 0, self.counts) + fired)
-        self.inputs.copy_(torch.where(full, 0, self.inputs) + total)
-        self.since_fired.copy_(torch.where(fired > 0, 0, self.since_fired + total))
+        if full.device.type != "cpu" or full:  # a CPU's value is at hand
+            for now, last in ((self.counts, self.last_counts), (self.inputs, self.last_inputs)):
+                last.copy_(torch.where(full, now, last))
+                now.masked_fill_(full, 0)
+        self.counts += fired
+        self.since_fired.add_(total).masked_fill_(fired > 0, 0)
+        self.inputs += total
         self.seen += total
 
     def dead(self) -> Bool[Tensor, " F"]:
@@ -66,7 +68,7 @@ class FiringCounter(nn.Module):
 
     def frequency(self) -> Float[Tensor, " F"]:
         """Share of inputs on which each latent fired, over the last one to two windows (float64; NaN if none)."""
-        return (self.counts + self.last_counts).double() / (self.inputs + self.last_inputs).double()
+        return (self.counts + self.last_counts).double() / (self.inputs + self.last_inputs)
 
     @torch.no_grad()
     def forget(self, latents: Bool[Tensor, " F"]) -> None:

@@ -146,13 +146,16 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path, kind: Any) -> Non
 @pytest.mark.parametrize(
     "arguments", [{"sae": partial(SparseAutoencoder, sparsity_knee=0.5)}, {"sae": TopKSAE, "auxk_coefficient": 1 / 32}]
 )
-def test_the_compiled_step_trains_as_torch_does(arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("clip", "batches"), [(None, 1), (0.5, 1), (0.5, 2)])
+def test_the_compiled_step_trains_as_torch_does(arguments: dict[str, Any], clip: float | None, batches: int) -> None:
     trained = []
     for compile in (False, True):
         torch.manual_seed(0)
         module = small_module(compile=compile, resample_every=20, learning_rate=1e-3, **arguments)
-        small_trainer(60).fit(module, datamodule=PlantedData())
-        assert (module._kernel is not None) == compile
+        trainer = small_trainer(60)
+        trainer.gradient_clip_val, trainer.accumulate_grad_batches = clip, batches
+        trainer.fit(module, datamodule=PlantedData())
+        assert (module._kernel is not None) == (module._kernel_adam is not None) == compile
         trained.append(module)
     for one, other in zip(trained[0].sae.parameters(), trained[1].sae.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

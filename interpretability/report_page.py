@@ -189,7 +189,7 @@ def _bounded(column: Sequence[Sequence[str | int | float]]) -> list[str]:
 
 
 def _plain(column: Sequence[str | int | float]) -> list[str]:
-    """Cells as text, all fractions to as many decimals: three where the largest is near 1, and small ones to two digits."""
+    """Cells as text, fractions to as many decimals (three where the largest is near 1), small ones to two digits."""
     most = max((abs(cell) for cell in column if isinstance(cell, float) and math.isfinite(cell)), default=0.0)
     scale = math.floor(math.log10(most)) if most > 0 else 3
     digits = max(0, 3 - scale if scale >= 0 else 2 - scale)

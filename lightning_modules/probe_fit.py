@@ -207,11 +207,7 @@ def minimise(
         tolerance: change of the mean of the targets' losses between two steps at which to stop.
     """
     penalties = strength[loss.owner]
-    identity = torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
-    factors = [
-        (penalties == value, torch.linalg.cholesky(loss.curvature * moments + value * identity).float())
-        for value in penalties.unique()
-    ]
+    factors = [(penalties == value, _factor(loss.curvature * moments, float(value))) for value in penalties.unique()]
 
     def from_round(rounded: Tensor) -> Tensor:
         out = torch.empty_like(rounded)
@@ -248,6 +244,19 @@ def minimise(
     with torch.no_grad():
         optimiser.step(evaluate)
         return from_round(rounded), rounded_bias / scale
+
+
+def _factor(curvature: Float[Tensor, "D D"], strength: float) -> Float[Tensor, "D D"]:
+    """Cholesky factor of the curvature with the penalty, or with as much more as its sums in float32 are uncertain by.
+
+    It only shapes the way to the minimum, so that collinear features under a small penalty need no more.
+    """
+    shift = max(strength, torch.finfo(torch.float32).eps * float(curvature.trace()))
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(curvature + shift * torch.eye(len(curvature)).to(curvature))
+        if not failed:
+            return factor.float()
+        shift *= 10
 
 
 def _second_moments(features: Float[Tensor, "R D"]) -> Float[Tensor, "D D"]:

@@ -120,3 +120,23 @@ def test_nothing_is_found_in_noise() -> None:
     accuracy = float(((fresh @ fit.weight.T + fit.bias).argmax(1) == answers).float().mean())
     assert abs(accuracy - 0.25) < 2.6 * (0.25 * 0.75 / ROWS) ** 0.5
     assert float(fit.strength) == 1.0, "a probe of noise is held as short as can be"
+
+
+def test_collinear_features_under_a_small_penalty_agree_with_scikit_learn() -> None:
+    """Wide combinations of other features stand beside them, as where positions share a weight."""
+    features = standardised(8, rows=400, features=40)
+    features = torch.cat([features, 30 * features @ torch.randn(40, 40, generator=torch.Generator().manual_seed(9))], 1)
+    labels = class_labels(features[:, :40], 3, 10)
+    loss, strength = ClassLoss(labels[:, None], [3]), 1e-5
+    moments = (features.T @ features).double() / len(features)
+    with pytest.raises(RuntimeError):
+        torch.linalg.cholesky(loss.curvature * moments + strength * torch.eye(80))
+    weight, bias = minimise(
+        features, loss, moments, torch.tensor([strength]), torch.zeros(3, 80), torch.zeros(3), tolerance=1e-9
+    )
+    peer = LogisticRegression(C=1 / (strength * len(labels)), tol=1e-8, max_iter=20_000)
+    peer.fit(features.double().numpy(), labels.numpy())
+    ours = float(loss(features @ weight.T + bias)[0]) + strength / 2 * float(weight.square().sum())
+    scores = torch.from_numpy(peer.decision_function(features.double().numpy())).float()
+    best = float(loss(scores)[0]) + strength / 2 * float(np.square(peer.coef_).sum())
+    assert ours < best + 1e-3

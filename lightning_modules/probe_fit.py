@@ -7,6 +7,7 @@ L-BFGS in coordinates in which the features' second moments, with the penalty, a
 squared losses are so round that some ten evaluations do, where plain L-BFGS takes hundreds.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -251,7 +252,10 @@ def _factor(curvature: Float[Tensor, "D D"], strength: float) -> Float[Tensor, "
 
     It only shapes the way to the minimum, so that collinear features under a small penalty need no more.
     """
-    shift = max(strength, torch.finfo(torch.float32).eps * float(curvature.trace()))
+    total = float(curvature.trace())
+    if not math.isfinite(total):
+        raise ValueError("a probe's features are not finite: check the agent's weights, or probe in precision fp32")
+    shift = max(strength, torch.finfo(torch.float32).eps * total)
     while True:
         factor, failed = torch.linalg.cholesky_ex(curvature + shift * torch.eye(len(curvature)).to(curvature))
         if not failed:

@@ -140,3 +140,11 @@ def test_collinear_features_under_a_small_penalty_agree_with_scikit_learn() -> N
     scores = torch.from_numpy(peer.decision_function(features.double().numpy())).float()
     best = float(loss(scores)[0]) + strength / 2 * float(np.square(peer.coef_).sum())
     assert ours < best + 1e-3
+
+
+def test_features_that_are_not_finite_are_named() -> None:
+    features = standardised(0)
+    features[3, 4] = torch.nan
+    loss = ClassLoss(torch.zeros(ROWS, 1, dtype=torch.int64), [2])
+    with pytest.raises(ValueError, match="not finite"):
+        fit_path(features, loss, features, loss, (0.1,), ROWS)

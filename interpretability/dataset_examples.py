@@ -1,5 +1,6 @@
 """Frames that drive a unit most, out of a stream of any length: exact, in constant memory."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import normalize
 
+_KEPT = ("scores", "levels", "places", "heats", "frames", "around", "maximum", "sums", "fired")
 _POOL = 4  # times k frames are kept of which k that differ are chosen
 
 
@@ -171,6 +173,27 @@ class DatasetExamples:
             level, place = int(self._levels[unit, rank]), int(self._places[unit, rank])
             examples.append(Example(score, level, place, (y, x), heat, self._frames[unit, rank]))
         return examples
+
+    def state(self) -> dict[str, Tensor]:
+        """All that was kept, to go on from with `load_state`; before the first batch there is nothing."""
+        if self.num_frames == 0:
+            raise ValueError("no frame streamed by yet: there is nothing to keep")
+        return {
+            **{name: getattr(self, f"_{name}") for name in _KEPT},
+            "counts": torch.tensor([self.num_frames, self._positions]),
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what another one of the same arguments kept.
+
+        Raises:
+            ValueError: it keeps another number of examples.
+        """
+        if state["scores"].shape[1] != self._pool:
+            raise ValueError(f"{state['scores'].shape[1]} examples a unit were kept, not {self._pool}: start anew")
+        for name in _KEPT:
+            setattr(self, f"_{name}", state[name].clone())
+        self.num_frames, self._positions = state["counts"].tolist()
 
     def _chosen(self, unit: int) -> list[int]:
         """Places in the unit's pool, in the order in which they are chosen."""

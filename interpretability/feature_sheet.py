@@ -71,21 +71,18 @@ def draw_feature_sheet(
         images = optimise_images(agent, tap, wanted, colours, sae=sae, settings=settings, precision=precision)
         whole = OptimisedImages(*(part[: len(units)] for part in images))
         single = None if flat else OptimisedImages(*(part[len(units) :] for part in images))
-        patch = _patch(agent, tap, sae)
+        patch = patch_field(agent, tap, sae)
     rows = []
     for index, unit in enumerate(units):
         maximum = float(examples.maximum[unit])
-        tiles: list[Tile | None] = []
+        tiles: list[Tile] = []
         if whole is not None:
             tiles.append(_image_tile(whole, whole.peak, index, maximum))
         if single is not None:
             tiles.append(_image_tile(single, single.achieved, index, maximum))
-        tiles += [_example_tile(example, maximum, patch) for example in found[index]]
-        tiles += [None] * (examples.per_unit - len(found[index]))
-        share = f"active at {float(examples.frequency[unit]):.1%}"
-        lines = [share, "of frames" if flat else "of positions", f"highest {maximum:.3g}"]
         name = f"{'latent' if sae else 'channel'} {unit}" if names is None else names[unit]
-        rows.append(Row(name, lines, tiles))
+        row = example_row(examples, unit, name, patch)
+        rows.append(row._replace(tiles=[*tiles, *row.tiles]))
     columns = [("optimised", 1)] if flat else [("whole map", 1), ("one position", 1)]
     if whole is None:
         columns = []
@@ -101,7 +98,7 @@ def _objective(unit: int, position: tuple[int, int] | None, directions: Float[Te
     return Unit(unit, position) if directions is None else LayerDirection(directions[unit], position)
 
 
-def _patch(agent: TappedAgent, tap: str, sae: SAEBase | None) -> ReceptiveField | None:
+def patch_field(agent: TappedAgent, tap: str, sae: SAEBase | None) -> ReceptiveField | None:
     """The receptive field, if it is small enough that showing it alone is plainer than showing the frame."""
     field = receptive_field(agent, tap)
     if field is not None and sae is not None:
@@ -129,11 +126,36 @@ def _example_tile(example: Example, maximum: float, patch: ReceptiveField | None
     return Tile(outlined(lit, (y * height, x * width, (y + 1) * height, (x + 1) * width)), caption)
 
 
+def example_row(examples: DatasetExamples, unit: int, name: str, patch: ReceptiveField | None) -> Row:
+    """A unit's examples under its name, with how often it is active; gaps where there are fewer than were asked for.
+
+    Args:
+        examples: of all units.
+        unit: which.
+        name: its heading.
+        patch: to be cut out around the peak; None shows whole frames.
+    """
+    found, maximum = examples.of_unit(unit), float(examples.maximum[unit])
+    tiles: list[Tile | None] = [_example_tile(example, maximum, patch) for example in found]
+    tiles += [None] * (examples.per_unit - len(found))
+    of = "of frames" if found[0].heat.numel() == 1 else "of positions"
+    lines = [f"active at {float(examples.frequency[unit]):.1%}", of, f"highest {maximum:.3g}"]
+    return Row(name, lines, tiles)
+
+
+def example_text(examples: DatasetExamples, lit: bool) -> str:
+    """What a sheet's examples are.
+
+    Args:
+        examples: shown.
+        lit: whether whole frames are shown, lit where the unit is active.
+    """
+    each = ", at most one a level" if examples.one_per_level else ""
+    text = f"The best of {examples.num_frames} frames{each}. Below: the unit's highest activation."
+    return text + " Light shows where it is active, the box its peak." if lit else text
+
+
 def _explanation(examples: DatasetExamples, flat: bool, patches: bool) -> list[str]:
     goal = "the unit" if flat else "the mean of the unit's map, or the one position that was highest in the game"
     left = f"Left: images optimised to drive {goal}. Below: the highest activation reached (x the highest in the game)."
-    each = ", at most one a level" if examples.one_per_level else ""
-    right = f"Right: the best of {examples.num_frames} frames{each}. Below: the unit's highest activation."
-    if not flat and not patches:
-        right += " Light shows where it is active, the box its peak."
-    return [left, right]
+    return [left, f"Right: {example_text(examples, not flat and not patches)}"]

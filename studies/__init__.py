@@ -3,6 +3,7 @@
 from studies.ablations import Ablations as Ablations
 from studies.asked_returns import AskedReturns as AskedReturns
 from studies.atlas import Atlas as Atlas
+from studies.dataset_examples import StreamedExamples as StreamedExamples
 from studies.directional_units import DirectionalUnits as DirectionalUnits
 from studies.entity_tracking import EntityTracking as EntityTracking
 from studies.entity_units import EntityUnits as EntityUnits

@@ -156,3 +156,8 @@ def over_seeds(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
         mean = float(values.mean())
         found |= {key: mean, f"{key}_low": mean - half, f"{key}_high": mean + half}
     return found
+
+
+def less(other: str) -> str:
+    """The name of the difference between the autoencoder's best-concept AUC and another code's."""
+    return f"concept_auc_less_{other.replace(' ', '_')}"

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from interpretability.component_codes import (
     principal_components,
     raw_channels,
 )
-from interpretability.concept_score import LevelAUC, auc_over_levels
+from interpretability.concept_score import LevelAUC
 from interpretability.episodes import GAME_TIME_OUT, play_episodes
 from interpretability.optimised_images import OptimisationSettings
 from interpretability.policy_comparison import PolicyComparisons
@@ -29,6 +28,14 @@ from interpretability.stored_colours import game_colours
 from networks import Precision, SAEBase, load_agent, load_sae, save_weights
 from studies.alike_training import train_alike
 from studies.arguments import check_at_least_one
+from studies.baselines_over_agents import (
+    agents_table,
+    check_agents,
+    compare_at,
+    differences,
+    mean_over_agents,
+    training_rows,
+)
 from studies.code_comparison import (
     FULL,
     Code,
@@ -47,7 +54,6 @@ from studies.sae_baselines_page import (
     conclusion,
     difference_table,
     draw_best_units,
-    less,
 )
 from studies.subject import choose_device
 
@@ -76,7 +82,8 @@ class SAEBaselines(Study):
     is there (mean over units, with bounds over levels), and `.../entity_auc` how well each entity's own unit does (mean
     over entities); both choose on other levels than they measure on. `baselines/sae/concept_auc_less_CODE` is how much
     higher the autoencoder's is than that of `channels`, `pca` and `random_decoder`, paired by level. With `more`,
-    `baselines/sae_seeds/KEY` is the mean over all autoencoders with bounds by Student's t.
+    `baselines/sae_seeds/KEY` is the mean over all autoencoders with bounds by Student's t. With `agents`,
+    `baselines/agents/CODE/KEY` is that over agents, each with its own autoencoder, for `sae`, `channels` and `pca`.
 
     `pages/baselines.html` has the conclusion in numbers, tables, and side by side the latents and the raw channels that
     stand best for an entity (where that is not known, contribute most) with optimised images and examples.
@@ -85,6 +92,7 @@ class SAEBaselines(Study):
         agent: path of the agent's weights.
         sae: path of the autoencoder.
         more: paths of others of the same tap, of other seeds say.
+        agents: paths of other agents with the same tap, at which an autoencoder is trained alike and compared too.
         game: what is played.
         distribution_mode: its difficulty.
         num_frames: training frames in the cache, of the agent and of the one with random weights.
@@ -112,6 +120,7 @@ class SAEBaselines(Study):
         agent: str,
         sae: str,
         more: tuple[str, ...] = (),
+        agents: tuple[str, ...] = (),
         game: str = "heist",
         distribution_mode: DistributionMode = "easy",
         num_frames: int = 61_440,
@@ -144,6 +153,7 @@ class SAEBaselines(Study):
         for path, other in zip(more, self.more, strict=True):
             if other.tap != self.sae.tap:
                 raise ValueError(f"{path} is of {other.tap}, not of {self.sae.tap}: more takes others of the same tap")
+        self.agents = check_agents(agents, self.sae, self.agent.weights_hash)
         self.steps = steps if steps is not None else int(self.sae.metadata.get("steps", 5_000))
         self.fit_rows, self.seed, self.cache_dir = fit_rows, seed, cache_dir
         self.levels = held_out_levels("validation", splice_levels) if splice_levels else range(0)
@@ -175,7 +185,7 @@ class SAEBaselines(Study):
             "random decoder": self._train(self.data, random_decoder=True),
         }
         l0 = measure({"sae": self.sae}, self.data, tap)["sae"]["l0"]
-        rows = self._rows()
+        rows = training_rows(self.data, tap, self.fit_rows)
         for name, code in self._components(rows).items():
             codes |= {name: code.limited(rows, l0).to(self.device), name + FULL: code.to(self.device)}
         measured = measure(codes, self.data, tap)
@@ -183,9 +193,8 @@ class SAEBaselines(Study):
         sparse = {name: code for name, code in codes.items() if not name.endswith(FULL)}
         by_level = self._add_concepts(measured, sparse, self.agent_path)
         for name in ("sae", *seeds):
-            for other in DIFFERENCES if by_level else ():
-                gain = auc_over_levels(by_level[name], by_level[other])
-                measured[name] |= join_metrics({less(other): gain})
+            if by_level:
+                measured[name] |= differences(by_level, name, DIFFERENCES)
         if len(self.levels):
             for name, numbers in self._play(sparse).items():
                 measured[name] = measured.get(name, {}) | numbers
@@ -202,11 +211,18 @@ class SAEBaselines(Study):
             for key, value in numbers.items()
         }
         tables = {"codes": code_table(measured), "differences": difference_table(measured)}
+        mean: Measured = {}
+        if self.agents:
+            by_agent = {Path(self.agent_path).stem: measured} | {n: self._elsewhere(p) for n, p in self.agents.items()}
+            mean = mean_over_agents(list(by_agent.values()))
+            tables["agents"] = agents_table(by_agent, mean)
+            summary |= {f"baselines/agents/{code}/{key}": v for code in mean for key, v in mean[code].items()}
         figure = draw_codes(measured, f"{tap}: what codes explain on validation frames")
         sheets = {"latents": self._sheet(self.sae, by_level.get("sae"))}
         sheets["channels"] = self._sheet(None, by_level.get("channels"))
         self.data.teardown("validate")
-        page = baselines_page(conclusion(tap, measured), tables["codes"], tables["differences"], figure, sheets)
+        said = conclusion(tap, measured, mean)
+        page = baselines_page(said, tables["codes"], tables["differences"], figure, sheets, tables.get("agents"))
         return Report(summary, tables, {"codes": figure, **sheets}, pages={"baselines": page})
 
     def _sheet(self, sae: SAEBase | None, by_level: LevelAUC | None) -> UInt8[Tensor, "H W 3"]:
@@ -239,20 +255,19 @@ class SAEBaselines(Study):
         """An autoencoder made and trained as the given one was."""
         return train_alike(self.sae, data, self.steps, self.seed, self.device, random_decoder=random_decoder)
 
+    def _elsewhere(self, path: str) -> Measured:
+        """The comparison at another agent."""
+        labelled = self._data(path, labels=True) if self.has_concepts else None
+        return compare_at(
+            self.sae, self._data(path), labelled,
+            steps=self.steps, seed=self.seed, fit_rows=self.fit_rows, device=self.device,
+        )  # fmt: skip
+
     def _random_agent(self) -> str:
         """The file of an agent of the same architecture that never learnt anything."""
         path = Path(self.cache_dir) / f"random_{self.agent.architecture}_seed{self.seed}.safetensors"
         save_weights(path, self.agent.untrained(self.seed), {})
         return str(path)
-
-    def _rows(self) -> Float[Tensor, "R C"]:
-        """Training activations, one position each."""
-        parts: list[Tensor] = []
-        for batch in self.data.train_dataloader():
-            parts.append(batch.activations[self.sae.tap].movedim(1, -1).flatten(0, -2).float())
-            if sum(len(part) for part in parts) >= self.fit_rows:
-                break
-        return torch.cat(parts)[: self.fit_rows]
 
     def _components(self, rows: Float[Tensor, "R C"]) -> dict[str, ComponentCode]:
         found: dict[str, ComponentCode] = {

@@ -17,7 +17,8 @@ from interpretability.feature_sheet import draw_feature_sheet
 from interpretability.optimised_images import OptimisationSettings
 from interpretability.report_page import Section, report_page
 from networks import Precision, SAEBase, TappedAgent
-from studies.code_comparison import Measured
+from studies.baselines_over_agents import agents_section
+from studies.code_comparison import Measured, less
 from studies.report import Table
 
 DIFFERENCES = ("channels", "pca", "random decoder")
@@ -77,8 +78,14 @@ def draw_best_units(
     ).picture
 
 
-def conclusion(tap: str, measured: Measured) -> str:
-    """What the numbers say, in a sentence or two."""
+def conclusion(tap: str, measured: Measured, over_agents: Measured | None = None) -> str:
+    """What the numbers say, in a sentence or two.
+
+    Args:
+        tap: of the autoencoder.
+        measured: of each code.
+        over_agents: of each code the means over agents, if there are several.
+    """
     sae, channels = measured["sae"], measured["channels"]
     parts = [
         f"At {tap} the autoencoder explains {sae['explained_variance']:.1%} of the variance with {sae['l0']:.1f} "
@@ -98,6 +105,10 @@ def conclusion(tap: str, measured: Measured) -> str:
         if np.isfinite(whole.get(f"{key}_low", np.nan)):
             over = (whole[f"{key}{end}"] for end in ("", "_low", "_high"))
             said += "; over seeds of autoencoders {:+.3f}, {:+.3f} to {:+.3f}".format(*over)
+        others = (over_agents or {}).get("sae", {})
+        if np.isfinite(others.get(f"{key}_low", np.nan)):
+            over = (others[f"{key}{end}"] for end in ("", "_low", "_high"))
+            said += "; over agents {:+.3f}, {:+.3f} to {:+.3f}".format(*over)
         verdicts.append(said + ")")
     if verdicts:
         parts.append(
@@ -106,11 +117,6 @@ def conclusion(tap: str, measured: Measured) -> str:
             f"alone it is {sae['entity_auc']:.3f}, of raw channels {channels['entity_auc']:.3f}."
         )
     return " ".join(parts)
-
-
-def less(other: str) -> str:
-    """The name of the difference between the autoencoder's best-concept AUC and another code's."""
-    return f"concept_auc_less_{other.replace(' ', '_')}"
 
 
 def difference_table(measured: Measured) -> Table:
@@ -125,7 +131,12 @@ def difference_table(measured: Measured) -> Table:
 
 
 def baselines_page(
-    said: str, codes: Table, differences: Table, figure: Figure, sheets: Mapping[str, UInt8[Tensor, "H W 3"]]
+    said: str,
+    codes: Table,
+    differences: Table,
+    figure: Figure,
+    sheets: Mapping[str, UInt8[Tensor, "H W 3"]],
+    agents: Table | None,
 ) -> str:
     """The page."""
     text = [said]
@@ -156,6 +167,8 @@ def baselines_page(
                 differences.rows,
             )
         )
+    if agents is not None:
+        sections.append(agents_section(agents))
     sections += [
         Section(f"The best {kind}", figures=[(f"optimised images and examples of {kind}", picture)])
         for kind, picture in sheets.items()

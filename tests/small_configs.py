@@ -124,6 +124,7 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "splice_levels": 2,
         "max_steps": 4,
     },
+    "studies.StreamedExamples": {"num_frames": 96, "units": [0, 3], "play": {"environments": 8, "steps": 6}},
     "studies.DirectionalUnits": {"levels": 2, "permutations": 9},
     "studies.EntityUnits": {"levels": 2, "permutations": 9},
     "studies.Patching": {"taps": ["conv4a"], "num_levels": 12, "validation_levels": 12},
@@ -219,7 +220,8 @@ def shrink_study(study: dict[str, Any]) -> None:
         if str(path).startswith("pretrained/"):
             arguments[name] = str(ROOT / str(path))
     for name in {"agents", "edits"} & arguments.keys():
-        arguments[name] = [str(ROOT / path) for path in arguments[name] or []] or None
+        if arguments[name]:
+            arguments[name] = [str(ROOT / path) for path in arguments[name]]
     if arguments.get("sae") == "sae.safetensors" or str(given["sae"]).startswith("runs/"):
         known = {"kind": "SparseAutoencoder", "tap": "conv4a"}
         known["agent_hash"] = load_agent(arguments["agent"]).weights_hash

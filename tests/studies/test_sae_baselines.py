@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from interpretability.optimised_images import OptimisationSettings
-from networks import CustomCNN, TopKSAE, load_agent, load_sae, save_weights
+from networks import CustomCNN, ResidualImpala, TopKSAE, load_agent, load_sae, save_weights
 from studies import SAEBaselines
+from studies.alike_training import train_alike
 from studies.sae_baselines_page import conclusion
 from tests.figures import cut_off
 
@@ -81,6 +82,46 @@ def test_codes_are_compared_at_the_autoencoders_sparsity(files):
     assert report.figures["latents"].shape == report.figures["channels"].shape
 
 
+def test_other_agents_are_compared_alike(files, tmp_path):
+    agent, sae, cache_dir = files
+    torch.manual_seed(4)
+    other = tmp_path / "second.safetensors"
+    save_weights(other, CustomCNN(), {})
+    small = SMALL | {"cache_dir": cache_dir, "fit_rows": 500}
+    report = SAEBaselines(agent, sae, agents=(str(other),), **small).run()
+    rows = report.tables["agents"].rows
+    assert [row[:2] for row in rows] == [
+        [name, code] for name in ("agent", "second", "mean over agents") for code in ("sae", "channels", "pca")
+    ]
+    # the other agent by itself, with an autoencoder of its own in the first place
+    alone = SAEBaselines(str(other), _alike(files, other, tmp_path, cache_dir), **small).run().summary
+    for code in ("sae", "channels", "pca"):
+        for key in ("explained_variance", "l0", "concept_auc", "entity_auc"):
+            both = [report.summary[f"baselines/{code}/{key}"], alone[f"baselines/{code}/{key}"]]
+            mean, low, high = (report.summary[f"baselines/agents/{code}/{key}{end}"] for end in ("", "_low", "_high"))
+            assert mean == pytest.approx(sum(both) / 2)
+            # Student's t with one degree of freedom: tan(pi * .475) times half the distance
+            assert high - low == pytest.approx(abs(both[0] - both[1]) * math.tan(math.pi * 0.475), rel=1e-5, abs=1e-9)
+    key = "baselines/agents/sae/concept_auc_less_channels"
+    assert report.summary[key] == pytest.approx(
+        report.summary["baselines/agents/sae/concept_auc"] - report.summary["baselines/agents/channels/concept_auc"]
+    )
+    assert "Over agents" in report.pages["baselines"]
+    assert "over agents" in report.pages["baselines"].split("<table")[0]
+
+
+def _alike(files, other: Path, folder: Path, cache_dir: str) -> str:
+    """The file of an autoencoder of another agent, trained as the first agent's was."""
+    given = load_sae(files[1])
+    study = SAEBaselines(files[0], files[1], agents=(str(other),), cache_dir=cache_dir, **SMALL)
+    data = study._data(str(other))
+    trained = train_alike(given, data, study.steps, study.seed, study.device)
+    data.teardown("fit")
+    path = folder / "alike.safetensors"
+    save_weights(path, trained, given.metadata | {"agent_hash": load_agent(other).weights_hash})
+    return str(path)
+
+
 def test_the_conclusion_says_what_the_numbers_say():
     numbers = {"explained_variance": 0.9, "l0": 4.0, "concept_auc": 0.8, "entity_auc": 0.7}
     gains = {"channels": (0.1, 0.05, 0.15), "pca": (-0.1, -0.2, -0.05), "random_decoder": (0.0, -0.1, 0.1)}
@@ -131,6 +172,11 @@ def test_mistakes_are_named(files, tmp_path):
     agent, sae, cache_dir = files
     with pytest.raises(ValueError, match="steps 0 must be at least 1"):
         SAEBaselines(agent, sae, **SMALL | {"steps": 0})
+    with pytest.raises(ValueError, match="the study's own agent, or named twice"):
+        SAEBaselines(agent, sae, agents=(agent,), **SMALL)
+    save_weights(tmp_path / "narrow.safetensors", ResidualImpala(), {})
+    with pytest.raises(ValueError, match=r"narrow\.safetensors has no conv4a with 32 channels"):
+        SAEBaselines(agent, sae, agents=(str(tmp_path / "narrow.safetensors"),), **SMALL)
     with pytest.raises(ValueError, match="shown"):
         SAEBaselines(agent, sae, **SMALL | {"shown": 0})
     torch.manual_seed(5)

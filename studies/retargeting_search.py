@@ -16,13 +16,15 @@ import numpy as np
 from environments import TRAINING_START, EnvironmentSettings, State
 from environments.heist import COLOURS, ENTITIES, choice_maze
 from interpretability.asked_moves import AskedMoves, asked_moves, own_moves
-from interpretability.choices import play_choices
+from interpretability.choices import Choices, play_choices
 from interpretability.edit_search import NORM_FRAMES, FoundEdit, change_norm, edit_size, search_edit, search_learned
 from interpretability.episodes import first_states
-from networks import Precision, TappedAgent, save_weights
+from networks import Edit, Precision, TappedAgent, save_weights
 from networks.channel_edit import MixingEdit, RepaintEdit, TapEdit, load_edit
 from networks.weights import read_weights, write_atomically
 from studies.arguments import check_at_least_one, check_not_negative
+
+_DRAWN = 4  # times as many mazes are looked through for those in which the unedited agent goes elsewhere
 
 ASKED = (*(f"{colour}_key" for colour in COLOURS), "gem")
 
@@ -35,6 +37,8 @@ class SearchSettings:
         kind: `channels` scales and shifts a few channels; `mixing` reads some directions of channels and writes
             others; `repaint` paints over what a few small detectors see. All do the same at every position.
         mazes: tuning mazes an entity, of training levels; a fourth as many more validate.
+        elsewhere: take mazes in which the unedited agent touches something else first, as those are that count in the
+            end; of an entity that it hardly ever passes by all that four times as many mazes hold, and others beside.
         places: at which the player is put in each of them.
         unit_counts: sizes of edits that are tried: channels, directions, or detectors.
         kernel: side of the repainting detectors, in positions of the tap.
@@ -53,6 +57,7 @@ class SearchSettings:
 
     kind: Literal["channels", "mixing", "repaint"] = "repaint"
     mazes: int = 800
+    elsewhere: bool = False
     places: int = 8
     unit_counts: tuple[int, ...] = (2, 8, 32)
     kernel: int = 3
@@ -145,6 +150,8 @@ class EditSearch:
         described = dataclasses.asdict(search)
         for without in ("keep", "taps", "unit_counts"):
             described.pop(without)  # they decide nothing about a single edit
+        if not search.elsewhere:
+            described.pop("elsewhere")  # what was found before there was a choice is found again
         self._folder = Kept(
             cache_dir,
             {
@@ -205,10 +212,33 @@ class EditSearch:
         """(mazes to fit on, mazes to judge on), or the first few of them."""
         tuning = self.search.mazes
         count = tuning + max(1, tuning // 4)
-        start = TRAINING_START + ASKED.index(entity) * count
-        bases = first_states(range(start, start + min(count, most or count)), self.settings)
-        mazes = [maze for maze, _ in choice_mazes(bases, self.seed, self.distances, entity)]
-        return mazes[:tuning], mazes[tuning:]
+        start = TRAINING_START + ASKED.index(entity) * count * (_DRAWN if self.search.elsewhere else 1)
+        if not self.search.elsewhere:
+            mazes = self._drawn(entity, start, min(count, most or count))
+            return mazes[:tuning], mazes[tuning:]
+        wanted: list[State] = []
+        others: list[State] = []
+        for first in range(start, start + count * _DRAWN, count):
+            drawn = self._drawn(entity, first, count)
+            touched = self._play(drawn, [], f"{entity}, where the unedited agent goes").touched
+            for maze, elsewhere in zip(drawn, touched != ENTITIES.index(entity), strict=True):
+                (wanted if elsewhere else others).append(maze)
+            if len(wanted) >= count:
+                break
+        mazes = [*wanted, *others][:count]
+        mixed = [mazes[row] for row in np.random.default_rng(self.seed).permutation(count)]
+        return mixed[:tuning], mixed[tuning:]
+
+    def _drawn(self, entity: str, start: int, count: int) -> list[State]:
+        bases = first_states(range(start, start + count), self.settings)
+        return [maze for maze, _ in choice_mazes(bases, self.seed, self.distances, entity)]
+
+    def _play(self, mazes: list[State], edits: list[Edit], progress: str) -> Choices:
+        return play_choices(
+            self.agent, [maze.to_bytes() for maze in mazes], settings=self.settings, edits=edits, seed=self.seed,
+            num_environments=self.num_environments, max_steps=self.max_steps, precision=self.precision,
+            progress=progress,
+        )  # fmt: skip
 
     def _asked(self, mazes: list[State], entity: str, rng: np.random.Generator) -> AskedMoves:
         return asked_moves(mazes, entity, rng, self.settings, self.agent.taps["logits"][0], self.search.places)
@@ -246,14 +276,9 @@ class EditSearch:
 
     def _judged(self, found: Iterator[FoundEdit], entity: str, mazes: list[State]) -> Iterator[FoundEdit]:
         """Each with the share of mazes in which it reaches the entity, wherever the unedited agent goes."""
-        states, asked = [maze.to_bytes() for maze in mazes], ENTITIES.index(entity)
         for one in found:
-            played = play_choices(
-                self.agent, states, settings=self.settings, edits=[(self.tap, one.edit)], seed=self.seed,
-                num_environments=self.num_environments, max_steps=self.max_steps, precision=self.precision,
-                progress=f"{entity}, judging size {one.size}",
-            )  # fmt: skip
-            yield dataclasses.replace(one, reached=float((played.touched == asked).mean()))
+            played = self._play(mazes, [(self.tap, one.edit)], f"{entity}, judging size {one.size}")
+            yield dataclasses.replace(one, reached=float((played.touched == ENTITIES.index(entity)).mean()))
 
 
 def choice_mazes(

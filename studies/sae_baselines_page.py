@@ -16,10 +16,11 @@ from interpretability.dataset_examples import DatasetExamples
 from interpretability.feature_sheet import draw_feature_sheet
 from interpretability.optimised_images import OptimisationSettings
 from interpretability.report_page import Section, report_page
+from interpretability.statistics import bracketed
 from networks import Precision, SAEBase, TappedAgent
 from studies.baselines_over_agents import agents_section
 from studies.code_comparison import Measured, less
-from studies.report import Table
+from studies.report import Cell, Table
 
 DIFFERENCES = ("channels", "pca", "random decoder")
 """What the autoencoder's best-concept AUC is compared with."""
@@ -121,13 +122,13 @@ def conclusion(tap: str, measured: Measured, over_agents: Measured | None = None
 
 def difference_table(measured: Measured) -> Table:
     """Mean best-concept AUC of each autoencoder's latents less that of other codes' units."""
-    rows: list[list[str | int | float]] = []
+    rows: list[list[Cell]] = []
     for name, numbers in measured.items():
         for other in DIFFERENCES:
             if less(other) in numbers:
                 value, low, high = (numbers.get(f"{less(other)}{end}", np.nan) for end in ("", "_low", "_high"))
-                rows.append([name, other, round(value, 4), f"{low:.4f} to {high:.4f}" if np.isfinite(low) else ""])
-    return Table(["autoencoder", "less", "AUC of units", "95 % interval"], rows)
+                rows.append([name, other, bracketed(value, low, high) if np.isfinite(low) else round(value, 4)])
+    return Table(["autoencoder", "less", "AUC of units"], rows)
 
 
 def baselines_page(

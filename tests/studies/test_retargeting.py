@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from environments import EnvironmentSettings, State
 from environments.heist import ENTITIES, label_states
 from environments.levels import TRAINING_START
+from interpretability.choices import GEM, Choices
 from interpretability.edit_search import FoundEdit
 from interpretability.episodes import first_states
 from networks import ChannelEdit, CustomCNN, ResidualImpala, load_agent, save_weights
@@ -140,6 +142,39 @@ def test_channels_are_searched_up_to_the_taps_own_and_not_again(
     assert [found.size for found in search("gem")] == [2, 16]
     monkeypatch.setattr(EditSearch, "_tuning_mazes", never)
     assert [found.size for found in search("gem")] == [2, 16]
+
+
+def test_mazes_to_search_on_are_those_in_which_the_agent_goes_elsewhere(
+    agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent of this test goes to the gem but in every third maze, or in all of them."""
+
+    def search(**changes: Any) -> EditSearch:
+        settings = SearchSettings(mazes=8, places=1, steps=1, rounds=0, unit_counts=(2,), **changes)
+        return Retargeting(agent, search=settings, distances=(1, 1), cache_dir=str(tmp_path), **SMALL).searches[0]
+
+    passes_by: list[bytes] = []
+
+    def play(self: EditSearch, mazes: list[State], edits: Any, progress: str) -> Choices:
+        touched = np.where(np.arange(len(mazes)) % 3 == 0, ENTITIES.index("red_key"), GEM)
+        passes_by.extend(maze.to_bytes() for maze in mazes[::3])
+        return Choices(touched, touched, [], [])
+
+    monkeypatch.setattr(EditSearch, "_play", play)
+    tuning, validation = search(elsewhere=True)._tuning_mazes("gem")
+    found = [maze.to_bytes() for maze in [*tuning, *validation]]
+    assert (len(tuning), len(validation)) == (8, 2)
+    assert len(set(found)) == 10
+    assert set(found) <= set(passes_by)
+    assert len(passes_by) == 12  # it stopped looking as soon as there were enough
+    passes_by.clear()
+    tuning, validation = search(elsewhere=True)._tuning_mazes("red_key")
+    assert not set(passes_by) & {maze.to_bytes() for maze in [*tuning, *validation]}
+    monkeypatch.setattr(EditSearch, "_play", lambda self, mazes, *given: Choices(np.full(len(mazes), GEM), *[[]] * 3))
+    tuning, validation = search(elsewhere=True)._tuning_mazes("gem")
+    assert (len(tuning), len(validation)) == (8, 2)  # filled up
+    # it decides what is found, so that nothing else is taken for it; files of before are still found
+    assert search(elsewhere=True)._path("gem", 2) != search()._path("gem", 2)
 
 
 def test_an_edit_that_is_loaded_is_measured_as_the_search_measured_it(agent: str, tmp_path: Path) -> None:

@@ -103,11 +103,9 @@ class Ours(Contestant):
 
     def step(self, acts: Float[Tensor, "B C"], index: int) -> None:
         from lightning_modules.sae_kernel import kernel_parameters
-        from networks import Progress
+        from networks import ProgressNow
 
-        progress = Progress(
-            torch.full((), float(index), device=self.device), self.firing.frequency().float(), self.firing.dead()
-        )
+        progress = ProgressNow(index, self.firing)
         terms = self.kernel.takes(self.sae, acts, progress) if self.kernel else None
         if self.kernel is not None and terms is not None:
             _, fired, gradients = self.kernel.run(self.sae, acts, terms)
@@ -116,7 +114,7 @@ class Ours(Contestant):
                 parameter.grad = gradient
             self.optimiser.step()  # does the rest
             return
-        loss, _, fired = self.objective(acts, progress)
+        loss, _, fired = self.objective(acts, progress.tensors())
         self.firing.update(fired, len(acts))
         self.optimiser.zero_grad()
         loss.backward()

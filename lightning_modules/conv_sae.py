@@ -23,7 +23,7 @@ from lightning_modules.sae_training import (
     warm_up_and_fall,
 )
 from lightning_modules.sae_validation import SAEValidation
-from networks import FiringCounter, Progress, SAEBase, SparseAutoencoder
+from networks import FiringCounter, ProgressNow, SAEBase, SparseAutoencoder
 from networks.compilation import compile_in_place
 
 
@@ -153,10 +153,7 @@ class ConvSAE(LightningModule):
             dead = self.firing.dead()
             resample_latents(self.sae, self.optimizers().optimizer, dead, acts, seed=step)  # type: ignore[union-attr]
             self.firing.forget(dead)
-        progress = Progress(
-            torch.full((), float(step), device=acts.device), self.firing.frequency().float(), self.firing.dead()
-        )
-        loss, numbers, fired = self._step(acts, progress)
+        loss, numbers, fired = self._step(acts, ProgressNow(step, self.firing))
         self.firing.update(fired, acts.numel() // acts.shape[1])
         self._tally.add(numbers, step)
         if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -262,7 +259,7 @@ class ConvSAE(LightningModule):
             "steps": self.global_step,
         }
 
-    def _step(self, acts: Float[Tensor, "B C *HW"], progress: Progress) -> Any:
+    def _step(self, acts: Float[Tensor, "B C *HW"], progress: ProgressNow) -> Any:
         """What the objective computes, by the kernel where it can; AuxK is needed only if latents are dead."""
         if self._kernel is not None and (self.auxk_coefficient is None or not progress.dead.any()):
             terms = self._kernel.takes(self.sae, acts, progress)
@@ -276,7 +273,7 @@ class ConvSAE(LightningModule):
                 if self.auxk_coefficient is not None:
                     numbers["auxk_loss"] = torch.zeros(())
                 return loss, numbers, fired
-        return self.objective(acts, progress)
+        return self.objective(acts, progress.tensors())
 
     def _resamples(self, step: int) -> bool:
         if self.resample_every is None or step == 0 or step % self.resample_every:

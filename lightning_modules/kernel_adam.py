@@ -37,9 +37,23 @@ class KernelAdam(torch.optim.Adam):
         known = kernel_parameters(sae)
         return len(list(sae.parameters())) == len(known) and all(one.requires_grad for one in known)
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step, and return what the closure returned."""
+        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks:
+            return self._watched(closure)
+        return self._take(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # or torch adds a profiler's record, longer than the step itself
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, or set them to 0; without a record for the profiler."""
+        if not set_to_none:
+            super().zero_grad(set_to_none)
+            return
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad = None
+
+    def _take(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -50,24 +64,25 @@ class KernelAdam(torch.optim.Adam):
         if len(gradients) < len(parameters):
             return loss
         states = [self._state_of(parameter) for parameter in parameters]
-        torch._foreach_add_([state["step"] for state in states], 1)
         self._kernel.update(
             self._sae,
             gradients,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            self.largest_norm or 0.0,
+            *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")),
+            largest_norm=self.largest_norm or 0.0,
             rate=float(group["lr"]),
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
+            betas=group["betas"],
             epsilon=group["eps"],
-            step=float(states[0]["step"]),
         )
         return loss
+
+    _watched = torch.optim.Optimizer.profile_hook_step(_take)
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros_like(parameter, requires_grad=False)
+        elif state["step"].dtype != torch.float32:
+            state["step"] = state["step"].float()
         return state

@@ -334,12 +334,15 @@ extern "C" void sae_step(
   std::copy(std::begin(found), std::end(found), numbers);
 }
 
-// One step of Adam. Each of the four comes as encoder, its bias, decoder and its bias, laid out as above; with
+// One step of Adam. Each of the first five comes as encoder, its bias, decoder and its bias, laid out as above; with
 // `unit_norm` the decoder's directions have length 1, and keep it.
 extern "C" void sae_update(float* const* parameters, float* const* gradients, float* const* averages,
-                           float* const* squares, bool unit_norm, float largest_norm /* of all gradients; 0: any */,
-                           float rate, float beta1, float beta2, float epsilon, int step) {
+                           float* const* squares, float* const* steps /* one number each; all alike */,
+                           bool unit_norm, float largest_norm /* of all gradients; 0: any */, float rate, float beta1,
+                           float beta2, float epsilon) {
   constexpr size_t sizes[] = {static_cast<size_t>(F) * C, F, static_cast<size_t>(C) * F, C};
+  for (int part = 0; part < 4; part++) ++*steps[part];
+  const int step = static_cast<int>(*steps[0]);
   float* directions = parameters[2];
   std::vector<float> lengths(F), along(F);
   const auto measure = [&] {

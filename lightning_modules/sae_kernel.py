@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from networks import Progress, RowTerms, SAEBase
+from networks import AnyProgress, RowTerms, SAEBase
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
@@ -43,7 +43,7 @@ _ARGUMENTS = [
     *[_POINTER] * 6,
 ]
 _Four = ctypes.c_void_p * 4
-_UPDATE_ARGUMENTS = [*[_POINTER] * 4, ctypes.c_bool, *[_FLOAT] * 5, _INT]
+_UPDATE_ARGUMENTS = [*[_POINTER] * 5, ctypes.c_bool, *[_FLOAT] * 5]
 
 
 class SAEKernel:
@@ -59,8 +59,9 @@ class SAEKernel:
     def __init__(self, channels: int, latents: int) -> None:
         library = _build(channels, latents)
         self._function, self._update = library.sae_step, library.sae_update
+        self._alike = torch.zeros(latents)
 
-    def takes(self, sae: SAEBase, acts: Float[Tensor, "B C *HW"], progress: Progress) -> RowTerms | None:
+    def takes(self, sae: SAEBase, acts: Float[Tensor, "B C *HW"], progress: AnyProgress) -> RowTerms | None:
         """The kind's terms if the step can be computed here, else None."""
         if acts.ndim != 2 or acts.device.type != "cpu" or sae.kernel_size != 1:
             return None
@@ -84,7 +85,11 @@ class SAEKernel:
         gradients = [torch.empty_like(weight) for weight in weights]
         fired = torch.empty(sae.num_latents, dtype=torch.int64)
         numbers = torch.empty(len(_NUMBERS))
-        coefficients = None if terms.coefficients is None else terms.coefficients.to(torch.float32).contiguous()
+        coefficients = terms.coefficients
+        if isinstance(coefficients, float):
+            coefficients = self._alike.fill_(coefficients)
+        elif coefficients is not None:
+            coefficients = coefficients.to(torch.float32).contiguous()
         self._function(
             acts.data_ptr(),
             len(acts),
@@ -107,22 +112,24 @@ class SAEKernel:
         gradients: Sequence[Tensor],
         averages: Sequence[Tensor],
         squares: Sequence[Tensor],
+        steps: Sequence[Tensor],
         largest_norm: float,
-        **adam: float,
+        rate: float,
+        betas: tuple[float, float],
+        epsilon: float,
     ) -> None:
         """Take one step of Adam, in place. Directions that are held at length 1 keep it, and gradients are shrunk to
         `largest_norm` where all together are longer.
 
         Args:
             gradients: of `kernel_parameters`; may be changed.
-            averages, squares: of the same, as Adam keeps them.
+            averages, squares, steps: of the same, as Adam keeps them; steps are float32.
             largest_norm: 0 for no limit.
-            adam: rate, beta1, beta2, epsilon, and step, which counts from 1.
+            rate, betas, epsilon: Adam's.
         """
-        fours = (kernel_parameters(sae), gradients, averages, squares)
-        tables = [_Four(*(one.data_ptr() for one in four)) for four in fours]
-        numbers = [adam[name] for name in ("rate", "beta1", "beta2", "epsilon")]
-        self._update(*tables, sae.unit_norm_decoder, largest_norm, *numbers, int(adam["step"]))
+        fours = (kernel_parameters(sae), gradients, averages, squares, steps)
+        tables = [_Four(*[one.data_ptr() for one in four]) for four in fours]
+        self._update(*tables, sae.unit_norm_decoder, largest_norm, rate, *betas, epsilon)
 
 
 def kernel_parameters(sae: SAEBase) -> tuple[Tensor, Tensor, Tensor, Tensor]:

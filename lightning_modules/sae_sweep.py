@@ -24,7 +24,7 @@ from lightning_modules.sae_training import (
 )
 from lightning_modules.sweep_member import SweepMember, expand
 from lightning_modules.sweep_objective import SweepObjective
-from networks import FiringCounter, Progress, SAEBase
+from networks import FiringCounter, ProgressNow, SAEBase
 from networks.compilation import compile_in_place
 
 
@@ -132,10 +132,7 @@ class SAESweep(LightningModule):
         if step == 0 and self.decoder_bias == "geometric_median":
             start_at_median(list(self.saes.values()), acts)
         self._resample(acts, step)
-        progress = Progress(
-            torch.full((), float(step), device=acts.device), self.firing.frequency().float(), self.firing.dead()
-        )
-        loss, numbers, fired = self.objective(acts, progress)
+        loss, numbers, fired = self.objective(acts, ProgressNow(step, self.firing).tensors())
         self.firing.update(fired, acts.numel() // acts.shape[1])
         self._tally.add(numbers, step)
         if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]

@@ -88,7 +88,9 @@ class LossTally:
             self._first_bad = torch.full((), torch.inf, device=values.device)
         self._sums += values
         self._added += 1
-        self._first_bad = torch.where(values.isfinite().all(), self._first_bad, self._first_bad.clamp_max(step))
+        finite = values.isfinite().all()
+        if finite.device.type != "cpu" or not finite:  # a CPU's value is at hand
+            self._first_bad = torch.where(finite, self._first_bad, self._first_bad.clamp_max(step))
 
     def means(self) -> dict[str, Float[Tensor, ""]]:
         """The mean of each number since the last time, by name.

@@ -6,7 +6,7 @@ from networks.channel_edit import ChannelEdit, load_edit
 from networks.custom_cnn import CustomCNN
 from networks.decision_player import DecisionPlayer
 from networks.decision_transformer import DecisionTransformer
-from networks.firing_counter import FiringCounter
+from networks.firing_counter import FiringCounter, ProgressNow
 from networks.gated_sae import GatedSAE
 from networks.jumprelu_sae import JumpReLUSAE
 from networks.linear_readout import Direction, LinearReadout
@@ -14,7 +14,7 @@ from networks.matryoshka_sae import MatryoshkaSAE
 from networks.policy import Policy, log_probabilities, sample_actions
 from networks.precision import Precision, autocast
 from networks.residual_impala import ResidualImpala
-from networks.sae_base import Progress, RowTerms, SAEBase
+from networks.sae_base import AnyProgress, Progress, RowTerms, SAEBase
 from networks.sae_lens_format import load_sae_lens, save_sae_lens
 from networks.sparse_autoencoder import SparseAutoencoder
 from networks.taps import AgentOutput, Edit, Player, TappedAgent, TappedNetwork
@@ -26,6 +26,7 @@ __all__ = [
     "GAMMA",
     "MAX_RETURN",
     "AgentOutput",
+    "AnyProgress",
     "BatchTopKSAE",
     "BilinearConv2d",
     "BilinearImpala",
@@ -45,6 +46,7 @@ __all__ = [
     "Policy",
     "Precision",
     "Progress",
+    "ProgressNow",
     "ResidualImpala",
     "RowTerms",
     "SAEBase",

@@ -1,9 +1,13 @@
 """How often each latent fires: buffers beside an autoencoder, saved with every checkpoint."""
 
+from functools import cached_property
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from networks.sae_base import Progress
 
 
 class FiringCounter(nn.Module):
@@ -46,21 +50,25 @@ class FiringCounter(nn.Module):
     @torch.no_grad()
     def update(self, fired: Int[Tensor, " F"], inputs: int) -> None:
         """Add one batch: how often each latent fired in so many inputs, on this rank."""
+        total: Tensor | int = inputs
         if dist.is_available() and dist.is_initialized():
             both = torch.cat([fired.to(torch.int64), fired.new_full((1,), inputs, dtype=torch.int64)])
             dist.all_reduce(both)
             fired, total = both[:-1], both[-1]
-        else:
-            total = torch.full_like(self.inputs, inputs)
-        full = self.inputs >= self.window
-        if full.device.type != "cpu" or full:  # a CPU's value is at hand
-            for now, last in ((self.counts, self.last_counts), (self.inputs, self.last_inputs)):
+        counts, count = self.counts, self.inputs
+        if count.device.type != "cpu":
+            full = count >= self.window
+            for now, last in ((counts, self.last_counts), (count, self.last_inputs)):
                 last.copy_(torch.where(full, now, last))
                 now.masked_fill_(full, 0)
-        self.counts += fired
+        elif int(count) >= self.window:  # a CPU's value is at hand
+            for now, last in ((counts, self.last_counts), (count, self.last_inputs)):
+                last.copy_(now)
+                now.zero_()
+        counts.add_(fired)
+        count.add_(total)
+        self.seen.add_(total)
         self.since_fired.add_(total).masked_fill_(fired > 0, 0)
-        self.inputs += total
-        self.seen += total
 
     def dead(self) -> Bool[Tensor, " F"]:
         """Latents that have not fired in the last `window` inputs; none before so many were seen."""
@@ -75,3 +83,35 @@ class FiringCounter(nn.Module):
         """Count these latents as just fired: they were made anew."""
         for buffer in (self.since_fired, self.counts, self.last_counts):
             buffer.masked_fill_(latents, 0)
+
+
+class ProgressNow:
+    """`Progress` with what a counter says now, each part computed when it is first asked for: most kinds need none, and
+    on a CPU all of it takes as long as several hundred inputs.
+
+    Args:
+        number: optimiser steps done.
+        firing: the counter; it must not have gone on when a part is first asked for.
+    """
+
+    def __init__(self, number: int, firing: FiringCounter) -> None:
+        self.number, self._firing = number, firing
+
+    @cached_property
+    def step(self) -> Float[Tensor, ""]:
+        """Optimiser steps done."""
+        return torch.full((), float(self.number), device=self._firing.seen.device)
+
+    @cached_property
+    def frequency(self) -> Float[Tensor, " F"]:
+        """Share of the last inputs on which each latent fired; NaN before the first input."""
+        return self._firing.frequency().float()
+
+    @cached_property
+    def dead(self) -> Bool[Tensor, " F"]:
+        """Latents that have not fired for long."""
+        return self._firing.dead()
+
+    def tensors(self) -> Progress:
+        """All of it, for what is compiled."""
+        return Progress(self.step, self.frequency, self.dead)

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,18 +27,36 @@ class Progress(NamedTuple):
     frequency: Float[Tensor, " F"]
     dead: Bool[Tensor, " F"]
 
+    @property
+    def number(self) -> int:
+        """Steps done, as a plain number; waits for the device."""
+        return int(self.step)
+
+
+class AnyProgress(Protocol):
+    """`Progress`, or what computes it on demand."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def step(self) -> Float[Tensor, ""]: ...
+    @property
+    def frequency(self) -> Float[Tensor, " F"]: ...
+    @property
+    def dead(self) -> Bool[Tensor, " F"]: ...
+
 
 class RowTerms(NamedTuple):
     """A loss as a kernel computes it that knows latents cut off below 0 and the k largest of them.
 
     Attributes:
         k: latents that an input may use; None for all above 0.
-        coefficients: weights of the penalty (see `sparsity_loss`); None for none.
+        coefficients: weights of the penalty (see `sparsity_loss`), or one for all; None for none.
         knee: of the penalty.
     """
 
     k: int | None = None
-    coefficients: Float[Tensor, " F"] | None = None
+    coefficients: Float[Tensor, " F"] | float | None = None
     knee: float | None = None
 
 
@@ -122,7 +140,7 @@ class SAEBase(nn.Module, ABC):
         """
         return {"reconstruction": reconstruction_loss(errors)}
 
-    def row_terms(self, progress: Progress) -> RowTerms | None:
+    def row_terms(self, progress: AnyProgress) -> RowTerms | None:
         """The same as `activate` and `losses`, for kinds that need no more than this; None for others."""
         return None
 

@@ -5,7 +5,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from networks.sae_base import Progress, SAEBase
+from networks.sae_base import AnyProgress, SAEBase
 
 
 class PenalisedSAE(SAEBase):
@@ -45,7 +45,7 @@ class PenalisedSAE(SAEBase):
             "unit_norm_decoder": self.unit_norm_decoder,
         }
 
-    def penalty_weight(self, progress: Progress) -> Float[Tensor, ""]:
+    def penalty_weight(self, progress: AnyProgress) -> Float[Tensor, ""]:
         """The penalty's weight at this step."""
         risen = (progress.step + 1) / max(1, self.sparsity_warmup_steps)
         return self.sparsity_coefficient * risen.clamp_max(1)

@@ -5,7 +5,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from networks.sae_base import Progress, RowTerms
+from networks.sae_base import AnyProgress, Progress, RowTerms
 from networks.sae_losses import reconstruction_loss, sparsity_loss
 from networks.sae_penalised import PenalisedSAE
 
@@ -68,11 +68,13 @@ class SparseAutoencoder(PenalisedSAE):
             "sparsity": sparsity_loss(latents, self.decoder_norms(), coefficients, self.sparsity_knee),
         }
 
-    def row_terms(self, progress: Progress) -> RowTerms:
+    def row_terms(self, progress: AnyProgress) -> RowTerms:
         """All above 0, with the penalty."""
+        if self.rare_frequency is None and progress.number + 1 >= self.sparsity_warmup_steps:
+            return RowTerms(None, float(self.sparsity_coefficient), self.sparsity_knee)
         return RowTerms(None, self._coefficients(progress), self.sparsity_knee)
 
-    def _coefficients(self, progress: Progress) -> Float[Tensor, " F"]:
+    def _coefficients(self, progress: AnyProgress) -> Float[Tensor, " F"]:
         coefficients = self.penalty_weight(progress).expand(self.num_latents)
         if self.rare_frequency is not None:
             # not a number before the first input

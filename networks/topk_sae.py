@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from networks.sae_base import Progress, RowTerms, SAEBase
+from networks.sae_base import AnyProgress, RowTerms, SAEBase
 
 
 def keep_top(values: Float[Tensor, "B F *HW"], k: int) -> Float[Tensor, "B F *HW"]:
@@ -49,6 +49,6 @@ class TopKSAE(SAEBase):
         """The k largest that are above 0."""
         return keep_top(pre_activations.relu(), self.k)
 
-    def row_terms(self, progress: Progress) -> RowTerms | None:
+    def row_terms(self, progress: AnyProgress) -> RowTerms | None:
         """The k largest, without a penalty."""
         return RowTerms(self.k)

@@ -66,3 +66,40 @@ def test_takes_only_what_the_kernel_knows():
     frozen = SparseAutoencoder(4, 4)
     frozen.decoder_weight.requires_grad_(False)
     assert not KernelAdam.takes(frozen)
+
+
+def test_goes_on_after_its_state_and_weights_were_moved_or_changed():
+    """As a checkpoint, resampling or `module.to` leave them: nothing of an earlier step is remembered."""
+    torch.manual_seed(0)
+    ours = SparseAutoencoder(5, 3)
+    theirs = copy.deepcopy(ours)
+    fast, plain = KernelAdam(SAEKernel(5, 15), ours, 1e-2), torch.optim.Adam(theirs.parameters(), lr=1e-2)
+    for step in range(4):
+        if step == 2:
+            for sae, optimiser in ((ours, fast), (theirs, plain)):
+                for parameter in sae.parameters():
+                    parameter.data = parameter.data.clone()
+                    state = optimiser.state[parameter]
+                    state["exp_avg"] = state["exp_avg"].clone()
+                    state["exp_avg_sq"][1:3] = 0
+        set_gradients([ours, theirs], step)
+        fast.step()
+        plain.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        assert fast.state[one]["step"] == plain.state[other]["step"] == 4
+        assert not fast.state[one]["exp_avg"].requires_grad
+
+
+def test_hooks_are_called_and_gradients_forgotten():
+    sae = SparseAutoencoder(4, 4)
+    optimiser, calls = KernelAdam(SAEKernel(4, 16), sae, 1e-2), []
+    optimiser.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimiser.register_step_post_hook(lambda *_: calls.append("after"))
+    set_gradients([sae], 0)
+    optimiser.step()
+    assert calls == ["before", "after"]
+    optimiser.zero_grad(set_to_none=False)
+    assert all(not parameter.grad.any() for parameter in sae.parameters())
+    optimiser.zero_grad()
+    assert all(parameter.grad is None for parameter in sae.parameters())

@@ -11,7 +11,7 @@ import torch
 from lightning_modules import sae_kernel
 from lightning_modules.sae_kernel import SAEKernel, load_kernel
 from lightning_modules.sae_objective import SAEObjective
-from networks import BatchTopKSAE, GatedSAE, JumpReLUSAE, Progress, SAEBase, SparseAutoencoder, TopKSAE
+from networks import BatchTopKSAE, GatedSAE, JumpReLUSAE, Progress, RowTerms, SAEBase, SparseAutoencoder, TopKSAE
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no compiler")
 
@@ -98,6 +98,19 @@ def test_takes_only_what_it_knows():
     assert kernel.takes(SparseAutoencoder(4, 4, 3), rows, progress) is None
     for other in (BatchTopKSAE(4, 4, k=2), JumpReLUSAE(4, 4), GatedSAE(4, 4)):
         assert kernel.takes(other, rows, progress) is None
+
+
+@pytest.mark.parametrize("step", [3, 8, 9, 500])
+def test_a_penalty_that_is_the_same_for_all_is_so_bit_for_bit(step):
+    """Before, at and after the end of the warm-up; the kernel gets one number instead of a tensor from then on."""
+    sae = rough(SparseAutoencoder(4, 4, rare_frequency=None, sparsity_warmup_steps=10, sparsity_coefficient=0.3))
+    kernel, acts = SAEKernel(4, 16), torch.rand(50, 4)
+    progress = Progress(torch.tensor(float(step)), torch.full((16,), torch.nan), torch.zeros(16, dtype=torch.bool))
+    terms = sae.row_terms(progress)
+    assert isinstance(terms.coefficients, float) == (step >= 9)
+    one_each = RowTerms(None, sae._coefficients(progress), sae.sparsity_knee)
+    for got, wanted in zip(kernel.run(sae, acts, terms)[2], kernel.run(sae, acts, one_each)[2], strict=True):
+        assert torch.equal(got, wanted)
 
 
 def test_half_precision_activations_are_widened_first():

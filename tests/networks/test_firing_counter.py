@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from networks import FiringCounter
+from networks import FiringCounter, Progress, ProgressNow
 
 
 def test_matches_a_list_of_everything_seen() -> None:
@@ -43,3 +43,14 @@ def test_survives_a_checkpoint_and_forgets_on_demand() -> None:
 def test_refuses_an_empty_window() -> None:
     with pytest.raises(ValueError, match="window"):
         FiringCounter(3, 0)
+
+
+def test_progress_is_what_the_counter_says_when_asked() -> None:
+    counter = FiringCounter(3, window=10)
+    counter.update(torch.tensor([6, 0, 3]), 12)
+    now = ProgressNow(7, counter)
+    assert now.number == now.tensors().number == 7
+    expected = Progress(torch.tensor(7.0), torch.tensor([0.5, 0.0, 0.25]), torch.tensor([False, True, False]))
+    for got, wanted in zip(now.tensors(), expected, strict=True):
+        assert got.dtype == wanted.dtype
+        assert torch.equal(got, wanted)

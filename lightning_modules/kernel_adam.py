@@ -64,10 +64,13 @@ class KernelAdam(torch.optim.Adam):
         if len(gradients) < len(parameters):
             return loss
         states = [self._state_of(parameter) for parameter in parameters]
+        averages, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
         self._kernel.update(
             self._sae,
             gradients,
-            *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")),
+            averages,
+            squares,
+            steps,
             largest_norm=self.largest_norm or 0.0,
             rate=float(group["lr"]),
             betas=group["betas"],

@@ -277,7 +277,7 @@ class LinearProbe(LightningModule):
     ) -> Float[Tensor, "R features"]:
         if rows is not None:
             return acts.flatten(2)[rows[0], :, rows[1]].to(self.device).float()
-        return readout.features(acts.to(self.device)).clone()
+        return readout.features(acts.to(self.device, torch.float32, copy=True))
 
     def _truth(self, examples: Examples, form: Form, subject: Subject) -> dict[str, Tensor]:
         """Answers by target: class indices [N], numbers [N D], or for the position form positions [N]."""

@@ -140,7 +140,7 @@ def minimise(
         shorter = -length.square() * descent / (2 * excess)  # the least of the parabola through what is known
         length = torch.where(taken, 1.0, torch.minimum(torch.maximum(shorter, length / 10), length / 2))
         descent = total(way * gradient)
-        done = torch.where(taken, -descent / 2 <= tolerance * value, length < _SHORTEST)
+        done = torch.where(taken, -descent / 2 <= tolerance * value, ~(length >= _SHORTEST))
     found[columns] = point
     return found[:, :-1] @ shape.vectors.T, found[:, -1]
 

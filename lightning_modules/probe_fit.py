@@ -18,7 +18,7 @@ from lightning_modules.probe_losses import Loss
 
 _MOMENT_ROWS = 20_480  # ten for each of 2 048 features: the moments only shape the way to the minimum
 _GAIN = 1e-3  # relative gain in validation loss that is worth a smaller penalty
-_PATH_TOLERANCE, _LAST_TOLERANCE = _GAIN / 2, 5e-6  # share of its loss that a target may still lie above its minimum
+_PATH_TOLERANCE, _LAST_TOLERANCE = _GAIN / 2, 1e-5  # share of its loss that a target may still lie above its minimum
 
 
 @dataclass

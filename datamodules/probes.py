@@ -25,7 +25,7 @@ CONTROLS: tuple[Control, ...] = ("pixels", "pixels_pca", "random_agent")
 _ENVIRONMENT = EnvironmentSettings()
 # few levels teach no rule; in longer play, levels that the agent is stuck in would fill the data
 PROBED_PLAY = PlaySettings(environments=64, steps=16, every=4)
-_AT_ONCE = 512  # frames of one pass
+_AT_ONCE = 64  # frames of one pass: of more, maps of 64 x 64 no longer fit into a processor's cache
 
 
 class ProbeDataModule(LightningDataModule):

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from datamodules.probe_batch import PIXELS, PIXELS_PCA, Examples, ProbeBatch, Subject, pixels_on_grid, seen_as
 from environments.heist import POSITION_TARGETS, ClassTarget, choose_targets, positions
 from interpretability import ProbeResult
+from lightning_modules.probe_answers import Answers
 from lightning_modules.probe_basis import Basis, leading_components, plain, shared_over_positions
-from lightning_modules.probe_fit import ClassLoss, Loss, SquaredLoss, column_moments, fit_path
+from lightning_modules.probe_descent import scores
+from lightning_modules.probe_fit import fit_path
+from lightning_modules.probe_losses import JoinedLoss
 from lightning_modules.probe_results import SHUFFLED, ScoreBook
 from networks.linear_readout import FORMS, Form, LinearReadout
 
@@ -212,13 +215,10 @@ class LinearProbe(LightningModule):
             values.sub_(mean).div_(std)
         basis = self._basis(batch.subject, form, features, std)
         del features  # memory need not hold them twice
-        order = torch.randperm(len(basis.features["training"]), generator=torch.Generator().manual_seed(self.seed))
-        for network in self._networks(batch.subject):
-            readout = self.readout(batch.subject.tap, form, network)
-            numbers = [name for name in readout.outputs if name not in readout.classes]
-            for names, is_class in ((list(readout.classes), True), (numbers, False)):
-                if names:
-                    self._fit_kind(readout, names, is_class, basis, truth, order if network == SHUFFLED else None)
+        networks = self._networks(batch.subject)
+        readouts = {network: self.readout(batch.subject.tap, form, network) for network in networks}
+        self._fit_readouts(readouts, basis, truth)
+        for readout in readouts.values():
             if form == "position":
                 where = self._truth(batch.examples["training"], form, batch.subject)
                 readout.usual_position.copy_(torch.tensor([_most_frequent(where[name]) for name in readout.outputs]))
@@ -226,7 +226,8 @@ class LinearProbe(LightningModule):
             readout.bias.sub_(readout.weight @ mean)
             directions = readout.direction_weights()
             readout.component_mean.copy_(directions @ mean)
-            readout.component_std.copy_((basis.standardised["training"] @ (directions * std).T).std(0))
+            components = scores(basis.standardised["training"], directions * std, torch.zeros_like(readout.bias))
+            readout.component_std.copy_(components.std(0))
 
     def _basis(
         self, subject: Subject, form: Form, features: dict[str, Float[Tensor, "R D"]], std: Float[Tensor, " D"]
@@ -237,32 +238,18 @@ class LinearProbe(LightningModule):
             return shared_over_positions(features, std, subject.reduced[0], self.sharing)
         return plain(features)
 
-    def _fit_kind(
-        self,
-        readout: LinearReadout,
-        targets: list[str],
-        is_class: bool,
-        basis: Basis,
-        truth: dict[str, dict[str, Tensor]],
-        order: Int[Tensor, " R"] | None,
+    def _fit_readouts(
+        self, readouts: dict[str, LinearReadout], basis: Basis, truth: dict[str, dict[str, Tensor]]
     ) -> None:
-        """Fit all targets of classes, or all of numbers."""
+        """Fit all targets, to shuffled labels as well where these have a readout, in one descent."""
         features = basis.features
-        sizes = [len(readout.outputs[name]) for name in targets]
-        answers = {
-            split: torch.cat([values[name].view(len(features[split]), -1) for name in targets], 1)
-            for split, values in truth.items()
-        }
-        if order is not None:
-            answers["training"] = answers["training"][order]
-        mean, std = torch.zeros(sum(sizes)), torch.ones(sum(sizes))
-        if not is_class:
-            mean, std = column_moments(answers["training"])
-            answers = {split: ((values - mean) / std).float() for split, values in answers.items()}
-        losses: dict[str, Loss] = {
-            split: (ClassLoss if is_class else SquaredLoss)(values.to(self.device), sizes)
-            for split, values in answers.items()
-        }
+        order = torch.randperm(len(features["training"]), generator=torch.Generator().manual_seed(self.seed))
+        answers = [
+            Answers(readout, is_class, truth, order if network == SHUFFLED else None)
+            for network, readout in readouts.items()
+            for is_class in sorted({name in readout.classes for name in readout.outputs})
+        ]
+        losses = {split: JoinedLoss([each.losses[split] for each in answers]) for split in features}
         fit = fit_path(
             features["training"],
             losses["training"],
@@ -272,22 +259,10 @@ class LinearProbe(LightningModule):
             self.path_rows,
             self.seed,
         )
-        weight = basis.read_back(fit.weight) * std.to(fit.weight)[:, None]
-        bias = fit.bias * std.to(fit.bias) + mean.to(fit.bias)
-        for index, (name, start) in enumerate(zip(targets, torch.tensor([0, *sizes]).cumsum(0).tolist(), strict=False)):
-            columns, place = readout.columns(name), list(readout.outputs).index(name)
-            mine = slice(start, start + sizes[index])
-            readout.weight[columns], readout.bias[columns] = weight[mine], bias[mine]
-            readout.strength[place] = fit.strength[index]
-            readout.validation_loss[place] = fit.validation_loss[index]
-            if is_class:
-                labels = answers["training"][:, index]
-                counts = torch.bincount(labels[labels >= 0], minlength=sizes[index])
-                readout.fitted[place] = counts.any()
-                readout.constant[columns] = (counts / counts.sum().clamp_min(1)).to(self.device)
-            else:
-                readout.fitted[place] = answers["training"][:, start].isfinite().any()
-                readout.constant[columns] = mean[mine].to(bias)
+        fit.weight = basis.read_back(fit.weight)
+        parts = fit.split([each.outputs for each in answers], [each.targets for each in answers])
+        for each, part in zip(answers, parts, strict=True):
+            each.write(part)
 
     def _some_positions(self, examples: Examples, subject: Subject) -> tuple[Int[Tensor, " R"], Int[Tensor, " R"]]:
         """Frame and position of the rows that the position form is fitted on."""
@@ -302,7 +277,7 @@ class LinearProbe(LightningModule):
     ) -> Float[Tensor, "R features"]:
         if rows is not None:
             return acts.flatten(2)[rows[0], :, rows[1]].to(self.device).float()
-        return readout.features(acts.to(self.device)).clone()
+        return readout.features(acts.to(self.device, torch.float32, copy=True))
 
     def _truth(self, examples: Examples, form: Form, subject: Subject) -> dict[str, Tensor]:
         """Answers by target: class indices [N], numbers [N D], or for the position form positions [N]."""

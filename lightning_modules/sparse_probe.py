@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_modules.probe_fit import ClassLoss, fit_path
+from lightning_modules.probe_fit import fit_path
+from lightning_modules.probe_losses import ClassLoss
 from lightning_modules.probe_metrics import ClassScores
 
 STRENGTHS = (0.1, 0.01, 0.001, 0.0001)

@@ -1,7 +1,8 @@
 import torch
 
 from lightning_modules.probe_basis import leading_components, plain, shared_over_positions
-from lightning_modules.probe_fit import ClassLoss, fit_path
+from lightning_modules.probe_fit import fit_path
+from lightning_modules.probe_losses import ClassLoss
 
 CHANNELS, PLACES, ROWS = 3, 6, 400
 

@@ -20,6 +20,8 @@ from studies.report import Cell, Table
 COMPARED = ("sae", "channels", "pca")
 """Codes that are compared at every agent."""
 
+_SHOWN = ("l0", "explained_variance", "concept_auc", "entity_auc")
+
 
 def check_agents(paths: Sequence[str], sae: SAEBase, own_hash: str) -> dict[str, str]:
     """Paths of other agents by short names.
@@ -113,10 +115,14 @@ def agents_table(by_agent: Mapping[str, Measured], mean: Measured) -> Table:
     rows: list[list[Cell]] = []
     columns: list[str] = []
     for agent, measured in [*by_agent.items(), ("mean over agents", mean)]:
-        table = code_table({code: {k: v for k, v in measured[code].items() if k in mean[code]} for code in COMPARED})
+        table = code_table({code: {k: v for k, v in measured[code].items() if _shown(k)} for code in COMPARED})
         columns = ["agent", *table.columns]
         rows += [[agent, *row] for row in table.rows]
     return Table(columns, rows)
+
+
+def _shown(key: str) -> bool:
+    return key.removesuffix("_low").removesuffix("_high") in _SHOWN
 
 
 def agents_section(table: Table) -> Section:

@@ -74,7 +74,7 @@ class ConvSAE(LightningModule):
         warmup_steps: int = 100,
         decay_fraction: float = 0.3,
         dead_window: int = 1_000_000,
-        resample_every: int | None = 250,
+        resample_every: int | None = None,
         auxk_coefficient: float | None = None,
         auxk_latents: int | None = None,
         compile: bool = True,

@@ -41,7 +41,7 @@ class SweepMember:
     kernel_size: int = 1
     seed: int = 0
     learning_rate: float = 1e-2
-    resample_every: int | None = 250
+    resample_every: int | None = None
     auxk_coefficient: float | None = None
     auxk_latents: int | None = None
     grid: Mapping[str, Sequence[Value]] = field(default_factory=dict)

@@ -40,7 +40,10 @@ def spectrum(rows: Float[Tensor, "R D"]) -> Spectrum:
     moments = rows.T @ rows / len(rows)
     if not math.isfinite(float(moments.sum())):
         raise ValueError("a probe's features are not finite: check the agent's weights, or probe in precision fp32")
-    return Spectrum(*torch.linalg.eigh(moments))
+    try:
+        return Spectrum(*torch.linalg.eigh(moments))
+    except torch.linalg.LinAlgError:  # in float32 it may not converge where many eigenvalues are all but 0
+        return Spectrum(*(part.to(moments.dtype) for part in torch.linalg.eigh(moments.double())))
 
 
 def scores(

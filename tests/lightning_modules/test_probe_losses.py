@@ -1,6 +1,10 @@
 """Losses against PyTorch's own, and of several kinds side by side."""
 
+from typing import Any
+
+import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from lightning_modules.probe_descent import minimise, scores, spectrum
@@ -67,3 +71,22 @@ def test_targets_end_where_each_ends_by_itself() -> None:
         alone = minimise(features, part, shape, one, torch.zeros_like(own), torch.zeros_like(own_bias), 1e-9)
         torch.testing.assert_close(own, alone[0], atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(own_bias, alone[1], atol=1e-3, rtol=1e-3)
+
+
+def test_moments_whose_eigenvalues_are_not_found_in_float32_are_taken_apart_in_float64(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = torch.randn(7, 12, generator=torch.Generator().manual_seed(0))  # fewer than features
+    eigh, precisions = torch.linalg.eigh, []
+
+    def fails_in_float32(matrix: Tensor) -> Any:
+        precisions.append(matrix.dtype)
+        if matrix.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("the algorithm failed to converge")
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails_in_float32)
+    values, vectors = spectrum(rows)
+    assert precisions == [torch.float32, torch.float64]
+    assert values.dtype == vectors.dtype == torch.float32
+    torch.testing.assert_close(vectors @ values.diag() @ vectors.T, rows.T @ rows / 7)

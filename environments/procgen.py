@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import io
 import os
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from environments.state import State
 DistributionMode = Literal["easy", "hard", "extreme", "memory", "exploration"]
 FRAME_SHAPE = (64, 64, 3)
 NUM_ACTIONS = 15
+_FUNCTIONS = ("libenv_act", "libenv_observe", "libenv_close", "get_state", "set_state")
 _MAX_STATE_BYTES = 2**20
 # From the games' own source: elsewhere procgen ends the whole process.
 _GAMES_WITH = {
@@ -113,8 +115,12 @@ class VectorEnvironment:
         from procgen import ProcgenGym3Env
 
         settings = self.settings
+        # cffi looks a function up under a lock at its first use. Garbage that is collected meanwhile may be another
+        # environment, whose end looks one up, too, and waits for ever: so all are looked up here, without collecting.
+        collecting = gc.isenabled()
+        gc.disable()
         try:
-            return ProcgenGym3Env(
+            environment = ProcgenGym3Env(
                 num=num_environments,
                 env_name=settings.game,
                 distribution_mode=settings.distribution_mode,
@@ -123,10 +129,16 @@ class VectorEnvironment:
                 rand_seed=seed % (2**31 - 1),
                 num_threads=num_threads,
             )
+            for name in _FUNCTIONS:
+                getattr(environment._c_lib, name)
+            return environment
         except AssertionError as error:
             raise ValueError(
                 f"procgen refuses {settings.game} in distribution mode {settings.distribution_mode!r}: {error}"
             ) from error
+        finally:
+            if collecting:
+                gc.enable()
 
     def observe(
         self,

@@ -1,3 +1,5 @@
+import gc
+
 import numpy as np
 import pytest
 
@@ -106,3 +108,19 @@ def test_held_out_levels_stay_in_their_split():
     assert held_out_levels("test", 50_000) == range(50_000, 100_000)
     with pytest.raises(ValueError, match="ask for fewer"):
         held_out_levels("test", 50_001)
+
+
+def test_nothing_is_looked_up_in_the_library_once_an_environment_stands() -> None:
+    """A garbage collection during such a look-up may end another environment, and wait for ever."""
+    environment = VectorEnvironment(EnvironmentSettings(), 2)
+    try:
+        known = set(vars(environment._env._c_lib))
+        assert {"get_state", "set_state", "libenv_act", "libenv_observe", "libenv_close"} <= known
+        environment.play_levels([1, 2])
+        environment.observe()
+        environment.act(np.zeros(2, dtype=np.int32))
+        environment.get_states()
+        assert set(vars(environment._env._c_lib)) == known
+        assert gc.isenabled()
+    finally:
+        environment.close()

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -101,7 +100,6 @@ class StreamedExamples(Study):
         known = self.recorder.description() | {
             "sae": None if self.sae is None else hash_tensors(self.sae.state_dict()),
             "examples": [per_unit, one_per_level, diversity],
-            "play": asdict(play),
         }
         name = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self._path, self._keeps = Path(cache_dir) / f"{name}.safetensors", True

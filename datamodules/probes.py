@@ -151,7 +151,7 @@ class ProbeDataModule(LightningDataModule):
     def _refuse_if_too_large(self) -> None:
         features = [int(torch.Size(subject.reduced).numel()) for subject in self.subjects if subject.network == "agent"]
         frames = self.frames["training"] + self.frames["validation"]
-        needed = frames * (2 * sum(features) + 2 * 4 * max(features))  # all taps in bfloat16, one being fitted
+        needed = frames * (2 * sum(features) + 5 * max(features))  # all taps in bfloat16, one in float32
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if needed > 0.9 * there:
             raise ValueError(

@@ -201,20 +201,27 @@ class LinearProbe(LightningModule):
     @torch.no_grad()
     def _fit(self, batch: ProbeBatch, form: Form) -> None:
         readout = self.readout(batch.subject.tap, form, batch.subject.network)
-        features, truth = {}, {}
+        shares = form == "flat" and len(batch.subject.shape) == 3 and self.sharing > 0
+        shares = shares and batch.subject.network != PIXELS_PCA
+        wide, truth = {}, {}
         for split, examples in batch.examples.items():
             rows = self._some_positions(examples, batch.subject) if form == "position" else None
-            features[split] = self._features(readout, examples.activations, rows)
+            wide[split] = self._features(readout, examples.activations, rows, batch.subject.shape[0] if shares else 0)
             truth[split] = self._truth(examples, form, batch.subject)
             if rows is not None:
                 frames, places = rows
                 truth[split] = {name: (where[frames] == places).long() for name, where in truth[split].items()}
+        features = {split: values[:, : readout.weight.shape[1]] for split, values in wide.items()}
         std, mean = torch.std_mean(features["training"], 0)
         std = std.where(std > 1e-6 * mean.abs() + 1e-12, 1.0)  # a unit that never changes says nothing
         for values in features.values():
             values.sub_(mean).div_(std)
-        basis = self._basis(batch.subject, form, features, std)
-        del features  # memory need not hold them twice
+        if batch.subject.network == PIXELS_PCA:
+            basis = leading_components(features, std)
+        elif shares:
+            basis = shared_over_positions(wide, std, batch.subject.shape[0], self.sharing)
+        else:
+            basis = plain(features)
         networks = self._networks(batch.subject)
         readouts = {network: self.readout(batch.subject.tap, form, network) for network in networks}
         self._fit_readouts(readouts, basis, truth)
@@ -228,15 +235,6 @@ class LinearProbe(LightningModule):
             readout.component_mean.copy_(directions @ mean)
             components = scores(basis.standardised["training"], directions * std, torch.zeros_like(readout.bias))
             readout.component_std.copy_(components.std(0))
-
-    def _basis(
-        self, subject: Subject, form: Form, features: dict[str, Float[Tensor, "R D"]], std: Float[Tensor, " D"]
-    ) -> Basis:
-        if subject.network == PIXELS_PCA:
-            return leading_components(features, std)
-        if form == "flat" and len(subject.shape) == 3 and self.sharing > 0:
-            return shared_over_positions(features, std, subject.reduced[0], self.sharing)
-        return plain(features)
 
     def _fit_readouts(
         self, readouts: dict[str, LinearReadout], basis: Basis, truth: dict[str, dict[str, Tensor]]
@@ -273,11 +271,16 @@ class LinearProbe(LightningModule):
         return rows // count, rows % count
 
     def _features(
-        self, readout: LinearReadout, acts: Tensor, rows: tuple[Int[Tensor, " R"], Int[Tensor, " R"]] | None
-    ) -> Float[Tensor, "R features"]:
+        self, readout: LinearReadout, acts: Tensor, rows: tuple[Int[Tensor, " R"], Int[Tensor, " R"]] | None, spare: int
+    ) -> Float[Tensor, "R K"]:
+        """Rows of features, with so many columns to spare behind them."""
         if rows is not None:
             return acts.flatten(2)[rows[0], :, rows[1]].to(self.device).float()
-        return readout.features(acts.to(self.device, torch.float32, copy=True))
+        found = torch.empty(len(acts), readout.weight.shape[1] + spare, device=self.device)
+        for start in range(0, len(acts), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            found[some, : readout.weight.shape[1]] = readout.features(acts[some].to(self.device))
+        return found
 
     def _truth(self, examples: Examples, form: Form, subject: Subject) -> dict[str, Tensor]:
         """Answers by target: class indices [N], numbers [N D], or for the position form positions [N]."""

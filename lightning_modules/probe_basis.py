@@ -37,7 +37,7 @@ def leading_components(features: Mapping[str, Float[Tensor, "R D"]], std: Float[
 
 
 def shared_over_positions(
-    features: Mapping[str, Float[Tensor, "R D"]], std: Float[Tensor, " D"], channels: int, sharing: float
+    wide: Mapping[str, Float[Tensor, "R K"]], std: Float[Tensor, " D"], channels: int, sharing: float
 ) -> Basis:
     """The features and, beside them, each channel's mean over positions, `sharing` times as wide.
 
@@ -47,23 +47,23 @@ def shared_over_positions(
     the same, for the means are linear in the features.
 
     Args:
-        features: standardised maps, flattened with channels first.
+        wide: standardised maps, flattened with channels first, and behind them as many columns as there are channels,
+            which the means are written to: a copy of all rows may not fit into memory.
         std: of the features before.
         channels: of the maps.
         sharing: standard deviation of the means as they are given to the fit.
     """
-    raw = std.view(channels, -1)
-
-    def means(values: Float[Tensor, "R D"]) -> Float[Tensor, "R C"]:
-        return torch.einsum("rcp,cp->rc", values.view(len(values), *raw.shape), raw) / raw.shape[1]
-
-    found = {split: means(values) for split, values in features.items()}
-    spread = found["training"].std(0)
+    size = len(std)
+    average = torch.block_diag(*std.view(channels, -1, 1)) * channels / size
+    features = {split: values[:, :size] for split, values in wide.items()}
+    found = features["training"] @ average
+    spread = found.std(0)
     scale = torch.where(spread > 0, sharing / spread, 0.0)
+    for split, values in wide.items():
+        values[:, size:] = (found if split == "training" else features[split] @ average) * scale
 
     def read_back(weights: Float[Tensor, "O K"]) -> Float[Tensor, "O D"]:
-        own, shared = weights.split([std.numel(), channels], 1)
-        return own + ((shared * scale)[:, :, None] * raw / raw.shape[1]).flatten(1)
+        own, shared = weights.split([size, channels], 1)
+        return own + (shared * scale) @ average.T
 
-    wider = {split: torch.cat([values, found[split] * scale], 1) for split, values in features.items()}
-    return Basis({split: values[:, : std.numel()] for split, values in wider.items()}, wider, read_back)
+    return Basis(features, wide, read_back)

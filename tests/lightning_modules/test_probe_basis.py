@@ -1,4 +1,5 @@
 import torch
+from torch.nn.functional import pad
 
 from lightning_modules.probe_basis import leading_components, plain, shared_over_positions
 from lightning_modules.probe_fit import fit_path
@@ -19,7 +20,7 @@ def test_what_is_read_in_any_basis_is_read_from_the_features_themselves() -> Non
     for basis in (
         plain(features),
         leading_components(features, std),
-        shared_over_positions(features, std, CHANNELS, 5),
+        shared_over_positions({"training": pad(features["training"], (0, CHANNELS))}, std, CHANNELS, 5),
     ):
         given = basis.features["training"]
         weights = torch.randn(2, given.shape[1], generator=torch.Generator().manual_seed(1))
@@ -33,7 +34,8 @@ def test_shared_features_are_means_over_positions_in_the_units_of_the_map() -> N
     acts[:, 2] = 1.0  # a channel that never changes
     flat = acts.flatten(1)
     std = flat.std(0).where(flat.std(0) > 0, 1.0)
-    basis = shared_over_positions({"training": (flat - flat.mean(0)) / std}, std, CHANNELS, sharing=5)
+    wide = {"training": pad((flat - flat.mean(0)) / std, (0, CHANNELS))}
+    basis = shared_over_positions(wide, std, CHANNELS, sharing=5)
     shared = basis.features["training"][:, CHANNELS * PLACES :]
     expected = torch.stack([row.mean(1) for row in acts])
     expected = 5 * (expected - expected.mean(0)) / expected.std(0).where(expected.std(0) > 0, 1.0)
@@ -57,7 +59,8 @@ def test_few_rows_suffice_for_what_lies_anywhere_and_nothing_is_lost_of_what_lie
             flat = {split: acts.flatten(1) for split, acts in splits.items()}
             std, mean = torch.std_mean(flat["training"], 0)
             features = {split: (values - mean) / std for split, values in flat.items()}
-            basis = shared_over_positions(features, std, CHANNELS, sharing) if sharing else plain(features)
+            wide = {split: pad(values, (0, CHANNELS)) for split, values in features.items()}
+            basis = shared_over_positions(wide, std, CHANNELS, sharing) if sharing else plain(features)
             losses = {split: ClassLoss(labels[split], [2]) for split in splits}
             fit = fit_path(
                 basis.features["training"], losses["training"], basis.features["validation"], losses["validation"],

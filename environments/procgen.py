@@ -37,7 +37,7 @@ class EnvironmentSettings:
         start_level: first level seed that a reset may draw.
         num_levels: how many seeds from there on; 0 would let procgen ignore `start_level`, so it is refused.
         num_threads: procgen's own stepping threads, which change the speed and nothing else; null takes one for
-            each CPU that this process may use, divided among the processes that torchrun has started.
+            each CPU that this process may use, divided among the processes that share the machine.
     """
 
     game: str = "heist"
@@ -62,7 +62,10 @@ def stepping_threads(settings: EnvironmentSettings, num_environments: int) -> in
     """The settings' own, or what CPUs this process may use, but no more than one an environment."""
     if settings.num_threads is not None:
         return settings.num_threads
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun says how many share the machine
+    told = os.environ.get("LOCAL_WORLD_SIZE")  # torchrun says how many share the machine
+    if told is None and "SLURM_JOB_ID" not in os.environ:  # which gives each its own CPUs
+        told = os.environ.get("WORLD_SIZE")  # Lightning, that starts them itself, says how many there are
+    processes = int(told or 1)
     return max(1, min(len(os.sched_getaffinity(0)) // processes, num_environments))
 
 

@@ -92,7 +92,11 @@ class LinearProbe(LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
-        """Make the readouts to the measure of the data, once."""
+        """Make the readouts to the measure of the data, once.
+
+        Raises:
+            ValueError: no tap can be read in the chosen forms.
+        """
         if len(self.readouts):
             return
         outputs = {
@@ -108,6 +112,8 @@ class LinearProbe(LightningModule):
                 for network in self._networks(subject):
                     readout = LinearReadout(seen.tap, form, seen.shape, seen.reduced, *what)
                     self.readouts[_key(network, form, seen.tap)] = readout
+        if not len(self.readouts):
+            raise ValueError(f"forms {list(self.forms)} are of maps, and no tap is one: add flat, or probe a map")
 
     def readout(self, tap: str, form: Form = "flat", network: str = "agent") -> LinearReadout:
         """What was fitted to one tap.

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 from datamodules import ActivationBatch
@@ -138,6 +139,18 @@ class SAESweep(LightningModule):
         if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_training(loss)
         return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As the Trainer wants it, of each member by itself: together they would shrink by what one of them does."""
+        if gradient_clip_val:
+            clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
+            for objective in self._objectives:
+                clip(list(objective.parameters()), gradient_clip_val)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Where directions are held at length 1, leave their lengths out of the step."""

@@ -80,10 +80,10 @@ class LossTally:
         self._added = 0
 
     def add(self, numbers: Mapping[str, Float[Tensor, ""]], step: int) -> None:
-        """Add one step's numbers, the same ones each time."""
-        values = torch.stack(list(numbers.values()))
+        """Add one step's numbers, the same ones each time in whatever order."""
+        self._names = self._names or list(numbers)
+        values = torch.stack([numbers[name] for name in self._names])
         if self._sums is None or self._first_bad is None:
-            self._names = list(numbers)
             self._sums = torch.zeros_like(values)
             self._first_bad = torch.full((), torch.inf, device=values.device)
         self._sums += values

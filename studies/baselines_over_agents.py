@@ -23,8 +23,8 @@ COMPARED = ("sae", "channels", "pca")
 _SHOWN = ("l0", "explained_variance", "concept_auc", "entity_auc")
 
 
-def check_agents(paths: Sequence[str], sae: SAEBase, own_hash: str) -> dict[str, str]:
-    """Paths of other agents by short names.
+def check_agents(paths: Sequence[str], sae: SAEBase, own: str, own_hash: str) -> dict[str, str]:
+    """Paths of other agents by names that differ: short ones where they do, and none the study's own agent's.
 
     Raises:
         ValueError: one that lacks the autoencoder's tap in its shape, is the study's own, or is named twice.
@@ -39,17 +39,20 @@ def check_agents(paths: Sequence[str], sae: SAEBase, own_hash: str) -> dict[str,
             raise ValueError(f"agents: {path} is the study's own agent, or named twice: name others")
         seen.add(agent.weights_hash)
         name = Path(path).stem
-        found[name if name not in found else str(path)] = path
+        found[name if name not in {*found, Path(own).stem} else str(path)] = path
     return found
 
 
 def training_rows(data: ActivationDataModule, tap: str, count: int) -> Float[Tensor, "R C"]:
     """Training activations, one position each."""
     parts: list[Tensor] = []
-    for batch in data.train_dataloader():
-        parts.append(batch.activations[tap].movedim(1, -1).flatten(0, -2).float())
-        if sum(len(part) for part in parts) >= count:
-            break
+    there = 0
+    while there < count:
+        for batch in data.train_dataloader():  # the first may go on in the middle of an epoch, and be short
+            parts.append(batch.activations[tap].movedim(1, -1).flatten(0, -2).float())
+            there += len(parts[-1])
+            if there >= count:
+                break
     return torch.cat(parts)[:count]
 
 

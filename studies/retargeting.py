@@ -138,7 +138,8 @@ class Retargeting(Study):
             known = {entity: (edited, edit.to(where)) for entity, edited, edit in loaded}
             self.loaded = {entity: known[entity] for entity in ASKED}
         taps = [tap] if self.search.taps is None else self.search.taps
-        self.agent.check_taps(taps)
+        if not self.loaded:  # those in files have their own
+            self.agent.check_taps(taps)
         taps = [name for name in self.agent.taps if name in taps]  # in order of computation
         for name in {*taps, *(edited for edited, _ in self.loaded.values())}:
             if name.split(".")[0] in ("logits", "value"):

@@ -147,7 +147,7 @@ class RetargetingArms:
         tap, edit = self._edits[entity]
         trials: dict[str, list[Edit]] = {
             "success": [(tap, edit)],
-            "random_direction": [(tap, RandomDirection(edit, self._seed))],
+            "random_direction": [(tap, RandomDirection(edit, self._seed).to(next(self._agent.parameters()).device))],
             "random_units": [(tap, on_random_units(edit, self._seed))],
             "wrong_entity": [self._edits[ASKED[(ASKED.index(entity) + 1) % len(ASKED)]]],
         }

@@ -123,7 +123,7 @@ class EditSearch:
         cache_dir: folder in which every edit is kept as soon as it is found.
 
     Attributes:
-        sizes: of edits that are searched; the tap has no more channels.
+        sizes: of edits that are searched; of single channels no more than the tap has.
     """
 
     def __init__(

@@ -153,7 +153,7 @@ class SAEBaselines(Study):
         for path, other in zip(more, self.more, strict=True):
             if other.tap != self.sae.tap:
                 raise ValueError(f"{path} is of {other.tap}, not of {self.sae.tap}: more takes others of the same tap")
-        self.agents = check_agents(agents, self.sae, self.agent.weights_hash)
+        self.agents = check_agents(agents, self.sae, agent, self.agent.weights_hash)
         self.steps = steps if steps is not None else int(self.sae.metadata.get("steps", 5_000))
         self.fit_rows, self.seed, self.cache_dir = fit_rows, seed, cache_dir
         self.levels = held_out_levels("validation", splice_levels) if splice_levels else range(0)

@@ -16,12 +16,18 @@ def env():
 
 def test_stepping_threads_are_the_cpus_divided_among_processes(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(12)))
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
     assert stepping_threads(EnvironmentSettings(), 64) == 12
     assert stepping_threads(EnvironmentSettings(), 3) == 3
     assert stepping_threads(EnvironmentSettings(num_threads=5), 3) == 5
+    monkeypatch.setenv("WORLD_SIZE", "2")  # all that Lightning says
+    assert stepping_threads(EnvironmentSettings(), 64) == 6
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert stepping_threads(EnvironmentSettings(), 64) == 3
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    assert stepping_threads(EnvironmentSettings(), 64) == 12
 
 
 def first_frame(seed: int, game: str = "heist", mode: str = "easy") -> np.ndarray:

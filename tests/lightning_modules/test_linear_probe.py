@@ -179,8 +179,12 @@ def test_a_checkpoint_of_other_probes_is_refused(tmp_path: Path) -> None:
         ({"sharing": -1.0}, "sharing is -1"),
     ],
 )
-def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
+def test_mistakes_are_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         make(**changes)
     with pytest.raises(ValueError, match="nothing was fitted to fc9"):
         make().readout("fc9")
+    data = PlantedProbes()
+    data.subjects = [subject for subject in data.subjects if len(subject.shape) == 1]
+    with pytest.raises(ValueError, match=r"forms \['pooled'\] are of maps, and no tap is one"):
+        trainer(tmp_path).fit(make(forms=("pooled",)), datamodule=data)

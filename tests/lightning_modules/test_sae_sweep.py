@@ -34,17 +34,17 @@ def alone(member: SweepMember, **arguments: Any) -> ConvSAE:
     return ConvSAE(**{name: getattr(member, name) for name in names}, **(SHARED | arguments))
 
 
-@pytest.mark.parametrize("at_once", [None, 1, 8])
-def test_every_member_is_what_it_would_be_alone(at_once: int | None) -> None:
+@pytest.mark.parametrize(("at_once", "clip"), [(None, None), (1, None), (8, None), (None, 0.05)])
+def test_every_member_is_what_it_would_be_alone(at_once: int | None, clip: float | None) -> None:
     """Weights, threshold, dead latents, losses and validation; with another's resampling and AuxK going on beside."""
     together = sweep(members_at_once=at_once, decoder_bias="geometric_median")
-    trainer = small_trainer(20, limit_val_batches=1.0)
+    trainer = small_trainer(20, limit_val_batches=1.0, gradient_clip_val=clip)
     trainer.fit(together, datamodule=PlantedData())
     trainer.validate(together, datamodule=PlantedData(), verbose=False)
     firing = together.firing.since_fired.split(together.objective.widths)
     for (name, sae), member, since_fired in zip(together.saes.items(), together.members, firing, strict=True):
         module, data = alone(member, decoder_bias="geometric_median"), PlantedData()
-        own = small_trainer(20, limit_val_batches=1.0)
+        own = small_trainer(20, limit_val_batches=1.0, gradient_clip_val=clip)
         torch.manual_seed(member.seed)
         own.fit(module, datamodule=data)
         own.validate(module, datamodule=PlantedData(), verbose=False)

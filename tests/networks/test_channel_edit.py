@@ -38,6 +38,8 @@ def test_controls_are_as_large_and_elsewhere(edit):
     assert len(moved.units) == 2
     assert not set(moved.units.tolist()) & {2, 5}
     assert sorted(moved.shift.tolist()) == sorted(edit.shift.tolist())
+    there = RandomDirection(edit, 3).to("meta")  # its direction moves to the device with the edit
+    assert there(torch.rand(2, 8, 4, 6, device="meta")).device.type == "meta"
 
 
 def test_is_loaded_as_it_was_saved_and_refused_where_it_does_not_fit(edit, tmp_path):

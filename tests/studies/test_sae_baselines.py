@@ -85,13 +85,13 @@ def test_codes_are_compared_at_the_autoencoders_sparsity(files):
 def test_other_agents_are_compared_alike(files, tmp_path):
     agent, sae, cache_dir = files
     torch.manual_seed(4)
-    other = tmp_path / "second.safetensors"
+    other = tmp_path / "agent.safetensors"  # called as the study's own is, as files of trainings are
     save_weights(other, CustomCNN(), {})
     small = SMALL | {"cache_dir": cache_dir, "fit_rows": 500}
     report = SAEBaselines(agent, sae, agents=(str(other),), **small).run()
     rows = report.tables["agents"].rows
     assert [row[:2] for row in rows] == [
-        [name, code] for name in ("agent", "second", "mean over agents") for code in ("sae", "channels", "pca")
+        [name, code] for name in ("agent", str(other), "mean over agents") for code in ("sae", "channels", "pca")
     ]
     # the other agent by itself, with an autoencoder of its own in the first place
     alone = SAEBaselines(str(other), _alike(files, other, tmp_path, cache_dir), **small).run().summary

@@ -169,6 +169,7 @@ def describe(
     spanned = [row for row in compared if row["best"] is not None]
     any_kind = sum(row["best"] >= row["explained_variance"] for row in spanned)
     fewer = sum(row["ours_dead"] <= row["dead_fraction"] for row in known)
+    left = f"{unfinished} autoencoders are not trained yet, so that many settings lack rates: the same command goes on."
     lines = [
         "# Sparse autoencoders against peers, at matched sparsity",
         "",
@@ -189,7 +190,7 @@ def describe(
         "",
         "![Unexplained variance and dead latents over L0](sae_frontier.png)",
         "",
-        *([f"{unfinished} autoencoders are not trained yet: the same command goes on.", ""] if unfinished else []),
+        *([left, ""] if unfinished else []),
         f"Of {len(compared)} autoencoders on peers' frontiers {len(known)} have an L0 that ours of the same kind "
         f"reach. At that L0 ours, read linearly between two on our frontier, explain at least as much in {ahead} (less "
         f"by no more than 0.001 in {close} others), and have no more dead latents in {fewer}. `best` is the highest of "

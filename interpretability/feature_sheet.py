@@ -151,7 +151,7 @@ def example_text(examples: DatasetExamples, lit: bool) -> str:
         lit: whether whole frames are shown, lit where the unit is active.
     """
     each = ", at most one a level" if examples.one_per_level else ""
-    text = f"The best of {examples.num_frames} frames{each}. Below: the unit's highest activation."
+    text = f"The best of {examples.num_frames:,} frames{each}. Below: the unit's highest activation."
     return text + " Light shows where it is active, the box its peak." if lit else text
 
 

@@ -21,8 +21,8 @@ def keep_top(values: Float[Tensor, "B F *HW"], k: int) -> Float[Tensor, "B F *HW
 
 class TopKSAE(SAEBase):
     """Latents are the k largest pre-activations of an input, cut off below 0 (Gao et al. 2024, "Scaling and evaluating
-    sparse autoencoders"); an input is one position. There is no penalty. Use it with AuxK
-    (`lightning_modules.ConvSAE`), or latents that are never among the largest stay dead.
+    sparse autoencoders"); an input is one position. There is no penalty. Latents that are
+    never among the largest learn nothing, unless by AuxK (`auxk_coefficient` of `lightning_modules.ConvSAE`).
 
     Args:
         in_channels, expansion, kernel_size: see `SAEBase`.

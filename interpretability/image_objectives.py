@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
 from interpretability.opened_relu import OpenedReLU
 from networks import Edit, Precision, SAEBase, TappedAgent, autocast
 
+_NEARNESS = 1.0  # standard deviations over places of a pre-activation for which a place counts e times as much
 SILENT = 1e-4  # what traces that `OpenedReLU` leaves may add up to
 _LEAST_COSINE = 0.1  # as in the activation atlas: a wrong direction still has a gradient
 
@@ -142,17 +143,31 @@ class Response:
         rows = torch.arange(len(frames), device=self._device)[:, None]
         own = after[rows, self._units]
         weights = self._weights[:, :, None, None]
-        felt = own
+        maps = (own * weights).sum(1)
+        leaks = torch.zeros_like(maps)
         if leak > 0:
             # only what is wanted leaks: a unit that is to be silent is done once it is
             waiting = (own <= SILENT) & (weights > 0)
-            felt = torch.where(waiting, leak * before[rows, self._units], own)
-        maps, gains = ((part * weights).sum(1) for part in (own, felt))
+            leaks = leak * (self._nearly(before[rows, self._units], waiting) * weights).sum(1)
         if self._powers.any():
             lengths = after.norm(dim=1) * self._weights.norm(dim=1)[:, None, None]
             bend = self._bend(maps, lengths)
-            maps, gains = maps * bend, gains * bend
-        return Driven(maps, self._over_places(maps), self._over_places(gains), channels)
+            maps, leaks = maps * bend, leaks * bend
+        goal = self._over_places(maps)
+        return Driven(maps, goal, goal + leaks.sum((1, 2)), channels)
+
+    def _nearly(self, before: Float[Tensor, "U F H W"], waiting: Bool[Tensor, "U F H W"]) -> Float[Tensor, "U F H W"]:
+        """Pre-activations of units where they are silent, all the more of a place the nearer it is to firing.
+
+        Their weights add up to the share of the places that are silent. Were all places alike, a unit that fires
+        rarely would be raised everywhere a little and nowhere enough.
+        """
+        places = self._places[:, None]
+        waiting = waiting & (places > 0)
+        known = before.detach()
+        spread = _NEARNESS * known.flatten(2).std(2, correction=0)[:, :, None, None] + torch.finfo(known.dtype).tiny
+        nearness = (known / spread).masked_fill(~waiting, -torch.inf).flatten(2).softmax(2).nan_to_num().view_as(known)
+        return nearness * before * (places * waiting).sum((2, 3), keepdim=True)
 
     def highest(self, frames: Float[Tensor, "K 64 64 3"]) -> Float[Tensor, " U"]:
         """The most that any of the frames has of each objective: at its own position, or at any."""

@@ -39,7 +39,8 @@ class OptimisationSettings:
         palette: weight against colours more than 3 standard deviations from the game's mean colour.
         starts: random images, of which each unit begins with the one that drives it most.
         opening: share of the steps, from the first on, in which gradients find a way past ReLUs that block them.
-        leak: share of its pre-activation that drives a unit at positions where it is silent; without it they stay so.
+        leak: share of its pre-activation that drives a unit where it is silent, most of all at positions where it
+            nearly fires; without it they stay silent.
         diversity: weight against images of one and the same objective that look alike to the tap; those of them that
             are asked for more than once then show different things that drive it.
         seed: of the starting images and the shifts.

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -61,6 +63,26 @@ def test_what_leaks_is_only_what_is_wanted() -> None:
     assert after[channel, y, x] == after[other, y, x] == 0
     torch.testing.assert_close(driven.gain[0], 0.1 * before[channel, y, x])
     assert driven.goal[0] == 0
+
+
+def test_silent_places_count_by_how_near_they_are_to_firing() -> None:
+    """Against a loop: places weigh e times as much for each standard deviation of the pre-activation over places."""
+    torch.manual_seed(0)
+    agent = CustomCNN().eval()
+    record = ("conv4a.pre", "conv4a")
+    with torch.no_grad():
+        acts = agent(frames(), record=record).activations
+        driven = Response(agent, "conv4a", [Unit(number) for number in range(4)], None, "fp32").driven(
+            frames(), leak=0.1
+        )
+    for row in range(4):
+        before, after = (acts[name][row, row].flatten().tolist() for name in record)
+        spread = torch.tensor(before).std(correction=0).item()
+        weight = [math.exp((value - max(before)) / spread) if value <= 0 else 0.0 for value in before]
+        assert 0 < sum(value <= 0 for value in before) <= 64
+        pull = sum(w * value for w, value in zip(weight, before, strict=True)) / sum(weight)
+        silent = sum(value <= 0 for value in before) / 64
+        assert driven.gain[row].item() == pytest.approx(sum(after) / 64 + 0.1 * silent * pull, rel=1e-4)
 
 
 def test_likeness_is_the_mean_cosine_of_gram_matrices() -> None:

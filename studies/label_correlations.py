@@ -178,7 +178,7 @@ def _value_name(label: str, value: int) -> str:
 
 def _draw(names: list[str], values: dict[str, Float[np.ndarray, "K K"]], frames: int) -> Figure:
     """One heat map for each kind of data; a line sets apart what is drawn on its own."""
-    figure = Figure(figsize=(12.5, 6.2), layout="constrained")
+    figure = Figure(figsize=(12.5, 6.6), layout="compressed")
     axes = figure.subplots(1, 2, sharey=True)
     shown = [name.replace("_", " ") for name in names]
     for axis, (title, matrix) in zip(axes, values.items(), strict=True):

@@ -149,14 +149,17 @@ class ProbeDataModule(LightningDataModule):
             )
 
     def _refuse_if_too_large(self) -> None:
-        features = [int(torch.Size(subject.reduced).numel()) for subject in self.subjects if subject.network == "agent"]
+        features: dict[str, list[int]] = {}
+        for subject in self.subjects:
+            features.setdefault(subject.network, []).append(int(torch.Size(subject.reduced).numel()))
         frames = self.frames["training"] + self.frames["validation"]
-        needed = frames * (2 * sum(features) + 5 * max(features))  # all taps in bfloat16, one in float32
+        # all taps of a network in bfloat16, one of them in float32
+        needed = frames * max(2 * sum(sizes) + 5 * max(sizes) for sizes in features.values())
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if needed > 0.9 * there:
             raise ValueError(
-                f"probing {len(features)} taps on {frames} frames takes {needed / 1e9:.0f} GB of memory, this machine "
-                f"has {there / 1e9:.0f}: lower num_frames or max_features, or probe fewer taps"
+                f"probing {len(self.subjects)} taps and controls on {frames} frames takes {needed / 1e9:.0f} GB of memory, "
+                f"this machine has {there / 1e9:.0f}: lower num_frames or max_features, or probe fewer taps"
             )
 
     def train_dataloader(self) -> "SubjectLoader":

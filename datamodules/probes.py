@@ -158,8 +158,8 @@ class ProbeDataModule(LightningDataModule):
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if needed > 0.9 * there:
             raise ValueError(
-                f"probing {len(self.subjects)} taps and controls on {frames} frames takes {needed / 1e9:.0f} GB of memory, "
-                f"this machine has {there / 1e9:.0f}: lower num_frames or max_features, or probe fewer taps"
+                f"probing {len(self.subjects)} taps and controls on {frames} frames takes {needed / 1e9:.0f} GB of "
+                f"memory, this machine has {there / 1e9:.0f}: lower num_frames or max_features, or probe fewer taps"
             )
 
     def train_dataloader(self) -> "SubjectLoader":

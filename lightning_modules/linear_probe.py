@@ -207,12 +207,13 @@ class LinearProbe(LightningModule):
     @torch.no_grad()
     def _fit(self, batch: ProbeBatch, form: Form) -> None:
         readout = self.readout(batch.subject.tap, form, batch.subject.network)
-        shares = form == "flat" and len(batch.subject.shape) == 3 and self.sharing > 0
-        shares = shares and batch.subject.network != PIXELS_PCA
+        channels, *space = batch.subject.shape
+        by_components = batch.subject.network == PIXELS_PCA
+        shares = form == "flat" and len(space) == 2 and self.sharing > 0 and not by_components
         wide, truth = {}, {}
         for split, examples in batch.examples.items():
             rows = self._some_positions(examples, batch.subject) if form == "position" else None
-            wide[split] = self._features(readout, examples.activations, rows, batch.subject.shape[0] if shares else 0)
+            wide[split] = self._features(readout, examples.activations, rows, channels if shares else 0)
             truth[split] = self._truth(examples, form, batch.subject)
             if rows is not None:
                 frames, places = rows
@@ -222,10 +223,10 @@ class LinearProbe(LightningModule):
         std = std.where(std > 1e-6 * mean.abs() + 1e-12, 1.0)  # a unit that never changes says nothing
         for values in features.values():
             values.sub_(mean).div_(std)
-        if batch.subject.network == PIXELS_PCA:
+        if by_components:
             basis = leading_components(features, std)
         elif shares:
-            basis = shared_over_positions(wide, std, batch.subject.shape[0], self.sharing)
+            basis = shared_over_positions(wide, std, channels, self.sharing)
         else:
             basis = plain(features)
         networks = self._networks(batch.subject)

@@ -1,5 +1,7 @@
 """How well probes read, with intervals over levels: counts and sums of each level first, one division at the end."""
 
+from abc import abstractmethod
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -33,9 +35,9 @@ class LevelSums(Metric):
         seeds, place = levels.unique(return_inverse=True)
         return sums.new_zeros(len(seeds), sums.shape[1]).index_add_(0, place, sums).cpu().numpy()
 
+    @abstractmethod
     def headline(self, sums: Float[np.ndarray, "R M"]) -> Float[np.ndarray, " R"]:
         """The score that is compared with controls, of sums such as `by_level` gives."""
-        raise NotImplementedError
 
     def above(self, other: "LevelSums") -> Interval:
         """How far the headline score lies above another's on the same frames; levels are resampled for both at once."""

@@ -46,13 +46,13 @@ def check_agents(paths: Sequence[str], sae: SAEBase, own: str, own_hash: str) ->
 def training_rows(data: ActivationDataModule, tap: str, count: int) -> Float[Tensor, "R C"]:
     """Training activations, one position each."""
     parts: list[Tensor] = []
-    there = 0
-    while there < count:
-        for batch in data.train_dataloader():  # the first may go on in the middle of an epoch, and be short
-            parts.append(batch.activations[tap].movedim(1, -1).flatten(0, -2).float())
-            there += len(parts[-1])
-            if there >= count:
-                break
+    missing = count
+    # after a training the first goes on in the middle of an epoch and may be short; a whole one follows it
+    for batch in (batch for _ in range(2) for batch in data.train_dataloader()):
+        parts.append(batch.activations[tap].movedim(1, -1).flatten(0, -2).float())
+        missing -= len(parts[-1])
+        if missing <= 0:
+            break
     return torch.cat(parts)[:count]
 
 

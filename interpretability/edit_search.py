@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from interpretability.asked_moves import AskedMoves
+from interpretability.perception import CellReader
 from networks.channel_edit import ChannelEdit, MixingEdit, TapEdit
 from networks.precision import Precision, autocast
 from networks.taps import TappedAgent
@@ -121,6 +122,8 @@ def search_learned(
     seed: int = 0,
     play: Callable[[TapEdit], AskedMoves] | None = None,
     rounds: int = 3,
+    readers: Mapping[str, CellReader] | None = None,
+    keep_seen: float = 1.0,
     precision: Precision = "bf16",
     progress: str | None = None,
 ) -> Iterator[FoundEdit]:
@@ -137,6 +140,8 @@ def search_learned(
         batch_size, learning_rate, seed: of the fits; the learning rate rises for some steps, then falls to 0.
         play: what the agent comes to with an edit; without it all steps are taken on `tuning`.
         rounds: how often it plays.
+        readers: of maps in which what is read is to stay what it is without the edit.
+        keep_seen: weight of how far it does not (see `seen_change`), against the negative log-probability.
         precision: of the passes.
         progress: title of the progress bars; None shows none.
 
@@ -156,6 +161,8 @@ def search_learned(
                 moves = moves + play(edit)
             rows = torch.randint(len(moves.frames), (batch_size,), generator=generator)
             loss = -_log_probability(agent, tap, edit, moves, rows, precision).mean()
+            if readers:
+                loss = loss + keep_seen * seen_change(agent, tap, edit, moves.frames[rows], readers, precision)
             for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.grad = gradient
             nn.utils.clip_grad_norm_(parameters, _CLIP)
@@ -224,6 +231,32 @@ def _log_probability(
         logits = agent.forward(moves.frames[rows].to(device), edits=[(tap, edit)]).logits  # not __call__: not compiled
     assert logits is not None
     return logits.log_softmax(-1).masked_fill(~moves.wanted[rows].to(device), -torch.inf).logsumexp(-1)
+
+
+def seen_change(
+    agent: TappedAgent,
+    tap: str,
+    edit: TapEdit,
+    frames: UInt8[Tensor, "B 64 64 3"],
+    readers: Mapping[str, CellReader],
+    precision: Precision = "fp32",
+) -> Float[Tensor, ""]:
+    """How far an edit changes what is read: the Kullback-Leibler divergence of what each reader takes to lie at a
+    position without the edit from what it does with it, in nats, summed over positions and readers, mean over frames.
+    """
+    device = next(agent.parameters()).device
+    scores = []
+    for edits in ([], [(tap, edit)]):
+        with autocast(precision, device), torch.set_grad_enabled(bool(edits) and torch.is_grad_enabled()):
+            output = agent.forward(frames.to(device), record=tuple(readers), edits=edits, outputs=False)
+        scores.append({name: output.activations[name].float() for name in readers})
+    clean, edited = scores
+    changes = []
+    for name, reader in readers.items():
+        with torch.no_grad():
+            was = reader(clean[name]).log_softmax(1)
+        changes.append((was.exp() * (was - reader(edited[name]).log_softmax(1))).sum((1, 2, 3)).mean())
+    return torch.stack(changes).sum()
 
 
 @torch.inference_mode()

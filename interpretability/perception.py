@@ -1,17 +1,19 @@
 """Does an edit change what the agent sees or what it wants? Probes fitted on untouched play, read with the edit.
 
-One probe asks of the cells of a map what lies there: a key of which colour, the gem, or nothing. The other asks of a
+One probe asks of the cells of maps what lies there: a key of which colour, the gem, or nothing. The other asks of a
 late flat tap which entity the agent will touch next. An edit of the goal alone leaves the first as it was and turns the
 second to the asked entity; an edit that repaints the maze turns both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
 
 from environments.heist import ENTITIES, Labels, positions
 from networks.taps import Edit, TappedAgent
@@ -20,6 +22,8 @@ SEEN = ("blue_key", "green_key", "red_key", "gem")
 """What may lie in a cell; the class after these is an empty one."""
 _EMPTY = len(SEEN)
 _BATCH = 256
+_NEVER = -1e4  # score of a class that was not there to be fitted
+_STRENGTH = 0.1  # of readers: 1 over the penalty on squared weights of standardised features
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,79 @@ class Ridge:
         return (features.double() - self._mean) / self._std
 
 
+class CellReader(nn.Module):
+    """Reads what lies at each position of a map from its neighbourhood: scores [B K H W], one convolution of [B C H W].
+
+    Multinomial logistic regression on standardised neighbourhoods of `kernel` x `kernel` positions; with the position
+    alone, colours are hardly told (of `conv3a` of the shipped agents about half as well).
+
+    Args:
+        maps: activations to fit on.
+        rows, places: which of them, and which position of it.
+        classes: what lies there, from 0 to `count` - 1; one that never occurs is never read.
+        count: K.
+        kernel: odd side of the neighbourhood.
+
+    Raises:
+        ValueError: the same lies everywhere.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        maps: Float[Tensor, "N C H W"],
+        rows: Int[np.ndarray, " M"],
+        places: Int[np.ndarray, " M"],
+        classes: Int[np.ndarray, " M"],
+        count: int = _EMPTY + 1,
+        kernel: int = 3,
+    ) -> None:
+        super().__init__()
+        around = F.unfold(maps, kernel, padding=kernel // 2)[rows, :, places]
+        mean, std = around.mean(0), around.std(0).clamp(min=1e-6)
+        fitted = LogisticRegression(C=_STRENGTH, max_iter=500).fit(((around - mean) / std).numpy(), classes)
+        known = fitted.classes_ if len(fitted.classes_) > 2 else fitted.classes_[1:]  # of two, the first has scores 0
+        weight, bias = torch.zeros(count, around.shape[1]), torch.full((count,), _NEVER)
+        bias[fitted.classes_] = 0.0
+        weight[known] = torch.from_numpy(fitted.coef_).float() / std
+        bias[known] = torch.from_numpy(fitted.intercept_).float() - weight[known] @ mean
+        self.register_buffer("weight", weight.view(count, maps.shape[1], kernel, kernel))
+        self.register_buffer("bias", bias)
+
+    def forward(self, maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
+        return F.conv2d(maps.float(), self.weight, self.bias, padding=self.weight.shape[-1] // 2)
+
+
+def cell_readers(agent: TappedAgent, views: Views, taps: Sequence[str], seed: int = 0) -> dict[str, CellReader]:
+    """A reader of each map, fitted on the unedited agent's views.
+
+    Args:
+        agent: whose taps are read.
+        views: to fit on.
+        taps: maps laid over the whole frame.
+        seed: of the empty cells that are asked about.
+
+    Raises:
+        ValueError: a tap that the agent does not have, or no map.
+    """
+    acts = _read(agent, views, taps)
+    readers = {}
+    for tap in taps:
+        if len(agent.taps[tap]) != 3:
+            raise ValueError(f"{tap} must be a map: choose other taps to read")
+        readers[tap] = CellReader(acts[tap], *_cells(agent, views, tap, seed))
+    return readers
+
+
 class PerceptionProbes:
     """Both probes, fitted on some views without an edit.
 
     Args:
         agent: whose taps are read.
         views: to fit on.
-        map_tap: a map laid over the whole frame, of whose cells one probe asks what lies there.
+        map_taps: maps laid over the whole frame, of whose cells one probe each asks what lies there.
         goal_tap: a flat tap, of which the other asks what is touched next.
         seed: of the empty cells that are asked about.
 
@@ -86,48 +156,58 @@ class PerceptionProbes:
     """
 
     def __init__(
-        self, agent: TappedAgent, views: Views, map_tap: str = "conv3a", goal_tap: str = "fc1", seed: int = 0
+        self,
+        agent: TappedAgent,
+        views: Views,
+        map_taps: Sequence[str] = ("conv2b", "conv3a"),
+        goal_tap: str = "fc1",
+        seed: int = 0,
     ) -> None:
-        agent.check_taps([map_tap, goal_tap])
-        if len(agent.taps[map_tap]) != 3 or len(agent.taps[goal_tap]) != 1:
-            raise ValueError(f"{map_tap} must be a map and {goal_tap} flat: choose other taps to read")
-        self._agent, self._taps, self._seed = agent, (map_tap, goal_tap), seed
-        rows, places, classes = self._cells(views)
-        maps, goals = self._read(views, ())
-        self._seen = Ridge(maps[rows, :, places], torch.from_numpy(classes), _EMPTY + 1)
-        known = views.pursued >= 0
+        agent.check_taps([*map_taps, goal_tap])
+        if len(agent.taps[goal_tap]) != 1:
+            raise ValueError(f"{goal_tap} must be flat: choose another tap to read")
+        self._agent, self._goal_tap, self._seed = agent, goal_tap, seed
+        self._seen = cell_readers(agent, views, map_taps, seed)
+        goals, known = _read(agent, views, [goal_tap])[goal_tap], views.pursued >= 0
         self._pursued = Ridge(goals[known], torch.from_numpy(views.pursued[known]), len(SEEN))
 
     def __call__(
         self, views: Views, edits: Sequence[Edit] = ()
-    ) -> tuple[Int[np.ndarray, " M"], Bool[np.ndarray, " M"], Int[np.ndarray, " N"]]:
-        """(the frame's row and whether it is read rightly, for each cell that is asked about; what each frame pursues).
+    ) -> tuple[dict[str, tuple[Int[np.ndarray, " M"], Bool[np.ndarray, " M"]]], Int[np.ndarray, " N"]]:
+        """(by map tap the frame's row and whether it is read rightly, for each cell that is asked about; what each
+        frame pursues).
 
         Every key and the gem is asked about, and of each frame one empty cell.
         """
-        rows, places, classes = self._cells(views)
-        maps, goals = self._read(views, edits)
-        right = self._seen(maps[rows, :, places]).numpy() == classes
-        return rows, right, self._pursued(goals).numpy()
+        acts = _read(self._agent, views, [*self._seen, self._goal_tap], edits)
+        right = {}
+        for tap, reader in self._seen.items():
+            rows, places, classes = _cells(self._agent, views, tap, self._seed)
+            scores = torch.cat([reader(part).flatten(2) for part in acts[tap].split(_BATCH)])
+            right[tap] = rows, scores[rows, :, places].argmax(1).numpy() == classes
+        return right, self._pursued(acts[self._goal_tap]).numpy()
 
-    @torch.inference_mode()
-    def _read(self, views: Views, edits: Sequence[Edit]) -> tuple[Float[Tensor, "N C P"], Float[Tensor, "N D"]]:
-        device, parts = next(self._agent.parameters()).device, []
-        for frames in torch.from_numpy(views.frames).split(_BATCH):
-            output = self._agent.forward(frames.to(device), record=self._taps, edits=edits, outputs=False)
-            parts.append([output.activations[tap].float().flatten(2 if tap == self._taps[0] else 1).cpu()
-                          for tap in self._taps])  # fmt: skip
-        maps, goals = (torch.cat([part[index] for part in parts]).clone() for index in range(2))
-        return maps, goals
 
-    def _cells(self, views: Views) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
-        """(frame's row, position on the map, class) of each cell that is asked about."""
-        _, height, width = self._agent.taps[self._taps[0]]
-        where = positions({name: getattr(views.labels, name) for name in Labels.__slots__}, height, width)
-        rng, found = np.random.default_rng(self._seed), []
-        for row, taken in enumerate(where):
-            lying = [(row, taken[ENTITIES.index(name)], place) for place, name in enumerate(SEEN)]
-            found += [one for one in lying if one[1] >= 0]
-            found.append((row, rng.choice(np.setdiff1d(np.arange(height * width), taken)), _EMPTY))
-        rows, places, classes = np.array(found).T
-        return rows, places, classes
+@torch.inference_mode()
+def _read(agent: TappedAgent, views: Views, taps: Sequence[str], edits: Sequence[Edit] = ()) -> Mapping[str, Tensor]:
+    device = next(agent.parameters()).device
+    parts = [
+        agent.forward(frames.to(device), record=tuple(taps), edits=edits, outputs=False).activations
+        for frames in torch.from_numpy(views.frames).split(_BATCH)
+    ]
+    return {tap: torch.cat([part[tap].float().cpu() for part in parts]).clone() for tap in taps}
+
+
+def _cells(
+    agent: TappedAgent, views: Views, tap: str, seed: int
+) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
+    """(frame's row, position on the map, class) of each cell that is asked about."""
+    _, height, width = agent.taps[tap]
+    where = positions({name: getattr(views.labels, name) for name in Labels.__slots__}, height, width)
+    rng, found = np.random.default_rng(seed), []
+    for row, taken in enumerate(where):
+        lying = [(row, taken[ENTITIES.index(name)], place) for place, name in enumerate(SEEN)]
+        found += [one for one in lying if one[1] >= 0]
+        found.append((row, rng.choice(np.setdiff1d(np.arange(height * width), taken)), _EMPTY))
+    rows, places, classes = np.array(found).T
+    return rows, places, classes

@@ -62,10 +62,11 @@ class Retargeting(Study):
     it touches anything.
 
     Whether an edit changes what the agent sees or what it wants is read by probes fitted on untouched play:
-    `retarget/ENTITY/seen`, the share of cells whose key, gem or emptiness a linear probe of `map_tap` still reads, and
-    `retarget/ENTITY/pursued`, the share of frames in which one of `goal_tap` reads the asked entity as the next to be
-    touched; both with `_before` for the unedited agent (see `perception_and_goal`). Left out, as not measurable: the
-    first for edits behind `map_tap`, the second for those at `goal_tap` or behind.
+    `retarget/ENTITY/seen/TAP`, the share of cells whose key, gem or emptiness a linear probe of each map tap still
+    reads, and `retarget/ENTITY/pursued`, the share of frames in which one of `goal_tap` reads the asked entity as the
+    next to be touched; both with `_before` for the unedited agent (see `perception_and_goal`). Left out, as not
+    measurable: the first for edits behind the map, the second for those at `goal_tap` or behind. With
+    `search.keep_seen` above 0 edits are searched that leave what is read of `map_taps` as it is.
 
     Args:
         agent: path of the agent's weights.
@@ -78,7 +79,7 @@ class Retargeting(Study):
         finish_steps: steps that finishing may take.
         comparison_levels: validation levels on which the policies are compared.
         probe_mazes: mazes of validation levels on which probes are fitted, and as many on which they are read.
-        map_tap: a map whose cells a probe reads.
+        map_taps: maps whose cells a probe each reads.
         goal_tap: a flat tap of which a probe reads what is pursued.
         distribution_mode: of heist.
         seed: of mazes, noise and controls.
@@ -105,7 +106,7 @@ class Retargeting(Study):
         finish_steps: int = 500,
         comparison_levels: int = 64,
         probe_mazes: int = 400,
-        map_tap: str = "conv3a",
+        map_taps: tuple[str, ...] = ("conv2b", "conv3a"),
         goal_tap: str = "fc1",
         distribution_mode: Literal["easy", "hard"] = "easy",
         seed: int = 0,
@@ -144,11 +145,12 @@ class Retargeting(Study):
         for name in {*taps, *(edited for edited, _ in self.loaded.values())}:
             if name.split(".")[0] in ("logits", "value"):
                 raise ValueError(f"tap {name!r} is none to retarget at: choose one inside the network")
-        check_probe_taps(self.agent, map_tap, goal_tap)
+        check_probe_taps(self.agent, map_taps, goal_tap)
         self.distances, self.max_steps, self.finish_steps = distances, max_steps, finish_steps
         self.seed, self.num_environments = seed, num_environments
         self.precision: Precision = precision
-        self.cache_dir, self.probe_mazes, self.probe_taps = cache_dir, probe_mazes, (map_tap, goal_tap)
+        self.cache_dir, self.probe_mazes = cache_dir, probe_mazes
+        self.map_taps, self.goal_tap = map_taps, goal_tap
         self.searches = [] if self.loaded else [self._search(name) for name in taps]
         for one in self.searches:
             one.check()
@@ -222,7 +224,7 @@ class Retargeting(Study):
         if self.searches:
             tables["frontier"], figures["frontier"] = frontier_table(frontier), draw_frontier(frontier)
         summary |= join_metrics(intervals)
-        page = retargeting_page(self.name, taps, self.probe_taps, summary, tables, figures, list(films))
+        page = retargeting_page(self.name, taps, (self.map_taps, self.goal_tap), summary, tables, figures, list(films))
         weights: dict[str, tuple[nn.Module, dict[str, str]]] = {
             f"edit_{entity}": (edit, self._search(tap).metadata(entity, edit))
             for entity, (tap, edit) in (edits.items() if self.searches else ())
@@ -233,7 +235,7 @@ class Retargeting(Study):
         return EditSearch(
             self.agent, tap, self.search, environment=self.settings, distances=self.distances, seed=self.seed,
             max_steps=self.max_steps, num_environments=self.num_environments, precision=self.precision,
-            cache_dir=self.cache_dir,
+            cache_dir=self.cache_dir, map_taps=self.map_taps,
         )  # fmt: skip
 
     def _perception(self, edits: dict[str, tuple[str, TapEdit]]) -> tuple[dict[str, Interval], Table]:
@@ -247,7 +249,7 @@ class Retargeting(Study):
             )
             for part in (states[: self.probe_mazes], states[self.probe_mazes :])
         )  # fmt: skip
-        return perception_and_goal(self.agent, fitted, tested, edits, *self.probe_taps)
+        return perception_and_goal(self.agent, fitted, tested, edits, self.map_taps, self.goal_tap)
 
     def _compare(self, edits: dict[str, tuple[str, TapEdit]]) -> dict[str, Interval]:
         """How far each edit changes the policy on natural play, where nobody asked for anything."""

@@ -44,23 +44,26 @@ def choice_views(
     return Views(np.stack(frames), label_states(visited), np.array(mazes), pursued[mazes])
 
 
-def check_probe_taps(agent: TappedAgent, map_tap: str, goal_tap: str) -> None:
+def check_probe_taps(agent: TappedAgent, map_taps: Sequence[str], goal_tap: str) -> None:
     """Refuse taps that the probes cannot read.
 
     Raises:
         ValueError: no map of the agent, or no flat tap of its trunk; says which there are.
     """
+    if not map_taps:
+        raise ValueError("map_taps is empty: name at least one map whose cells are read")
     inside = {name: len(shape) for name, shape in agent.taps.items() if name not in ("logits", "value")}
-    for argument, tap, axes, kind in (("map_tap", map_tap, 3, "map"), ("goal_tap", goal_tap, 1, "flat tap")):
+    wanted = [("map_taps", tap, 3, "map") for tap in map_taps] + [("goal_tap", goal_tap, 1, "flat tap")]
+    for argument, tap, axes, kind in wanted:
         if inside.get(tap) != axes:
             there = ", ".join(name for name, number in inside.items() if number == axes)
             raise ValueError(f"{argument} {tap!r} is no {kind} of {agent.architecture}: choose one of {there}")
 
 
-def measurable(agent: TappedAgent, tap: str, map_tap: str, goal_tap: str) -> tuple[bool, bool]:
-    """Whether an edit at a tap can change what is read at `map_tap`, and is not itself what is read at `goal_tap`."""
+def readable_maps(agent: TappedAgent, tap: str, map_taps: Sequence[str]) -> list[str]:
+    """Those maps in which an edit at a tap can change what is read."""
     order = list(agent.taps)
-    return order.index(tap) <= order.index(map_tap), order.index(tap) < order.index(goal_tap)
+    return [name for name in map_taps if order.index(tap) <= order.index(name)]
 
 
 def perception_and_goal(
@@ -68,30 +71,31 @@ def perception_and_goal(
     fitted: Views,
     tested: Views,
     edits: Mapping[str, Edit],
-    map_tap: str = "conv3a",
+    map_taps: Sequence[str] = ("conv2b", "conv3a"),
     goal_tap: str = "fc1",
 ) -> tuple[dict[str, Interval], Table]:
     """Shares of cells read rightly and of frames read as after the asked entity, without and with each edit.
 
     Measured on frames of tested mazes that hold the asked entity and in which the unedited agent goes to the other.
-    An edit behind `map_tap` leaves what is read there as it was, whatever it does, and one at `goal_tap` or behind is
-    not read by way of the agent: what cannot be measured is left out, and the table says so.
+    An edit leaves what is read before it as it was, whatever it does, and one at `goal_tap` or behind is not read by
+    way of the agent: what cannot be measured is left out, and the table says so.
 
     Args:
         agent: whose taps are read.
         fitted, tested: views of different mazes.
         edits: by asked entity.
-        map_tap: a map, of whose cells is asked what lies there.
+        map_taps: maps, of whose cells is asked what lies there.
         goal_tap: a flat tap, of which is asked what is touched next.
     """
+    asked_of = [*(f"seen/{tap}" for tap in map_taps), "pursued"]
     columns = ["entity", "tap", "mazes"]
     for arm in ("unedited", "edited"):
-        for what in ("cells read", "pursues asked"):
+        for what in (*(f"cells read at {tap}" for tap in map_taps), "pursues asked"):
             columns += [f"{what}, {arm}", "low", "high"]
     columns.append("edit of")
     if not (fitted.pursued >= 0).any():  # an agent that touches nothing pursues nothing
         return {}, Table(columns, [])
-    probes = PerceptionProbes(agent, fitted, map_tap, goal_tap)
+    probes = PerceptionProbes(agent, fitted, map_taps, goal_tap)
     clean = probes(tested)
     intervals: dict[str, Interval] = {}
     table: list[list[Cell]] = []
@@ -101,19 +105,30 @@ def perception_and_goal(
         counted = there & (tested.pursued >= 0) & (tested.pursued != asked)
         if not counted.any():
             continue
-        reads = dict(zip(("seen", "pursued"), measurable(agent, edit[0], map_tap, goal_tap), strict=True))
+        can = [f"seen/{tap}" for tap in readable_maps(agent, edit[0], map_taps)]
+        if list(agent.taps).index(edit[0]) < list(agent.taps).index(goal_tap):
+            can.append("pursued")
         row: list[Cell] = [entity, edit[0], len(np.unique(tested.maze[counted]))]
         found: dict[str, Interval] = {}
-        for end, (rows, right, pursued) in (("_before", clean), ("", probes(tested, [edit]))):
-            cells = counted[rows]
-            found[f"seen{end}"] = _share(right[cells], tested.maze[rows[cells]])
+        for end, (right, pursued) in (("_before", clean), ("", probes(tested, [edit]))):
+            for tap, (rows, hits) in right.items():
+                cells = counted[rows]
+                found[f"seen/{tap}{end}"] = _share(hits[cells], tested.maze[rows[cells]])
             found[f"pursued{end}"] = _share(pursued[counted] == asked, tested.maze[counted])
-            for what, can in reads.items():
-                row += found[f"{what}{end}"] if can else ["not measurable", "", ""]
-        intervals |= {f"retarget/{entity}/{name}": one for name, one in found.items() if reads[name.split("_")[0]]}
-        sees = reads["seen"] and abs(found["seen"].value - found["seen_before"].value) > KEPT
-        kind = "perception" if sees else "goal" if found["pursued"].value > 0.5 else "neither"
-        table.append([*row, kind if all(reads.values()) else "not measurable"])
+            for what in asked_of:
+                row += found[f"{what}{end}"] if what in can else ["not measurable", "", ""]
+        intervals |= {
+            f"retarget/{entity}/{what}{end}": found[f"{what}{end}"] for what in can for end in ("_before", "")
+        }
+        changed = [abs(found[what].value - found[f"{what}_before"].value) for what in can if what != "pursued"]
+        kind = (
+            "perception"
+            if any(one > KEPT for one in changed)
+            else "goal"
+            if found["pursued"].value > 0.5
+            else "neither"
+        )
+        table.append([*row, kind if changed and "pursued" in can else "not measurable"])
     return intervals, Table(columns, table)
 
 

@@ -13,7 +13,7 @@ from studies.report import Table
 def retargeting_page(
     agent: str,
     tap: str,
-    probe_taps: tuple[str, str],
+    probe_taps: tuple[Sequence[str], str],
     summary: Mapping[str, float],
     tables: Mapping[str, Table],
     figures: Mapping[str, Figure],
@@ -27,7 +27,7 @@ def retargeting_page(
         probe_taps: where perception and goal are read.
         summary, tables, figures, films: of the report.
     """
-    map_tap, goal_tap = probe_taps
+    maps, goal_tap = " and ".join(probe_taps[0]), probe_taps[1]
     text = [
         f"Agent {agent}. In each maze two of the keys and the gem can be fetched at once, in different directions. "
         f"An edit at the tap {tap}, fixed by the name of an entity alone, is to send the agent to that entity first. "
@@ -51,12 +51,12 @@ def retargeting_page(
         "perception": (
             "Seen or wanted",
             [
-                f"Linear probes fitted on untouched play: of what lies in a cell (at {map_tap}), and of what will be "
+                f"Linear probes fitted on untouched play: of what lies in a cell (at {maps}), and of what will be "
                 f"touched next (at {goal_tap}). An edit of the goal alone leaves the first within 2 points and turns "
                 "the second to the asked entity; an edit that changes the first changes what the agent sees.",
-                f"Not measurable by these probes: what an edit behind {map_tap} does to the first, for nothing before "
-                f"the edit can change, and what one at {goal_tap} or behind does to the second, for there the edit "
-                "itself would be read.",
+                "Not measurable by these probes: what an edit behind a map does to what is read of that, for nothing "
+                f"before the edit can change, and what one at {goal_tap} or behind does to the second, for there the "
+                "edit itself would be read.",
             ],
         ),
         "preference": ("What the unedited agent does", ["Which of the two it touches first."]),

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -19,10 +19,12 @@ from interpretability.asked_moves import AskedMoves, asked_moves, own_moves
 from interpretability.choices import Choices, play_choices
 from interpretability.edit_search import NORM_FRAMES, FoundEdit, change_norm, edit_size, search_edit, search_learned
 from interpretability.episodes import first_states
+from interpretability.perception import CellReader, cell_readers
 from networks import Edit, Precision, TappedAgent, save_weights
 from networks.channel_edit import MixingEdit, RepaintEdit, TapEdit, load_edit
 from networks.weights import read_weights, write_atomically
 from studies.arguments import check_at_least_one, check_not_negative
+from studies.retargeting_goal import choice_views, readable_maps
 
 _DRAWN = 4  # times as many mazes are looked through for those in which the unedited agent goes elsewhere
 
@@ -47,6 +49,8 @@ class SearchSettings:
         rounds: how often the agent plays with an edit while that is fitted, to learn from its mistakes; not channels.
         played: mazes that it plays each time.
         sparsity: weight of the penalty on the change of channels; the others have none.
+        keep_seen: weight of the penalty on the change of what readers of the study's map taps see (`seen_change`), so
+            that what is found is an edit of the goal rather than of what is seen; 0 for none; not of channels.
         keep: taken is the smallest edit that reaches its entity in this part of as many validating mazes as the best,
             and of several taps the earliest that has such a one.
         taps: where edits are searched, instead of at the study's one tap.
@@ -66,6 +70,7 @@ class SearchSettings:
     rounds: int = 4
     played: int = 200
     sparsity: float = 0.02
+    keep_seen: float = 0.0
     keep: float = 0.98
     taps: tuple[str, ...] | None = None
 
@@ -80,6 +85,8 @@ class SearchSettings:
             raise ValueError("search.unit_counts is empty: name at least one size of edits")
         check_at_least_one({"search.unit_counts": min(self.unit_counts)})
         check_not_negative({"search.rounds": self.rounds})
+        if self.keep_seen < 0 or (self.keep_seen > 0 and self.kind == "channels"):
+            raise ValueError(f"search.keep_seen {self.keep_seen} must not be negative, and is not for kind channels")
         if self.sparsity < 0 or not 0 < self.keep <= 1:
             raise ValueError(f"search.sparsity {self.sparsity} must not be negative, search.keep {self.keep} in 0 to 1")
         if self.taps is not None and len(set(self.taps)) != max(1, len(self.taps)):
@@ -121,6 +128,7 @@ class EditSearch:
         max_steps: without a touch until here is a failure.
         num_environments, precision: of play.
         cache_dir: folder in which every edit is kept as soon as it is found.
+        map_taps: maps in which `search.keep_seen` keeps what is seen; those before the tap do not change anyway.
 
     Attributes:
         sizes: of edits that are searched; of single channels no more than the tap has.
@@ -139,6 +147,7 @@ class EditSearch:
         num_environments: int,
         precision: Precision,
         cache_dir: str | Path,
+        map_taps: Sequence[str] = (),
     ) -> None:
         units = agent.taps[tap][0]
         fit = search.kind != "channels"
@@ -147,11 +156,16 @@ class EditSearch:
         self.settings, self.distances, self.seed = environment, distances, seed
         self.max_steps, self.num_environments = max_steps, num_environments
         self.precision: Precision = precision
+        self.map_taps = readable_maps(agent, tap, map_taps) if search.keep_seen > 0 else []
         described = dataclasses.asdict(search)
         for without in ("keep", "taps", "unit_counts"):
             described.pop(without)  # they decide nothing about a single edit
         if not search.elsewhere:
             described.pop("elsewhere")  # what was found before there was a choice is found again
+        if search.keep_seen > 0:
+            described["map_taps"] = self.map_taps
+        else:
+            described.pop("keep_seen")
         self._folder = Kept(
             cache_dir,
             {
@@ -170,6 +184,8 @@ class EditSearch:
         units = self.agent.taps[self.tap][0]
         if max(self.search.written or (0,)) >= units:
             raise ValueError(f"search.written {self.search.written}: {self.tap} has units 0 to {units - 1}")
+        if self.search.keep_seen > 0 and not self.map_taps:
+            raise ValueError(f"search.keep_seen: none of map_taps lies at {self.tap} or behind: name one that does")
         if not self.sizes:
             raise ValueError(f"search.unit_counts {self.search.unit_counts}: {self.tap} has {units} units, name fewer")
 
@@ -252,7 +268,7 @@ class EditSearch:
                 sparsity=search.sparsity, seed=self.seed,
             )  # fmt: skip
             return
-        units = self.agent.taps[self.tap][0]
+        units, readers = self.agent.taps[self.tap][0], self._readers(tuned)
         for size in sizes:
             fresh = (
                 MixingEdit(units, size, self.seed)
@@ -271,8 +287,19 @@ class EditSearch:
 
             yield from search_learned(
                 self.agent, self.tap, {size: fresh}, *parts, steps=search.steps, seed=self.seed, play=play,
-                rounds=search.rounds, precision=self.precision, progress=entity,
+                rounds=search.rounds, readers=readers, keep_seen=search.keep_seen, precision=self.precision,
+                progress=entity,
             )  # fmt: skip
+
+    def _readers(self, mazes: list[State]) -> dict[str, CellReader]:
+        """What is to be seen as before, fitted on the unedited agent's play."""
+        if not self.map_taps:
+            return {}
+        views = choice_views(
+            self.agent, [maze.to_bytes() for maze in mazes], settings=self.settings, seed=self.seed,
+            num_environments=self.num_environments, max_steps=self.max_steps, precision=self.precision,
+        )  # fmt: skip
+        return cell_readers(self.agent, views, self.map_taps, self.seed)
 
     def _judged(self, found: Iterator[FoundEdit], entity: str, mazes: list[State]) -> Iterator[FoundEdit]:
         """Each with the share of mazes in which it reaches the entity, wherever the unedited agent goes."""

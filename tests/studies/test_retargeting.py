@@ -10,8 +10,9 @@ from environments import EnvironmentSettings, State
 from environments.heist import ENTITIES, label_states
 from environments.levels import TRAINING_START
 from interpretability.choices import GEM, Choices
-from interpretability.edit_search import FoundEdit
+from interpretability.edit_search import FoundEdit, seen_change
 from interpretability.episodes import first_states
+from interpretability.perception import cell_readers
 from networks import ChannelEdit, CustomCNN, ResidualImpala, load_agent, save_weights
 from studies import retargeting
 from studies.retargeting import Retargeting
@@ -63,10 +64,10 @@ def test_an_edit_that_does_nothing_redirects_nobody(agent: str, tmp_path: Path) 
         assert summary[f"retarget/{entity}/units"] == summary[f"retarget/{entity}/size"] == 1
         assert summary[f"retarget/{entity}/norm"] == pytest.approx(1e-9, rel=1e-3), "one channel's shift everywhere"
         assert 0 <= summary[f"retarget/{entity}/random_agent"] <= 1
-    read = [entity for entity in ASKED if f"retarget/{entity}/seen" in summary]
+    read = [entity for entity in ASKED if f"retarget/{entity}/seen/conv3a" in summary]
     assert read
     for entity in read:
-        for probe in ("seen", "pursued"):
+        for probe in ("seen/conv2b", "seen/conv3a", "pursued"):
             assert summary[f"retarget/{entity}/{probe}"] == summary[f"retarget/{entity}/{probe}_before"]
     for entity in counted:
         arms = {arm: [0.0, 0.0, 0.0] for arm in ("edit", "agent of random weights", "no edit, other noise")}
@@ -185,6 +186,27 @@ def test_an_edit_that_is_loaded_is_measured_as_the_search_measured_it(agent: str
     assert search.measure("red_key", found.edit) == (3, found.norm)
 
 
+def test_an_edit_is_found_that_keeps_what_is_seen(agent: str, tmp_path: Path) -> None:
+    """The same search with and without the penalty: what readers see changes less with it."""
+    loaded = load_agent(agent)
+    changes = []
+    for weight in (0.0, 100.0):
+        settings = SearchSettings(mazes=48, places=4, steps=60, rounds=0, unit_counts=(4,), keep_seen=weight)
+        study = Retargeting(agent, search=settings, tap="conv2b", distances=(1, 1), cache_dir=str(tmp_path), **SMALL)
+        search = study.searches[0]
+        search._judged = lambda found, *given: found  # type: ignore[method-assign, assignment]
+        (found,) = search("red_key")
+        tuned = search._tuning_mazes("red_key")[0]
+        views = choice_views(
+            loaded, [maze.to_bytes() for maze in tuned], settings=search.settings, seed=0, num_environments=24,
+            max_steps=12, precision="fp32",
+        )  # fmt: skip
+        readers = cell_readers(loaded, views, study.map_taps)
+        frames = torch.from_numpy(views.frames)
+        changes.append(float(seen_change(loaded, "conv2b", found.edit, frames, readers)))
+    assert changes[1] < changes[0] / 4
+
+
 def test_probes_say_what_they_cannot_measure(agent: str) -> None:
     loaded = load_agent(agent)
     bases = first_states(range(24), EnvironmentSettings())
@@ -196,11 +218,11 @@ def test_probes_say_what_they_cannot_measure(agent: str) -> None:
              "red_key": ("fc1", ChannelEdit(256))}  # fmt: skip
     intervals, table = perception_and_goal(loaded, views, views, edits)
     measured = {name.removeprefix("retarget/") for name in intervals if not name.endswith("before")}
-    assert measured == {"blue_key/seen", "blue_key/pursued", "green_key/pursued"}
+    assert measured == {"blue_key/seen/conv3a", "blue_key/pursued", "green_key/pursued"}
     assert [row[-1] for row in table.rows] == ["neither", "not measurable", "not measurable"]
-    assert [row.count("not measurable") for row in table.rows] == [0, 3, 5]
-    intervals, _ = perception_and_goal(loaded, views, views, edits, "pool3", "fc2")
-    assert "retarget/green_key/seen" in intervals
+    assert [row.count("not measurable") for row in table.rows] == [2, 5, 7]
+    intervals, _ = perception_and_goal(loaded, views, views, edits, ["pool3"], "fc2")
+    assert "retarget/green_key/seen/pool3" in intervals
     assert "retarget/red_key/pursued" in intervals
     nothing = dataclasses.replace(views, pursued=np.full(len(views.pursued), -1))
     assert perception_and_goal(loaded, nothing, views, edits)[1].rows == [], "nobody pursues anything"
@@ -221,7 +243,7 @@ def test_searches_several_taps_and_takes_the_earliest_that_works(agent: str, tmp
     assert {row[1] for row in report.tables["frontier"].rows} == {"pool1", "conv4a"}
     assert {known["tap"] for _, known in report.weights.values()} == {"conv4a"}
     assert "not measurable" in report.pages["retargeting"]
-    assert not any(name.endswith("/seen") for name in report.summary)
+    assert not any("/seen" in name for name in report.summary)
 
 
 def never(*given: object) -> None:
@@ -235,7 +257,7 @@ def test_refuses_what_cannot_be_asked(agent: str, tmp_path: Path) -> None:
         Retargeting(agent, edits=[saved(tmp_path, agent, "gem")], **SMALL)
     with pytest.raises(ValueError, match="'logits' is none to retarget at"):
         Retargeting(agent, edits=[saved(tmp_path, agent, entity, "logits") for entity in ASKED], **SMALL)
-    for wrong in ({"kernel": 2}, {"unit_counts": ()}, {"unit_counts": (0,)}, {"rounds": -1}, {"keep": 0.0}):
+    for wrong in ({"kernel": 2}, {"unit_counts": ()}, {"unit_counts": (0,)}, {"rounds": -1}, {"keep": 0.0}, {"keep_seen": -1.0}):
         with pytest.raises(ValueError, match=rf"search\.{next(iter(wrong))}"):
             SearchSettings(**wrong)
     for wrong, said in (
@@ -244,7 +266,9 @@ def test_refuses_what_cannot_be_asked(agent: str, tmp_path: Path) -> None:
         ({"search": SearchSettings(written=(40,))}, r"search\.written .*units 0 to 15"),
         ({"search": SearchSettings(kind="channels", unit_counts=(20,))}, r"search\.unit_counts .*16 units"),
         ({"search": SearchSettings(taps=("pool1", "conv9"))}, "has no tap 'conv9'"),
-        ({"map_tap": "fc1"}, "map_tap 'fc1' is no map of CustomCNN: choose one of conv1a.pre"),
+        ({"map_taps": ("fc1",)}, "map_taps 'fc1' is no map of CustomCNN: choose one of conv1a.pre"),
+        ({"map_taps": ()}, "map_taps is empty"),
+        ({"tap": "conv4a", "search": SearchSettings(keep_seen=1.0)}, "none of map_taps lies at conv4a or behind"),
         ({"goal_tap": "value"}, "goal_tap 'value' is no flat tap"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -254,7 +278,7 @@ def test_refuses_what_cannot_be_asked(agent: str, tmp_path: Path) -> None:
 def test_an_agent_without_the_probes_taps_is_refused_before_any_work(tmp_path: Path) -> None:
     save_weights(tmp_path / "residual.safetensors", ResidualImpala(), {})
     agent = str(tmp_path / "residual.safetensors")
-    with pytest.raises(ValueError, match=r"map_tap 'conv3a' is no map of ResidualImpala: choose one of .*seq2\.block2"):
+    with pytest.raises(ValueError, match=r"map_taps 'conv2b' is no map of ResidualImpala: choose one of .*seq2\.block2"):
         Retargeting(agent, tap="seq1.block1", **SMALL)
-    study = Retargeting(agent, tap="seq1.block1", map_tap="seq2.block2", goal_tap="fc1", **SMALL)
+    study = Retargeting(agent, tap="seq1.block1", map_taps=("seq2.block2",), goal_tap="fc1", **SMALL)
     assert study.searches[0].tap == "seq1.block1"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from commands import USER_ERRORS, OneMessageParser, config_files, one_line, quieten
+from commands import USER_ERRORS, OneMessageParser, compute_exactly, config_files, one_line, quieten
 from runs import continue_run, start_run
 from studies import Study, StudyList
 from studies.plain_page import with_pages
@@ -29,6 +29,7 @@ def build_parser() -> OneMessageParser:
 def main(args: list[str] | None = None) -> int:
     """Parse, check, run the study, write and print its report; returns the exit code."""
     quieten()
+    compute_exactly()
     arguments = sys.argv[1:] if args is None else args
     parser = build_parser()
     config = parser.parse_args(arguments)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NoReturn
 
+import torch
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
@@ -50,6 +51,11 @@ def quieten() -> None:
         "(?s).*ModelCheckpoint with manual optimization.*",  # a probe's step is whole before it is counted
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def compute_exactly() -> None:
+    """Let float32 be float32 on a GPU too, whose convolutions would round what they are given to 10 bits."""
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def config_files(args: Sequence[str]) -> list[str]:

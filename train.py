@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks import RunSummary
-from commands import USER_ERRORS, OneMessageParser, config_files, one_line, quieten
+from commands import USER_ERRORS, OneMessageParser, compute_exactly, config_files, one_line, quieten
 from runs import Run, claim_run
 
 
@@ -57,6 +57,7 @@ class TrainCLI(LightningCLI):
 def main(args: list[str] | None = None) -> int:
     """Parse, fit, validate and test with the final weights, summarise; returns the exit code."""
     quieten()
+    compute_exactly()
     summary = RunSummary()
     cli: TrainCLI | None = None
     try:

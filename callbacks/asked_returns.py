@@ -92,14 +92,18 @@ class AskedReturns(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Play before every so-many-th epoch."""
         if trainer.current_epoch > 0 and trainer.current_epoch % self.every_n_epochs == 0:
-            self._play(trainer, pl_module)
+            self._log(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Play with the final weights."""
-        self._play(trainer, pl_module)
+        self._log(trainer, pl_module)
+
+    def _log(self, trainer: Trainer, module: Any) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # Lightning has all ranks ask, or the one waits
+        log_now(trainer, self._play(trainer, module, folder / "figures"), trainer.global_step)
 
     @rank_zero_only
-    def _play(self, trainer: Trainer, module: Any) -> None:
+    def _play(self, trainer: Trainer, module: Any, folder: Path) -> dict[str, float]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         twin = copy.copy(module.agent)  # shares everything but the compiled call
         precision = trainer_precision(trainer)
@@ -114,11 +118,12 @@ class AskedReturns(Callback):
             precision=precision,
             progress=trainer.progress_bar_callback is not None,
         )
-        metrics = self.play.metrics()
-        log_now(trainer, metrics, trainer.global_step)
-        self._draw(trainer, twin, data.environment, precision)
+        self._draw(trainer, twin, data.environment, precision, folder)
+        return self.play.metrics()
 
-    def _draw(self, trainer: Trainer, network: DecisionTransformer, settings: Any, precision: Precision) -> None:
+    def _draw(
+        self, trainer: Trainer, network: DecisionTransformer, settings: Any, precision: Precision, folder: Path
+    ) -> None:
         assert self.play is not None
         title = f"step {trainer.global_step}"
         shown = replays(self.play, settings, min(self.replayed, len(self.levels)))
@@ -132,7 +137,6 @@ class AskedReturns(Callback):
         }
         if len(self.play.asked) > 1:
             figures["asked_returns"] = draw_asked(self.play, title)
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "figures"
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=110)

@@ -77,14 +77,19 @@ class HeldOutPlay(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Play before every so-many-th epoch."""
         if trainer.current_epoch % self.every_n_epochs == 0:
-            self._play(trainer, pl_module)
+            self._log(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Play with the final weights."""
-        self._play(trainer, pl_module)
+        self._log(trainer, pl_module)
+
+    def _log(self, trainer: Trainer, module: Any) -> None:
+        # the values belong to the frames played so far, which `self.log` could not say
+        frames = getattr(trainer.datamodule, "env_steps", trainer.global_step)  # type: ignore[attr-defined]
+        log_now(trainer, self._play(trainer, module), frames)
 
     @rank_zero_only
-    def _play(self, trainer: Trainer, module: Any) -> None:
+    def _play(self, trainer: Trainer, module: Any) -> dict[str, float]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         twin = copy.copy(module.agent)  # shares everything but the compiled call: other batch sizes recompile nothing
         self.episodes = play_episodes(
@@ -102,5 +107,4 @@ class HeldOutPlay(Callback):
         trained = trainer.callback_metrics.get("agent/return")
         if trained is not None:
             metrics["held_out/gap"] = float(trained) - metrics["held_out/return"]
-        # the values belong to the frames played so far, which `self.log` could not say
-        log_now(trainer, metrics, getattr(data, "env_steps", trainer.global_step))
+        return metrics

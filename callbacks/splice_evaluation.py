@@ -75,11 +75,11 @@ class SpliceEvaluation(Callback):
             return
         self._validations += 1
         if self._validations % self.every_n_validations == 0:
-            self._evaluate(trainer, pl_module)
+            log_now(trainer, self._evaluate(trainer, pl_module), trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate with the final weights."""
-        self._evaluate(trainer, pl_module)
+        log_now(trainer, self._evaluate(trainer, pl_module), trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         """How many validations there were, so that a resumed run keeps the rhythm."""
@@ -90,7 +90,7 @@ class SpliceEvaluation(Callback):
         self._validations = state_dict["validations"]
 
     @rank_zero_only
-    def _evaluate(self, trainer: Trainer, module: Any) -> None:
+    def _evaluate(self, trainer: Trainer, module: Any) -> dict[str, float]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.result = evaluate_splice(
             data.agent.to(module.device),
@@ -106,5 +106,4 @@ class SpliceEvaluation(Callback):
             compare_every=self.compare_every,
             progress=trainer.progress_bar_callback is not None,
         )
-        metrics = self.result.metrics()
-        log_now(trainer, metrics, trainer.global_step)
+        return self.result.metrics()

@@ -1,6 +1,7 @@
 """What several callbacks ask of a trainer."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -13,8 +14,15 @@ def trainer_precision(trainer: Trainer) -> Precision:
     return "bf16" if str(trainer.precision).startswith("bf16") else "fp32"
 
 
-def log_now(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
-    """Log numbers of one moment at a given step, in hooks where `self.log` is not allowed or would average."""
+def log_now(trainer: Trainer, metrics: Mapping[str, float] | None, step: int) -> None:
+    """Log numbers of one moment at a given step, in hooks where `self.log` is not allowed or would average.
+
+    Every rank calls this and learns the numbers of the first, so that all decide alike what hangs on them (which
+    checkpoint is the best, when to stop); the others give None.
+    """
+    strategy: Any = trainer.strategy
+    metrics = strategy.broadcast(metrics)
+    assert metrics is not None
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
     for logger in trainer.loggers:
         logger.log_metrics(dict(metrics), step=step)

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from datamodules.ranks import rank, world_size
 from environments import FRAME_SHAPE, NUM_ACTIONS, EnvironmentSettings, State, VectorEnvironment
 from environments.heist import DIRECTION_ACTIONS, label_states, scatter_player
 from networks import Policy, Precision, autocast, sample_actions
@@ -120,15 +121,6 @@ class ImitationDataModule(L.LightningDataModule):
         self._env: VectorEnvironment | None = None
         self._rng = np.random.default_rng(seed)
 
-    def setup(self, stage: str) -> None:
-        """Make the environments in the process that plays them."""
-        if self._env is None:
-            rank = self.trainer.global_rank if self.trainer else 0
-            self._rng = np.random.default_rng([self.seed, rank, self.env_steps])
-            seed = int(self._rng.integers(2**31 - 1))
-            self._env = VectorEnvironment(self.environment, self.num_environments, seed)
-            self._position = np.zeros((self.num_environments, 2))
-
     def train_dataloader(self) -> DataLoader[ImitationBatch]:
         """Whole batches; each pass over the loader plays one epoch first."""
         return DataLoader(_Epoch(self), batch_size=None)
@@ -149,9 +141,12 @@ class ImitationDataModule(L.LightningDataModule):
 
     def batches(self) -> Iterator[ImitationBatch]:
         """Play one epoch, then yield its frames in random order, as often as asked for."""
-        assert self._env is not None
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
+        if self._env is None:  # only now is it known how many frames a resumed run has played
+            self._rng = np.random.default_rng([self.seed, rank(), self.env_steps])
+            self._env = VectorEnvironment(self.environment, self.num_environments, int(self._rng.integers(2**31 - 1)))
+            self._position = np.zeros((self.num_environments, 2))
         self._play(self._env, module.agent, module.device)
         generator = torch.Generator().manual_seed(int(self._rng.integers(2**63 - 1)))
         for _ in range(self.samples_per_frame):
@@ -194,7 +189,7 @@ class ImitationDataModule(L.LightningDataModule):
             actions[leaves] = -1  # the next level
             self._position = positions
             env.act(actions)
-            self.env_steps += self.num_environments
+            self.env_steps += self.num_environments * world_size()
         self.statistics = PlayStatistics(accepted / judged if judged else float("nan"), self.env_steps)
 
 

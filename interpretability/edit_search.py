@@ -150,6 +150,8 @@ def search_learned(
     """
     _counts(agent, tap, [1])
     plays = [] if play is None else [steps * part // (rounds + 1) for part in range(1, rounds + 1)]
+    for reader in (readers or {}).values():
+        reader.to(next(agent.parameters()).device)
     for size, edit in edits.items():
         edit.to(next(agent.parameters()).device)
         parameters = list(edit.parameters())

@@ -105,7 +105,11 @@ class CellReader(nn.Module):
         kernel: int = 3,
     ) -> None:
         super().__init__()
-        around = F.unfold(maps, kernel, padding=kernel // 2)[rows, :, places]
+        around = torch.empty(len(rows), maps.shape[1] * kernel**2)
+        for start in range(0, len(maps), _BATCH):  # all at once would be nine times the maps
+            here = np.flatnonzero((start <= rows) & (rows < start + _BATCH))
+            unfolded = F.unfold(maps[start : start + _BATCH], kernel, padding=kernel // 2)
+            around[here] = unfolded[rows[here] - start, :, places[here]]
         mean, std = around.mean(0), around.std(0).clamp(min=1e-6)
         fitted = LogisticRegression(C=_STRENGTH, max_iter=500).fit(((around - mean) / std).numpy(), classes)
         known = fitted.classes_ if len(fitted.classes_) > 2 else fitted.classes_[1:]  # of two, the first has scores 0

@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
@@ -42,6 +42,10 @@ class BehaviourCloning(L.LightningModule):
             load_into(self.agent, tensors, weights)
             self._parent = parent(hash_tensors(tensors), metadata)
         convert_conv2d_weight_memory_format(self.agent, torch.channels_last)
+        _, value = self.agent.heads()  # learns nothing here, which several processes would wait for
+        assert isinstance(value, nn.Module)
+        for parameter in value.parameters():
+            parameter.requires_grad_(False)
         self.learning_rate = learning_rate
         self.compile_agent = compile
 
@@ -86,7 +90,8 @@ class BehaviourCloning(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Adam with a cosine over the whole run."""
-        optimiser = torch.optim.Adam(self.agent.parameters(), lr=self.learning_rate)
+        learning = [parameter for parameter in self.agent.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.Adam(learning, lr=self.learning_rate)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -130,8 +130,9 @@ class LinearProbe(LightningModule):
 
     def training_step(self, batch: ProbeBatch, batch_idx: int) -> None:
         """Fit everything that is to be read from one subject."""
-        for form, seen in self._views(batch.subject):
-            self._fit(seen_as(batch, seen), form)
+        with torch.autocast(self.device.type, enabled=False):  # in float32 whatever the Trainer's precision
+            for form, seen in self._views(batch.subject):
+                self._fit(seen_as(batch, seen), form)
         optimiser: Any = self.optimizers()
         optimiser.step()  # nothing is left for it to do: Lightning counts steps, and saves checkpoints, by it
 
@@ -147,10 +148,11 @@ class LinearProbe(LightningModule):
             truth = self._truth(examples, form, seen)
             for network in self._networks(seen):
                 readout = self.readout(seen.tap, form, network)
-                parts = [
-                    nn.functional.linear(readout.features(acts.to(self.device)), readout.weight, readout.bias).cpu()
-                    for acts in examples.activations.split(_AT_ONCE)
-                ]
+                with torch.autocast(self.device.type, enabled=False):
+                    parts = [
+                        nn.functional.linear(readout.features(acts.to(self.device)), readout.weight, readout.bias).cpu()
+                        for acts in examples.activations.split(_AT_ONCE)
+                    ]
                 self._book.add(network, readout, torch.cat(parts), truth, examples.levels)
 
     def on_test_epoch_end(self) -> None:

@@ -224,7 +224,9 @@ class Retargeting(Study):
         if self.searches:
             tables["frontier"], figures["frontier"] = frontier_table(frontier), draw_frontier(frontier)
         summary |= join_metrics(intervals)
-        page = retargeting_page(self.name, taps, (self.map_taps, self.goal_tap), summary, tables, figures, list(films))
+        page = retargeting_page(self.name, taps, (self.map_taps, self.goal_tap), summary, tables, figures, list(films),
+            kept_seen=bool(self.searches) and self.search.keep_seen > 0,
+        )  # fmt: skip
         weights: dict[str, tuple[nn.Module, dict[str, str]]] = {
             f"edit_{entity}": (edit, self._search(tap).metadata(entity, edit))
             for entity, (tap, edit) in (edits.items() if self.searches else ())

@@ -18,6 +18,7 @@ def retargeting_page(
     tables: Mapping[str, Table],
     figures: Mapping[str, Figure],
     films: Sequence[str],
+    kept_seen: bool,
 ) -> str:
     """The page of the study: what was asked, what came of it, and what each arm is.
 
@@ -26,6 +27,7 @@ def retargeting_page(
         tap: where the edits are, in words.
         probe_taps: where perception and goal are read.
         summary, tables, figures, films: of the report.
+        kept_seen: whether edits were searched that leave what such probes read as it is.
     """
     maps, goal_tap = " and ".join(probe_taps[0]), probe_taps[1]
     text = [
@@ -69,6 +71,12 @@ def retargeting_page(
             ],
         ),
     }
+    if kept_seen:
+        headings["perception"][1].append(
+            "The edits were searched to leave what such probes read as it is, so that these say less than they would: "
+            "what other probes, or the network itself, see may have changed. Compare a search without "
+            "search.keep_seen."
+        )
     sections = [
         Section(
             heading, paragraphs, [(heading, figures[name])] if name in figures else [], tables[name].columns,

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks import AgentExport
+from callbacks import AgentExport, HeldOutPlay
 from datamodules import RolloutDataModule
 from datamodules.advantages import RewardNormaliser
 from datamodules.ranks import rank
@@ -71,10 +71,12 @@ class Terminate(Callback):
 def fit(folder: Path, clone: str, callbacks: list[Callback], ckpt_path: Path | None = None) -> PPOImpala:
     torch.manual_seed(0)
     module = PPOImpala(CustomCNN(), warm_start=clone, **WARM)
+    played = HeldOutPlay(2, every_n_epochs=1, num_environments=2, max_steps=3)  # by the first rank; all judge by it
+    best = ModelCheckpoint(folder / "best", monitor="held_out/return")
     trainer = Trainer(
         accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, gradient_clip_val=0.5, logger=False,
         default_root_dir=folder, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[*callbacks, AgentExport(1), ModelCheckpoint(folder, save_last=True, every_n_epochs=2)],
+        callbacks=[*callbacks, played, best, AgentExport(1), ModelCheckpoint(folder, save_last=True, every_n_epochs=2)],
     )  # fmt: skip
     trainer.fit(module, datamodule=RolloutDataModule(**SIZES), ckpt_path=ckpt_path, weights_only=True)
     return module

@@ -76,7 +76,7 @@ def test_a_resumed_run_plays_when_the_whole_one_would(tmp_path):
     fit(tmp_path, [HeldOutPlay(every_n_epochs=2, **FEW)], epochs=1)
     callback = HeldOutPlay(every_n_epochs=2, **FEW)
     played = []
-    callback._play = lambda trainer, module: played.append(trainer.datamodule.env_steps)
+    callback._play = lambda trainer, module: played.append(trainer.datamodule.env_steps) or {}
     fit(tmp_path, [callback], epochs=4, ckpt_path=tmp_path / "ppo/run/checkpoints/last.ckpt")
     assert played == [2 * FRAMES, 4 * FRAMES]
 

@@ -73,7 +73,7 @@ def test_evaluates_at_the_end_and_every_so_many_validations(tmp_path, monkeypatc
     steps = []
     evaluate = callback._evaluate
     monkeypatch.setattr(
-        callback, "_evaluate", lambda trainer, module: (steps.append(trainer.global_step), evaluate(trainer, module))
+        callback, "_evaluate", lambda trainer, module: steps.append(trainer.global_step) or evaluate(trainer, module)
     )
     trainer, _ = fit(tmp_path, [callback])
     assert steps == [8, 8]  # after the second validation, and with the final weights

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from datamodules import ImitationDataModule
+from datamodules import ImitationDataModule, imitation
 from datamodules.imitation import target_distribution
 from environments import EnvironmentSettings
 from environments.heist import label_states
@@ -118,6 +118,23 @@ def test_levels_begin_in_the_middle():
         data.teardown("fit")
     assert held[0.0] == 0
     assert held[1.0] > 0.2
+
+
+def test_a_resumed_run_plays_other_levels_and_counts_all_ranks_frames(monkeypatch):
+    def first_frames(env_steps):
+        data = small()
+        attach(data, Still())
+        data.load_state_dict({"env_steps": env_steps})  # after setup, as Lightning does
+        next(data.batches())
+        data.teardown("fit")
+        return data._frames[:8].clone(), data.env_steps
+
+    (begun, played), (again, _), (resumed, _) = first_frames(0), first_frames(0), first_frames(32)
+    assert played == 32
+    assert torch.equal(begun, again)
+    assert not torch.equal(begun, resumed)
+    monkeypatch.setattr(imitation, "world_size", lambda: 2)
+    assert first_frames(0)[1] == 64
 
 
 def test_levels_are_left():

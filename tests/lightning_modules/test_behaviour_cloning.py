@@ -35,6 +35,16 @@ def test_it_learns_a_few_frames_by_heart():
     assert module.agent_metadata()["environment"]["game"] == "heist"
 
 
+def test_all_that_learns_has_a_part_in_the_loss():
+    """Several processes wait for every gradient."""
+    module = BehaviourCloning(compile=False)
+    logits = module.agent(torch.zeros(2, 64, 64, 3, dtype=torch.uint8)).logits
+    torch.nn.functional.cross_entropy(logits, torch.full((2, 15), 1 / 15)).backward()
+    learns = {name for name, parameter in module.agent.named_parameters() if parameter.requires_grad}
+    assert learns == {name for name, parameter in module.agent.named_parameters() if parameter.grad is not None}
+    assert "value_fc.weight" not in learns
+
+
 def test_it_goes_on_from_a_saved_agent(tmp_path):
     torch.manual_seed(1)
     saved = CustomCNN()

@@ -72,6 +72,7 @@ def test_ranks_stay_alike(ranks):
     assert differences(one["optimiser"], other["optimiser"]) == []
     assert ranks[0]["metrics"] == ranks[1]["metrics"]
     assert ranks[0]["metrics"]["env_steps"] == 2 * FRAMES
+    assert "held_out/return" in ranks[0]["metrics"]
     assert all(ranks[0]["metrics"][f"ppo/{name}"] != 0 for name in ("policy_loss", "value_loss", "reference_kl"))
 
 

@@ -1,8 +1,9 @@
 // One training step of a sparse autoencoder on rows of activations: its losses and their gradients, on a CPU.
 //
-// The encoder is dense. Everything after it (the reconstruction and all gradients) touches active latents only, of
-// which there are few, so that a step costs little more than the encoder's matrix product. Written with vector types
-// that every compiler maps to what the machine has. CHANNELS and LATENTS are set when this is compiled.
+// The encoder is dense. Everything after it (the reconstruction and all gradients) touches active latents only, so that
+// a step in which they are few costs little more than the encoder's matrix product; where they are many and the
+// processor multiplies matrices by itself, `sae_kernel_tiles.h` computes all of them. Written with vector types that
+// every compiler maps to what the machine has. CHANNELS and LATENTS are set when this is compiled.
 
 #include <algorithm>
 #include <cfloat>
@@ -71,12 +72,13 @@ struct Sums {
   std::vector<double> products;  // with a knee: of 1 + size / knee, whose logarithm is the penalty
   double squares = 0, penalties = 0;
 
-  Sums() : encoder(F * CV), decoder(F * CV), decoder_bias(CV), encoder_bias(FP), sizes(FP), fired(FP), products(FP, 1.0) {}
+  Sums()
+      : encoder(F * CV), decoder(F * CV), decoder_bias(CV), encoder_bias(FP), sizes(FP), fired(FP), products(FP, 1.0) {}
 };
 
 constexpr double LARGE = 1e200;  // leaves room for two more float32 factors
 
-// So that the product does not overflow.
+// Before the product overflows; a latent that was never active may have no direction at all.
 inline void take_logarithm(const Weights& weights, int f, Sums& sums) {
   if (!(sums.products[f] > 1)) return;
   sums.penalties += weights.slopes[f] / weights.norms[f] * weights.knee * std::log(sums.products[f]);
@@ -259,9 +261,9 @@ void step_row(const float* input, const float* latents, const int* active, int f
   }
 }
 
-#ifdef __AMX_BF16__
+#if defined(__AMX_BF16__) && defined(__AVX512BW__) && defined(__linux__)
 #include "sae_kernel_tiles.h"
-#else
+#else  // the same that is never the faster way
 struct TileWeights {};
 struct TileBlock {
   TileBlock(const Weights&, const TileWeights&) {}

@@ -1,8 +1,9 @@
 """The training step of an autoencoder on a CPU, as one compiled function (`sae_kernel.cpp`).
 
 A batch of rows keeps few latents active, so decoding and all gradients need a fraction of the dense arithmetic, which
-torch's operations would do in full. The function is compiled on first use for the numbers of channels and latents at
-hand, by the C++ compiler that `torch.compile` uses, and kept in the user's cache folder.
+torch's operations would do in full; where many are active, a processor's matrix tiles do it (`sae_kernel_tiles.h`). The
+function is compiled on first use for the numbers of channels and latents at hand, by the C++ compiler that
+`torch.compile` uses, and kept in the user's cache folder.
 """
 
 import ctypes

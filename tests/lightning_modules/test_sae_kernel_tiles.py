@@ -61,7 +61,7 @@ KINDS = [
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("bias", [-1.5, 0.0], ids=["few", "many"])
-@pytest.mark.parametrize("channels, expansion", [(3, 4), (32, 4), (33, 4), (64, 8)])
+@pytest.mark.parametrize(("channels", "expansion"), [(3, 4), (32, 4), (33, 4), (64, 8)])
 @pytest.mark.parametrize("sae", KINDS)
 def test_agrees_with_autograd_in_float64(sae, channels, expansion, bias, threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
@@ -81,7 +81,7 @@ def test_agrees_with_autograd_in_float64(sae, channels, expansion, bias, threads
         assert (got.grad - wanted.grad).norm() <= 1e-5 * wanted.grad.norm(), name
 
 
-@pytest.mark.parametrize("sae, bias, uses_tiles", [
+@pytest.mark.parametrize(("sae", "bias", "uses_tiles"), [
     (lambda: SparseAutoencoder(32, 4), 0.0, True),
     (lambda: SparseAutoencoder(32, 4), -1.5, False),
     (lambda: TopKSAE(32, 4, k=8), 0.0, False),

@@ -1,8 +1,9 @@
 // One training step of a sparse autoencoder on rows of activations: its losses and their gradients, on a CPU.
 //
-// The encoder is dense. Everything after it (the reconstruction and all gradients) touches active latents only, of
-// which there are few, so that a step costs little more than the encoder's matrix product. Written with vector types
-// that every compiler maps to what the machine has. CHANNELS and LATENTS are set when this is compiled.
+// The encoder is dense. Everything after it (the reconstruction and all gradients) touches active latents only, so that
+// a step in which they are few costs little more than the encoder's matrix product; where they are many and the
+// processor multiplies matrices by itself, `sae_kernel_tiles.h` computes all of them. Written with vector types that
+// every compiler maps to what the machine has. CHANNELS and LATENTS are set when this is compiled.
 
 #include <algorithm>
 #include <cfloat>
@@ -10,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <iterator>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -22,7 +24,8 @@ namespace {
 constexpr int LANES = 16;   // floats of one vector
 constexpr int TILE = 64;    // latents whose pre-activations are computed together,
 constexpr int GROUP = 6;    // for so many rows: 24 sums and 4 weights fit 32 registers
-constexpr int BLOCK = 48;   // rows whose pre-activations stay in the cache
+constexpr int ROWS = 48;    // rows whose pre-activations stay in the nearest cache
+constexpr int BLOCK = 128;  // rows that tiles compute together
 constexpr int RANKED = 64;  // of so many latents the largest are found by comparing each with each
 
 constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -57,20 +60,30 @@ struct Weights {
   Vectors encoder_bias;             // FP; latents that only fill up a tile never fire
   Vectors decoder;                  // F x CV
   Vectors decoder_bias;             // CV
-  std::vector<float> norms, slopes;  // F; slopes: of the penalty near 0, by the latent's size
+  std::vector<float> norms, slopes;  // FP; slopes: of the penalty near 0, by the latent's size
   float knee;
 };
 
 // What each thread adds up.
 struct Sums {
   Vectors encoder, decoder, decoder_bias;  // F x CV, and CV
-  std::vector<float> encoder_bias, sizes;  // F; sizes are weighted by the penalty's slope, 1 near 0
+  std::vector<float> encoder_bias, sizes;  // FP; sizes are weighted by the penalty's slope, 1 near 0
   std::vector<int> fired;
   std::vector<double> products;  // with a knee: of 1 + size / knee, whose logarithm is the penalty
   double squares = 0, penalties = 0;
 
-  Sums() : encoder(F * CV), decoder(F * CV), decoder_bias(CV), encoder_bias(F), sizes(F), fired(F), products(F, 1.0) {}
+  Sums()
+      : encoder(F * CV), decoder(F * CV), decoder_bias(CV), encoder_bias(FP), sizes(FP), fired(FP), products(FP, 1.0) {}
 };
+
+constexpr double LARGE = 1e200;  // leaves room for two more float32 factors
+
+// Before the product overflows; a latent that was never active may have no direction at all.
+inline void take_logarithm(const Weights& weights, int f, Sums& sums) {
+  if (!(sums.products[f] > 1)) return;
+  sums.penalties += weights.slopes[f] / weights.norms[f] * weights.knee * std::log(sums.products[f]);
+  sums.products[f] = 1;
+}
 
 Weights lay_out(const float* encoder, const float* encoder_bias, const float* decoder, const float* decoder_bias,
                 const float* coefficients, float knee) {
@@ -79,8 +92,8 @@ Weights lay_out(const float* encoder, const float* encoder_bias, const float* de
   out.encoder_bias.resize(FP / LANES);
   out.decoder.resize(static_cast<size_t>(F) * CV);
   out.decoder_bias.resize(CV);
-  out.norms.resize(F);
-  out.slopes.resize(F);
+  out.norms.resize(FP);
+  out.slopes.resize(FP);
   out.knee = knee;
   std::fill_n(floats(out.encoder_bias), FP, -1.f);
   std::copy_n(encoder_bias, F, floats(out.encoder_bias));
@@ -99,11 +112,12 @@ Weights lay_out(const float* encoder, const float* encoder_bias, const float* de
   return out;
 }
 
-void encode(const Weights& weights, const float* inputs /* BLOCK x CP */, float* pre /* BLOCK x FP */) {
+// There is room for rows up to the next whole group.
+void encode(const Weights& weights, const float* inputs /* rows x CP */, int rows, float* pre /* rows x FP */) {
   for (int tile = 0; tile < FP / TILE; tile++) {
     const float* kernel = floats(weights.encoder) + static_cast<size_t>(tile) * C * TILE;
     const float* bias = floats(weights.encoder_bias) + tile * TILE;
-    for (int row = 0; row < BLOCK; row += GROUP) {
+    for (int row = 0; row < rows; row += GROUP) {
       Vector sums[GROUP][TILE / LANES];
 #pragma GCC unroll 6
       for (int r = 0; r < GROUP; r++)
@@ -235,12 +249,8 @@ void step_row(const float* input, const float* latents, const int* active, int f
       const float relative = latent * weights.norms[f] / weights.knee, slope = 1 / (1 + relative);
       gradient += weights.slopes[f] * slope;
       sums.sizes[f] += latent * slope;
-      double& product = sums.products[f];
-      product *= 1.0 + relative;
-      if (product > 1e200) {
-        sums.penalties += weights.slopes[f] / weights.norms[f] * weights.knee * std::log(product);
-        product = 1;
-      }
+      sums.products[f] *= 1.0 + relative;
+      if (sums.products[f] > LARGE) take_logarithm(weights, f, sums);
     }
     for (int l = 0; l < CV; l++) {
       sums.decoder[f * CV + l] += latent * error[l];
@@ -251,17 +261,39 @@ void step_row(const float* input, const float* latents, const int* active, int f
   }
 }
 
+#if defined(__AMX_BF16__) && defined(__AVX512BW__) && defined(__linux__)
+#include "sae_kernel_tiles.h"
+#else  // the same that is never the faster way
+struct TileWeights {};
+struct TileBlock {
+  TileBlock(const Weights&, const TileWeights&) {}
+  static bool is_faster(const float*) { return false; }
+  template <Penalty PENALTY>
+  void step(const Vector*, const float*, Sums&) {}
+  void add_to(Sums&) const {}
+};
+inline bool have_tiles() { return false; }
+inline TileWeights lay_out_tiles(const Weights&) { return {}; }
+#endif
+
 template <Penalty PENALTY>
-void step_rows(const float* rows, int64_t count, const float* mean, float scale, const Weights& weights, int k,
-               const float* coefficients, Sums& sums) {
-  Vectors inputs(BLOCK * CV), pre(static_cast<size_t>(BLOCK) * FP / LANES);
+void step_rows(const float* rows, int64_t count, const float* mean, float scale, const Weights& weights,
+               const TileWeights* tile_weights, int k, const float* coefficients, Sums& sums) {
+  std::optional<TileBlock> tiles;
+  if (tile_weights) tiles.emplace(weights, *tile_weights);
+  const int block = tiles ? BLOCK : ROWS, room = round_up(block, GROUP);
+  Vectors inputs(room * CV), pre(static_cast<size_t>(room) * FP / LANES);
   std::vector<int> active(FP + LANES);
   const float stretch = 1 / scale;
-  for (int64_t start = 0; start < count; start += BLOCK) {
-    const int size = static_cast<int>(std::min<int64_t>(BLOCK, count - start));
+  for (int64_t start = 0; start < count; start += block) {
+    const int size = static_cast<int>(std::min<int64_t>(block, count - start));
     for (int r = 0; r < size; r++)
       for (int c = 0; c < C; c++) floats(inputs)[r * CP + c] = (rows[(start + r) * C + c] - mean[c]) * stretch;
-    encode(weights, floats(inputs), floats(pre));
+    encode(weights, floats(inputs), size, floats(pre));
+    if (tiles && size == BLOCK && TileBlock::is_faster(floats(pre))) {
+      tiles->step<PENALTY>(inputs.data(), floats(pre), sums);
+      continue;
+    }
     for (int r = 0; r < size; r++) {
       const float* latents = floats(pre) + static_cast<size_t>(r) * FP;
       const int found =
@@ -269,6 +301,7 @@ void step_rows(const float* rows, int64_t count, const float* mean, float scale,
       step_row<PENALTY>(floats(inputs) + r * CP, latents, active.data(), found, weights, sums);
     }
   }
+  if (tiles) tiles->add_to(sums);
   for (int f = 0; f < F; f++) {
     if (PENALTY == L1) sums.penalties += static_cast<double>(weights.slopes[f]) * sums.sizes[f];
     if (PENALTY == LOGARITHM) sums.penalties += coefficients[f] * weights.knee * std::log(sums.products[f]);
@@ -285,12 +318,14 @@ extern "C" void sae_step(
     float knee /* 0: L1 */, int threads, float* d_encoder, float* d_encoder_bias, float* d_decoder,
     float* d_decoder_bias, int64_t* fired /* F */, float* numbers /* loss, squared error, penalty, active latents, explained variance */) {
   const Weights weights = lay_out(encoder, encoder_bias, decoder, decoder_bias, coefficients, knee);
+  std::optional<TileWeights> tiles;
+  if (k == 0 && have_tiles()) tiles = lay_out_tiles(weights);
   const int64_t share = (count + threads - 1) / threads;
   std::vector<Sums> sums(threads);
   const auto work = [&](int thread) {
     const int64_t start = std::min(thread * share, count), size = std::min(share, count - start);
     const auto step = !coefficients ? step_rows<NONE> : knee > 0 ? step_rows<LOGARITHM> : step_rows<L1>;
-    step(rows + start * C, size, mean, scale, weights, k, coefficients, sums[thread]);
+    step(rows + start * C, size, mean, scale, weights, tiles ? &*tiles : nullptr, k, coefficients, sums[thread]);
   };
   std::vector<std::thread> others;
   for (int thread = 1; thread < threads; thread++) others.emplace_back(work, thread);

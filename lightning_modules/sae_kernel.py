@@ -1,8 +1,9 @@
 """The training step of an autoencoder on a CPU, as one compiled function (`sae_kernel.cpp`).
 
 A batch of rows keeps few latents active, so decoding and all gradients need a fraction of the dense arithmetic, which
-torch's operations would do in full. The function is compiled on first use for the numbers of channels and latents at
-hand, by the C++ compiler that `torch.compile` uses, and kept in the user's cache folder.
+torch's operations would do in full; where many are active, a processor's matrix tiles do it (`sae_kernel_tiles.h`). The
+function is compiled on first use for the numbers of channels and latents at hand, by the C++ compiler that
+`torch.compile` uses, and kept in the user's cache folder.
 """
 
 import ctypes
@@ -25,6 +26,7 @@ from torch import Tensor
 from networks import AnyProgress, RowTerms, SAEBase
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
+_TILES = _SOURCE.with_name("sae_kernel_tiles.h")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 _NUMBERS = ("loss", "reconstruction_loss", "sparsity_loss", "train_l0", "train_explained_variance")
 _POINTER: Any = ctypes.c_void_p
@@ -178,7 +180,8 @@ def _build(channels: int, latents: int) -> ctypes.CDLL:
         raise OSError("no C++ compiler (g++ or clang++) was found")
     command = [compiler, *_FLAGS, f"-DCHANNELS={channels}", f"-DLATENTS={latents}"]
     # what is compiled for one processor may not run on another that shares the folder
-    made_of = (*command, _SOURCE.read_text(), platform.machine(), torch.backends.cpu.get_cpu_capability(), _processor())
+    sources = (_SOURCE.read_text(), _TILES.read_text())
+    made_of = (*command, *sources, platform.machine(), torch.backends.cpu.get_cpu_capability(), _processor())
     name = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:32]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "procgen-lens"
     library = folder / f"sae_kernel_{name}.so"

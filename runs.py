@@ -128,7 +128,7 @@ def join_run(root: Path, name: str, config: str, resume: bool, patience: float =
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint written last of those that can be read; a file cut short by a kill is passed over."""
     files = sorted(folder.glob("checkpoints/**/*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    return next((path for path in files if _readable(path)), None)
+    return next((path for path in files if readable(path)), None)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -203,7 +203,8 @@ def _comparable(config: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in _NOT_COMPARED}
 
 
-def _readable(path: Path) -> bool:
+def readable(path: Path) -> bool:
+    """Whether a file is a whole checkpoint that can be loaded without unpickling code."""
     try:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # torch, zipfile and pickle each have their own for a broken file

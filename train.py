@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks import RunSummary
 from commands import USER_ERRORS, OneMessageParser, compute_exactly, config_files, one_line, quieten
-from runs import Run, claim_run
+from runs import Run, claim_run, readable
 
 
 class TrainCLI(LightningCLI):
@@ -32,8 +32,11 @@ class TrainCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         path = self.config.ckpt_path
-        if path not in (None, "auto") and not Path(path).is_file():
-            raise FileNotFoundError(f"--ckpt_path: there is no file {path}; give a .ckpt file, or auto")
+        if path not in (None, "auto"):
+            if not Path(path).is_file():
+                raise FileNotFoundError(f"--ckpt_path: there is no file {path}; give a .ckpt file, or auto")
+            if not readable(Path(path)):
+                raise ValueError(f"--ckpt_path: {path} is no checkpoint, or was cut short: give a whole .ckpt file")
         if self.config.name is None:
             self.config.name = Path([self.config.model.class_path, *config_files(self.parser.args)][-1]).stem
 
@@ -92,6 +95,10 @@ def main(args: list[str] | None = None) -> int:
             raise
         print("interrupted; the same command with --ckpt_path auto goes on", file=sys.stderr)
         return 143 if isinstance(stop, SIGTERMException) else 130
+    except Exception:
+        if cli is not None and not summary.started:
+            cli.run.discard()
+        raise
     finally:
         if cli is not None:
             cli.run.release()

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.activation_loaders import CacheLoader, Position, StreamLoader, ValidationLoader
 from datamodules.cache import ActivationCache, Statistics, refuse_if_too_large, statistics
+from datamodules.learner import check_learner
 from datamodules.recorder import MAX_POSITIONS, PlaySettings, Recorder, Rows
 from environments import TRAINING_START, VALIDATION_LEVELS, EnvironmentSettings
 from networks import Precision, TappedNetwork, load_network
@@ -120,7 +121,8 @@ class ActivationDataModule(LightningDataModule):
         return statistics(self._cached_rows if self.source == "cache" else [self._first_block], tap)
 
     def prepare_data(self) -> None:
-        """Check what is on disk and what would have to fit there, then record the training cache."""
+        """Check that what learns fits, what is on disk and what would have to be, then record the training cache."""
+        check_learner(self)
         self._check_ranks()
         caches = [self._validation_cache, *([self._training_cache] if self.source == "cache" else [])]
         for cache in caches:

@@ -86,9 +86,12 @@ class ProbeDataModule(LightningDataModule):
                 f"{environment.distribution_mode} mode: choose heist, easy or hard"
             )
         self.frames = {"training": num_frames, "validation": validation_frames, "test": test_frames}
-        for name, value in {**self.frames, "max_features": max_features}.items():
+        numbers = {"num_frames": num_frames, "validation_frames": validation_frames, "test_frames": test_frames}
+        for name, value in {**numbers, "max_features": max_features}.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}: at least 1 is needed")
+        if taps is not None and not taps:
+            raise ValueError("taps is empty: name at least one, or give null for all")
         self.agent_path, self.states, self.environment = agent, states, environment
         self.max_features, self.controls, self.play = max_features, tuple(controls), play
         self.precision, self.seed, self.cache_dir = precision, seed, cache_dir

@@ -94,6 +94,13 @@ class RolloutDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        counts = {"num_environments": num_environments, "num_steps": num_steps, "num_epochs": num_epochs}
+        for name, count in (counts | {"num_minibatches": num_minibatches}).items():
+            if count < 1:
+                raise ValueError(f"{name} is {count}: at least 1 is needed")
+        for name, share in (("discount", discount), ("gae_lambda", gae_lambda)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is {share}: choose 0 to 1")
         if num_environments * num_steps % num_minibatches:
             raise ValueError(
                 f"num_environments {num_environments} x num_steps {num_steps} = {num_environments * num_steps} frames "

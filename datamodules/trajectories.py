@@ -30,6 +30,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.activation_loaders import Position
 from datamodules.cache import ActivationCache, refuse_if_too_large
+from datamodules.learner import check_learner
 from datamodules.minari_format import MinariRecorder
 from datamodules.trajectory_features import FeatureRecorder, FeatureTap, open_features
 from datamodules.trajectory_loaders import OrderedTrajectoryLoader, TrajectoryLoader
@@ -181,7 +182,8 @@ class TrajectoryDataModule(LightningDataModule):
         return agent.taps[self.features.tap]
 
     def prepare_data(self) -> None:
-        """Check what is on disk and what would have to fit there, then record what the run needs."""
+        """Check that what learns fits, what is on disk and what would have to be, then record what the run needs."""
+        check_learner(self)
         stage = self.trainer.state.fn if self.trainer is not None else None
         stages: dict[Any, tuple[Split, ...]] = {"validate": ("validation",), "test": ("test",)}
         splits = stages.get(stage, ("train", "validation"))

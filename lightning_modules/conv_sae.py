@@ -87,6 +87,8 @@ class ConvSAE(LightningModule):
         for name, value in (("learning_rate", learning_rate), ("auxk_coefficient", auxk_coefficient)):
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}: it must be above 0")
+        if dead_window < 1:
+            raise ValueError(f"dead_window is {dead_window}: at least one input is needed")
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps is {warmup_steps}: it cannot be below 0")
         if resample_every is not None and resample_every < 1:
@@ -117,6 +119,20 @@ class ConvSAE(LightningModule):
     def _data(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
+    def check_data(self, data: Any) -> tuple[int, ...]:
+        """The shape of the tap in some data.
+
+        Raises:
+            ValueError: the tap is not recorded, has other channels than asked for, or no maps for a wide kernel.
+        """
+        shape = tap_shape(data, self.tap, self.in_channels)
+        if self.kernel_size > 1 and (len(shape) == 1 or getattr(data, "positions_per_frame", None) is not None):
+            raise ValueError(
+                f"model.init_args.kernel_size is {self.kernel_size}, but the data hold single positions of {self.tap}: "
+                "set data.init_args.positions_per_frame to null, or kernel_size to 1 (as a flat tap needs)"
+            )
+        return shape
+
     def setup(self, stage: str) -> None:
         """Make the autoencoder to the measure of the data, once.
 
@@ -125,12 +141,7 @@ class ConvSAE(LightningModule):
         """
         if hasattr(self, "objective"):
             return
-        shape = tap_shape(self._data, self.tap, self.in_channels)
-        if self.kernel_size > 1 and (len(shape) == 1 or getattr(self._data, "positions_per_frame", None) is not None):
-            raise ValueError(
-                f"model.init_args.kernel_size is {self.kernel_size}, but the data hold single positions of {self.tap}: "
-                "set data.init_args.positions_per_frame to null, or kernel_size to 1 (as a flat tap needs)"
-            )
+        shape = self.check_data(self._data)
         sae = self.make_sae(shape[0], self.expansion, self.kernel_size)
         sae.tap = self.tap
         sae.set_normalisation(*self._data.statistics(self.tap))

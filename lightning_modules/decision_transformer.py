@@ -64,27 +64,31 @@ class DecisionTransformer(L.LightningModule):
     def _data(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    def setup(self, stage: str) -> None:
-        """Check that windows and network go together; compile here, after checkpoints' weights have their places.
+    def check_data(self, data: Any) -> None:
+        """Check that windows and network go together.
 
         Raises:
             ValueError: windows longer than the context, or features of another tap or agent than the encoder's.
         """
-        if self._data.context > self.agent.context:
+        if data.context > self.agent.context:
             raise ValueError(
-                f"data.init_args.context {self._data.context} is more than the network's {self.agent.context}: "
+                f"data.init_args.context {data.context} is more than the network's {self.agent.context}: "
                 "set both to the same"
             )
-        given, encoder = self._data.features, self.agent.encoder
-        if given is None and not self._data.frames:
+        given, encoder = data.features, self.agent.encoder
+        if given is None and not data.frames:
             raise ValueError("the windows hold neither frames nor features: set data.init_args.frames to true")
         if given is not None:
-            made_by = self._data.agents[given.agent].weights_hash
+            made_by = data.agents[given.agent].weights_hash
             if (given.tap, made_by) != (encoder.tap, self.encoder_hash) or not encoder.frozen:
                 raise ValueError(
                     f"data.init_args.features are {given.tap} of {given.agent}, frozen: set the agent's encoder_tap "
                     "and frozen_encoder, and model.init_args.encoder_weights, to the same"
                 )
+
+    def setup(self, stage: str) -> None:
+        """Check the data on every rank; compile here, after checkpoints' weights have their places."""
+        self.check_data(self._data)
         if self.compile_agent and stage == "fit":
             compile_in_place(self.agent, device=self.trainer.strategy.root_device)
 

@@ -81,6 +81,10 @@ class PPOImpala(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        positive = {"learning_rate": learning_rate, "anneal_frames": anneal_frames, "clip": clip}
+        for name, value in (positive | {"value_clip": value_clip}).items():
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}: it must be above 0")
         if warm_start is None and (value_warmup_frames or kl_coefficient or kl_frames):
             raise ValueError(
                 "value_warmup_frames, kl_coefficient and kl_frames are for an agent that can play already: "

@@ -96,6 +96,14 @@ class SAESweep(LightningModule):
     def _data(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
+    def check_data(self, data: Any) -> tuple[int, ...]:
+        """The shape of the tap in some data.
+
+        Raises:
+            ValueError: the tap is not recorded, or has other channels than asked for.
+        """
+        return tap_shape(data, self.tap, self.in_channels)
+
     def setup(self, stage: str) -> None:
         """Make the autoencoders to the measure of the data, once.
 
@@ -104,7 +112,7 @@ class SAESweep(LightningModule):
         """
         if hasattr(self, "objective"):
             return
-        shape = tap_shape(self._data, self.tap, self.in_channels)
+        shape = self.check_data(self._data)
         statistics = self._data.statistics(self.tap)
         objectives = {}
         for member in self.members:

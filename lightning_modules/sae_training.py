@@ -27,6 +27,8 @@ def tap_shape(data: Any, tap: str, in_channels: int | None) -> tuple[int, ...]:
             "set data.init_args.taps to the same"
         )
     shape: tuple[int, ...] = shapes[tap]
+    if not shape:
+        raise ValueError(f"model.init_args.tap is {tap}, a single number with nothing to make sparse: choose another")
     if in_channels not in (None, shape[0]):
         raise ValueError(
             f"model.init_args.in_channels is {in_channels}, but {tap} of this agent has {shape[0]}: "
@@ -120,6 +122,8 @@ class LossTally:
 
 def refuse_other_agent(checkpoint: Mapping[str, Any], agent: TappedNetwork) -> None:
     """Raise ValueError for a checkpoint that was trained on another agent's activations."""
+    if "agent_hash" not in checkpoint:
+        raise ValueError("ckpt_path: this checkpoint is of another kind of training: start without ckpt_path")
     if checkpoint["agent_hash"] != agent.weights_hash:
         raise ValueError(
             "ckpt_path: this checkpoint was trained on another agent's activations: "

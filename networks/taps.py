@@ -43,9 +43,16 @@ class TapPass:
 
     Attributes:
         activations: what was kept so far.
+
+    Raises:
+        ValueError: an autoencoder at another tap than it was made for, though the shapes may fit.
     """
 
     def __init__(self, record: Sequence[str], edits: Sequence[Edit]) -> None:
+        for tap, edit in edits:
+            made_for = getattr(edit, "tap", None)
+            if isinstance(made_for, str) and made_for not in ("", tap):
+                raise ValueError(f"this autoencoder is of {made_for}, not of {tap}: splice it in there")
         self._record, self._edits = record, edits
         self.activations: dict[str, Tensor] = {}
 

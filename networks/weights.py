@@ -70,6 +70,9 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         write(partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
+        mask = os.umask(0)  # there is no way to read it but this
+        os.umask(mask)
+        partial.chmod(0o666 & ~mask)  # safetensors would keep files to their owner
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

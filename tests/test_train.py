@@ -146,6 +146,7 @@ def test_wrong_key_in_a_file(
     ("wrong", "expected"),
     [
         (["--ckpt_path", "nowhere.ckpt"], "--ckpt_path: there is no file nowhere.ckpt"),
+        (["--ckpt_path", __file__], "test_train.py is no checkpoint, or was cut short"),
         (["--trainer.accelerator", "abacus"], "abacus"),
         (["--model.init_args.kind", "bad"], "bad is no kind; use plain"),
         (["--data.init_args.fails_in", "setup"], "set --data.init_args.agent"),

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules import ActivationBatch, ActivationDataModule, PlaySettings
 from environments import TRAINING_START, VALIDATION_LEVELS, EnvironmentSettings
+from lightning_modules import ConvSAE
 from networks import CustomCNN, save_weights
 
 PLAY = PlaySettings(environments=4, steps=8, random_start=4)
@@ -39,6 +40,18 @@ def make(agent_path: str, cache_dir: str, **changes: Any) -> ActivationDataModul
         "cache_dir": cache_dir,
     }
     return ActivationDataModule(agent_path, **(arguments | changes))
+
+
+def test_what_learns_is_asked_before_anything_is_recorded(agent_path: str, tmp_path: Path) -> None:
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
+    for module, said in (
+        (ConvSAE("conv3a"), "tap is 'conv3a', but the data hold conv4a"),
+        (ConvSAE("conv4a", kernel_size=3), "hold single positions of conv4a"),
+        (ConvSAE("conv4a", in_channels=16), "in_channels is 16, but conv4a of this agent has 32"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            trainer.fit(module, datamodule=make(agent_path, str(tmp_path / "cache")))
+    assert not (tmp_path / "cache").exists()
 
 
 def digest(batch: ActivationBatch) -> str:

@@ -155,6 +155,11 @@ def test_a_state_of_other_environments_is_refused():
     ("arguments", "message"),
     [
         ({"num_minibatches": 7}, "equal minibatches"),
+        ({"num_minibatches": 0}, "num_minibatches is 0: at least 1"),
+        ({"num_epochs": 0}, "num_epochs is 0: at least 1"),
+        ({"num_steps": 0}, "num_steps is 0: at least 1"),
+        ({"discount": 1.5}, "discount is 1.5: choose 0 to 1"),
+        ({"gae_lambda": -1.0}, "gae_lambda is -1.0: choose 0 to 1"),
         ({"time_limit": 0}, "at least 1 step"),
         ({"time_limit_frames": 100}, "without a time_limit"),
     ],

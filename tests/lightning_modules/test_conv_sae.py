@@ -213,6 +213,7 @@ def test_refuses_a_checkpoint_that_does_not_fit(
         {"auxk_latents": 3},
         {"decay_fraction": 1.5},
         {"resample_every": 0},
+        {"dead_window": 0},
     ],
 )
 def test_refuses_arguments(arguments: dict[str, Any]) -> None:

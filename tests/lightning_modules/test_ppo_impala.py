@@ -280,6 +280,8 @@ def test_a_rollout_cut_short_by_the_trainer_is_logged_and_saved(tmp_path):
     ("arguments", "message"),
     [
         ({"value_warmup_frames": 10}, "set warm_start to its file"),
+        ({"anneal_frames": 0}, "anneal_frames is 0: it must be above 0"),
+        ({"clip": 0.0}, "clip is 0.0: it must be above 0"),
         ({"warm_start": "x", "kl_coefficient": 1.0}, "set both, or neither"),
         ({"warm_start": "nowhere.safetensors"}, r"no file nowhere\.safetensors"),
     ],

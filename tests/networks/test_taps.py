@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from networks import CustomCNN
+from networks import CustomCNN, SparseAutoencoder
 
 
 class Scale(nn.Module):
@@ -112,6 +112,18 @@ def test_an_unknown_tap_is_named(net, frames):
         net(frames, record=("conv5a",))
     with pytest.raises(ValueError, match="no tap 'conv9'"):
         net(frames, edits=(("conv9", nn.Identity()),))
+
+
+def test_an_autoencoder_is_spliced_in_at_its_own_tap_only(net, frames):
+    """All of conv2a to conv4a have 32 channels, so that no shape would tell."""
+    sae = SparseAutoencoder(32).requires_grad_(False)
+    fresh = net(frames, edits=(("conv3a", sae),)).logits
+    sae.tap = "conv4a"
+    assert torch.isfinite(net(frames, edits=(("conv4a", sae),)).logits).all()
+    with pytest.raises(ValueError, match="of conv4a, not of conv3a"):
+        net(frames, edits=(("conv3a", sae),))
+    sae.tap = "conv3a"
+    assert torch.equal(net(frames, edits=(("conv3a", sae),)).logits, fresh)
 
 
 @torch.no_grad()

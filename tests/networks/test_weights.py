@@ -29,6 +29,8 @@ def test_an_agent_comes_back_with_what_was_said_of_it(net, tmp_path):
     assert agent.weights_hash == saved == hash_tensors(net.state_dict())
     assert not agent.training
     assert list(path.parent.iterdir()) == [path]
+    (path.parent / "plain").touch()
+    assert path.stat().st_mode == (path.parent / "plain").stat().st_mode, "others may read it, where they may at all"
 
 
 @pytest.mark.parametrize("wrap", [None, "state_dict", "model_state_dict"])

@@ -83,7 +83,12 @@ def claim_run(root: Path, name: str, config: str, ckpt_path: str | None) -> Run:
 
 
 def start_run(root: Path, name: str, config: str) -> Run:
-    """Make the next free `root/name/version_K` and write the configuration (YAML text) into it."""
+    """Make the next free `root/name/version_K` and write the configuration (YAML text) into it.
+
+    Raises:
+        ValueError: a name that is no folder's of its own, or a root that cannot be written into.
+    """
+    check_name(name)
     number = max((_number(folder) for folder in _versions(root / name)), default=-1) + 1
     while True:
         folder = root / name / f"version_{number}"
@@ -92,6 +97,10 @@ def start_run(root: Path, name: str, config: str) -> Run:
         except FileExistsError:  # another process was quicker
             number += 1
             continue
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be made ({error.strerror}): give another --root (train.py: --trainer.default_root_dir)"
+            ) from error
         run = Run(folder, _lock=_lock(folder))
         write_atomically(folder / CONFIG, config)
         return run
@@ -101,12 +110,26 @@ def continue_run(root: Path, name: str, config: str) -> Run | None:
     """The newest unfinished run of the same configuration that no other process is busy with; None if there is none.
 
     Its newest readable checkpoint is what to go on from; None where the run was killed before it wrote one.
+
+    Raises:
+        ValueError: a name that is no folder's of its own.
     """
+    check_name(name)
     for folder in _unfinished(root / name, config):
         lock = _lock(folder)
         if lock is not None:
             return Run(folder, newest_checkpoint(folder), resumed=True, _lock=lock)
     return None
+
+
+def check_name(name: str) -> None:
+    """Refuse a name of runs that would put them elsewhere than into a folder of their own under the root.
+
+    Raises:
+        ValueError: names it.
+    """
+    if name in ("", "..") or Path(name).name != name:
+        raise ValueError(f"--name {name!r} is no name of a folder: give one without slashes, such as my_run")
 
 
 def join_run(root: Path, name: str, config: str, resume: bool, patience: float = 60.0) -> Run:

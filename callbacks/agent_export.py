@@ -22,7 +22,7 @@ class AgentExport(Callback):
             comes about is best seen on such a ladder. Null keeps none.
 
     Raises:
-        ValueError: numbers below 1.
+        ValueError: numbers below 1; before training, a module that trains no agent.
     """
 
     def __init__(self, every_n_epochs: int = 10, keep_from: int | None = None) -> None:
@@ -31,6 +31,14 @@ class AgentExport(Callback):
         self.every_n_epochs = every_n_epochs
         self.keep_from = keep_from
         self._rung = -1  # the last of the ladder that was kept
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look whether there is something to save."""
+        if not hasattr(pl_module, "agent_metadata"):
+            raise ValueError(
+                f"AgentExport saves the agent being trained, and {type(pl_module).__name__} trains none: take it out "
+                "of trainer.callbacks"
+            )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save every so many epochs, and what the ladder asks for."""

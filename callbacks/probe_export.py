@@ -14,7 +14,18 @@ class ProbeExport(Callback):
     """Saves the readouts of the agent's taps to `probes/FORM_TAP.safetensors` in the run's folder when training ends.
 
     The metadata say which agent they were fitted to, on which data, and the command.
+
+    Raises:
+        ValueError: before training, a module that fits no probes.
     """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look whether there will be something to save."""
+        if not hasattr(pl_module, "readouts"):
+            raise ValueError(
+                f"ProbeExport saves fitted probes, and {type(pl_module).__name__} fits none: take it out of "
+                "trainer.callbacks"
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save them."""

@@ -2,7 +2,9 @@
 # # A first look inside the agent
 #
 # Open this file as a notebook (VS Code, Jupyter with jupytext) and run it cell by cell, or run it whole:
-# `python docs/first_look.py`. It needs an autoencoder: `python train.py --config configs/sae_conv4.yaml` makes one.
+# `python docs/first_look.py`. It looks at the shipped autoencoder of `conv4a`. To look at one of your own, of any map,
+# set `SAE` below to its file, for example `runs/sae_conv4/version_0/sae.safetensors`, which
+# `python train.py --config configs/sae_conv4.yaml` writes.
 
 # %%
 from pathlib import Path
@@ -16,9 +18,8 @@ from interpretability import ZeroAblation
 from networks import autocast, load_agent, load_sae
 
 AGENT = globals().get("AGENT", "pretrained/heist_easy_customcnn_seed0.safetensors")
-SAE = globals().get("SAE") or max(
-    Path("runs/sae_conv4").glob("version_*/sae.safetensors"), key=lambda path: path.stat().st_mtime
-)
+SHIPPED = "pretrained/heist_easy_customcnn_seed0_sae_conv4a.safetensors"
+SAE = globals().get("SAE", SHIPPED)
 
 agent = load_agent(AGENT)
 sae = load_sae(SAE, agent)
@@ -71,14 +72,17 @@ for row, title in enumerate(("as it was", "gem moved")):
 for axis in axes.flat:
     axis.axis("off")
 figure.tight_layout()
-figure.savefig(Path(SAE).with_name("first_look.png"), dpi=120)
+folder = Path("runs") if SAE == SHIPPED else Path(SAE).parent  # the picture of one's own lies beside it
+folder.mkdir(exist_ok=True)
+figure.savefig(folder / "first_look.png", dpi=120)
+print(f"picture: {folder / 'first_look.png'}")
 
 # %% [markdown]
 # ## What does the policy lose?
 # An edit is a module put in at a tap: the autoencoder itself (a splice), or nothing at all (an ablation).
 
 # %%
-names = ("as it is", "through the autoencoder", "conv4a set to zero")
+names = ("as it is", "through the autoencoder", f"{sae.tap} set to zero")
 with torch.no_grad(), autocast("bf16"):
     for name, edits in zip(names, ([], [(sae.tap, sae)], [(sae.tap, ZeroAblation())]), strict=True):
         probabilities = agent(torch.from_numpy(frames[:1].copy()), edits=edits).logits.softmax(-1)[0]

@@ -14,11 +14,12 @@ def held_out_levels(split: Literal["validation", "test"], count: int, offset: in
     """`count` fixed level seeds of a held-out split, beginning `offset` levels into it.
 
     Raises:
-        ValueError: the split has fewer levels.
+        ValueError: fewer than one, or more than the split has.
     """
     levels = {"validation": VALIDATION_LEVELS, "test": TEST_LEVELS}[split]
-    if count < 1 or offset < 0 or offset + count > len(levels):
-        raise ValueError(
-            f"{count} {split} levels from offset {offset} asked for, the split has {len(levels)}: ask for fewer"
-        )
+    if not 0 <= offset < len(levels):
+        raise ValueError(f"offset {offset} is outside the {len(levels)} {split} levels: give 0 to {len(levels) - 1}")
+    if not 1 <= count <= len(levels) - offset:
+        after = f" from offset {offset}" if offset else ""
+        raise ValueError(f"{count} {split} levels asked for{after}: ask for 1 to {len(levels) - offset}")
     return levels[offset : offset + count]

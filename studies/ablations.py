@@ -25,7 +25,7 @@ from studies.ablation_figures import (
 )
 from studies.ablation_sets import group_effects, pair_synergy
 from studies.ablation_trials import CHANGED, KEYS, AblationTrials, Levels, Outcomes
-from studies.arguments import check_at_least_one
+from studies.arguments import check_at_least_one, check_writable
 from studies.report import Cell, Report, Study, Table
 from studies.retargeting_search import choice_mazes
 from studies.subject import choose_device, load_subject
@@ -132,6 +132,7 @@ class Ablations(Study):
         self.natural = held_out_levels("test", natural_levels) if natural_levels else range(0)
         self.seed, self.num_environments, self.cache_dir = seed, num_environments, cache_dir
         self.precision: Precision = precision
+        check_writable("cache_dir", cache_dir)
 
     def run(self) -> Report:
         """Measure means, choose on validation mazes, play every ablation on test levels."""

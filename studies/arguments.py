@@ -1,6 +1,8 @@
 """Checks of what a study is given."""
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sized
+from pathlib import Path
 
 
 def check_at_least_one(numbers: Mapping[str, int]) -> None:
@@ -25,6 +27,38 @@ def check_not_negative(numbers: Mapping[str, int]) -> None:
         ValueError: names it.
     """
     _check(numbers, 0)
+
+
+def check_not_empty(lists: Mapping[str, Sized | None]) -> None:
+    """Refuse the first list that is empty; null is none.
+
+    Args:
+        lists: by the name of their argument.
+
+    Raises:
+        ValueError: names it.
+    """
+    for name, given in lists.items():
+        if given is not None and not len(given):
+            raise ValueError(f"{name} is empty: give at least one")
+
+
+def check_writable(name: str, folder: str) -> None:
+    """Make a folder, and refuse one in which nothing can be kept.
+
+    Args:
+        name: of the argument.
+        folder: made where it is missing.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{name} {folder} cannot be written into ({error.strerror}): give another folder") from error
 
 
 def _check(numbers: Mapping[str, int], least: int) -> None:

@@ -67,6 +67,8 @@ class AskedReturns(Study):
                 f"num_environments {num_environments}, max_steps {max_steps} and film_levels {film_levels} must be at "
                 "least 1"
             )
+        if not asked or not all(0 <= each <= MAX_RETURN for each in asked):
+            raise ValueError(f"asked {list(asked)}: give discounted returns of 0 to {MAX_RETURN:g}, at least one")
         self.levels = held_out_levels(split, num_levels)
         self.settings = EnvironmentSettings("heist", distribution_mode)
         where = choose_device(device)

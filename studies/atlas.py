@@ -14,6 +14,7 @@ from interpretability.atlas_units import AtlasSettings, gather_units
 from interpretability.receptive_fields import receptive_field
 from interpretability.stored_colours import game_colours
 from networks import Precision
+from studies.arguments import check_at_least_one
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device, load_subject
 
@@ -66,6 +67,7 @@ class Atlas(Study):
     ) -> None:
         if sae is None and (tap is None or not channels):
             raise ValueError("there is nothing to show: give sae, or tap with channels: true")
+        check_at_least_one({"num_frames": num_frames})
         self.device = choose_device(device)
         self.agent, self.tap, self.sae = load_subject(agent, sae, tap, self.device)
         if len(self.agent.taps[self.tap]) not in (1, 3):

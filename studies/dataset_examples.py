@@ -19,7 +19,7 @@ from interpretability.pictures import sheet
 from interpretability.report_page import Section, report_page
 from networks import Precision, hash_tensors
 from networks.weights import read_weights, save_tensors
-from studies.arguments import check_at_least_one
+from studies.arguments import check_at_least_one, check_writable
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device, load_subject
 
@@ -103,6 +103,7 @@ class StreamedExamples(Study):
         }
         name = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self._path, self._keeps = Path(cache_dir) / f"{name}.safetensors", True
+        check_writable("cache_dir", cache_dir)
 
     def run(self) -> Report:
         """Stream, keep, draw."""

@@ -24,6 +24,7 @@ from interpretability.statistics import Interval, bootstrap_interval, join_metri
 from interpretability.unit_responses import LATENTS, unit_responses
 from networks import SAEBase, TappedAgent, load_agent, load_sae
 from studies.directional_page import directional_page, draw_scenes, draw_selectivity, draw_units
+from studies.arguments import check_not_empty
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 
@@ -89,6 +90,7 @@ class DirectionalUnits(Study):
             raise ValueError(
                 f"levels {levels}, permutations {permutations} and entities {list(entities)}: give at least 2, 1 and 1"
             )
+        check_not_empty({"taps": taps})
         where = choose_device(device)
         self.agent = load_agent(agent).to(where)
         self.agent.check_taps(list(taps))

@@ -13,7 +13,7 @@ from interpretability.episodes import first_states
 from interpretability.report_page import Section, report_page
 from interpretability.tracking import TrackingScores, tracking_scores
 from networks import TappedAgent, load_agent, load_sae
-from studies.arguments import check_at_least_one
+from studies.arguments import check_at_least_one, check_not_empty
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 
@@ -67,6 +67,7 @@ class EntityTracking(Study):
         device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> None:
         check_at_least_one({"rooms": rooms, "steps": steps, "shuffles": shuffles, "players": len(players)})
+        check_not_empty({"taps": taps})
         where = choose_device(device)
         self.agent = load_agent(agent).to(where)
         self.agent.check_taps(list(taps))

@@ -20,6 +20,7 @@ from interpretability.unit_numbers import entity_positions
 from interpretability.unit_responses import LATENTS, PIXELS, unit_responses
 from networks import SAEBase, TappedAgent, load_agent, load_sae
 from studies.entity_page import draw_bounds, draw_code, draw_levels, draw_pictures, entity_page
+from studies.arguments import check_not_empty
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 
@@ -91,6 +92,7 @@ class EntityUnits(Study):
                 f"levels {levels}, permutations {permutations}, bound {bound}, others {others}, reach {reach}: give "
                 "at least 2 and 1, .5 to 1, 0 to 5, and at least 0"
             )
+        check_not_empty({"taps": taps})
         where = choose_device(device)
         self.agent = load_agent(agent).to(where)
         self.agent.check_taps(list(taps))

@@ -31,6 +31,8 @@ _DICTIONARY = {
     "sae/l0_raw": "raw L0",
     "sae/explained_variance": "explained variance",
     "sae/explained_variance_least_channel": "of the least channel",
+    "sae/channel_cosine": "cosine to channels",
+    "sae/effective_latents": "effective latents",
     "sae/dead_fraction": "dead",
     "sae/almost_dead_fraction": "almost dead",
     "sae/duplicate_fraction": "duplicates",

@@ -20,7 +20,7 @@ from interpretability.pictures import Row, Tile, sheet
 from interpretability.replay import replay
 from interpretability.stored_colours import game_colours
 from networks import Precision, load_readout
-from studies.arguments import check_at_least_one
+from studies.arguments import check_at_least_one, check_not_empty
 from studies.report import Report, Study, Table
 from studies.subject import choose_device, load_subject
 
@@ -130,6 +130,7 @@ class FeatureImages(Study):
         self.device = choose_device(device)
         self.agent, self.tap, self.sae = load_subject(agent, sae, tap, self.device)
         check_at_least_one({"images": images, "num_frames": num_frames})
+        check_not_empty({"wanted": wanted})
         if images > 1 and settings.diversity == 0:
             raise ValueError(f"{images} images of each would come out alike: set settings.diversity above 0, 3 say")
         self.images, self.settings, self.num_frames = images, settings, num_frames

@@ -21,6 +21,7 @@ from lightning_modules import LinearProbe
 from lightning_modules.sparse_probe import sparse_scores
 from networks import Precision, SAEBase, load_sae
 from networks.linear_readout import Form
+from studies.arguments import check_not_empty
 from studies.probe_page import TRANSFER, atlas_page, headline_table, heat_maps, scores_table, targets_table
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
@@ -83,6 +84,7 @@ class ProbeAtlas(Study):
         cache_dir: str = ".cache/activations",
         device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> None:
+        check_not_empty({"taps": taps, "targets": targets})
         self.device = choose_device(device)
         data = partial(
             ProbeDataModule,

@@ -15,7 +15,7 @@ from interpretability.label_code import PLAN, SCENE, LabelCode, Written, fit_cod
 from interpretability.replay import ActionLog, replay
 from interpretability.statistics import Interval, bracketed, fraction_recovered, join_metrics, paired_bootstrap
 from networks import Edit, Precision, load_agent
-from studies.arguments import check_at_least_one
+from studies.arguments import check_at_least_one, check_not_empty
 from studies.replacement_frames import (
     Recorded,
     Recorder,
@@ -91,6 +91,7 @@ class Replacement(Study):
     ) -> None:
         numbers = {"fit_levels": fit_levels, "every": every, "max_steps": max_steps, "kernel": kernel}
         check_at_least_one(numbers | {"num_environments": num_environments})
+        check_not_empty({"taps": taps})
         if kernel % 2 == 0:
             raise ValueError(f"kernel {kernel} has no middle: take an odd side")
         self.agent = load_agent(agent).to(choose_device(device))

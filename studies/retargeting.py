@@ -18,7 +18,7 @@ from interpretability.policy_comparison import PolicyComparisons
 from interpretability.statistics import Interval, difference_of_means, join_metrics, paired_bootstrap, wilson_interval
 from networks import Precision, load_agent
 from networks.channel_edit import TapEdit, load_edit
-from studies.arguments import check_at_least_one
+from studies.arguments import check_at_least_one, check_writable
 from studies.report import Report, Study, Table
 from studies.retargeting_arms import Outcome, RetargetingArms
 from studies.retargeting_goal import check_probe_taps, choice_views, perception_and_goal
@@ -154,6 +154,7 @@ class Retargeting(Study):
         self.searches = [] if self.loaded else [self._search(name) for name in taps]
         for one in self.searches:
             one.check()
+        check_writable("cache_dir", cache_dir)
 
     def run(self) -> Report:
         """Search, play, count."""

@@ -15,6 +15,7 @@ from interpretability.forced_maps import Forcing
 from interpretability.statistics import Interval, difference_of_means, join_metrics, paired_bootstrap, wilson_interval
 from interpretability.unit_maps import played_frames, unit_maps
 from networks import Precision, TappedAgent
+from studies.arguments import check_writable
 from studies.report import Cell, Report, Study, Table
 from studies.spatial_figures import draw_arms, draw_end_map, draw_film, draw_scan, spatial_page
 from studies.spatial_scenes import KINDS, Scene, find_scenes, walkable
@@ -127,6 +128,7 @@ class SpatialIntervention(Study):
         self.settings = EnvironmentSettings("heist", distribution_mode)
         self.seed, self.num_environments, self.cache_dir = seed, num_environments, cache_dir
         self.precision: Precision = precision
+        check_writable("cache_dir", cache_dir)
 
     def run(self) -> Report:
         """Measure heights, scan, choose, test."""

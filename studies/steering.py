@@ -21,7 +21,7 @@ from interpretability.statistics import Interval, join_metrics, wilson_interval
 from interpretability.steering import OPERATIONS, EditOfEach, SteerEdit, operation
 from networks import Edit, Precision, load_agent, load_sae
 from networks.channel_edit import RandomDirection
-from studies.arguments import check_at_least_one
+from studies.arguments import check_at_least_one, check_not_empty
 from studies.report import Report, Study
 from studies.retargeting_goal import choice_views
 from studies.retargeting_search import choice_mazes
@@ -109,6 +109,7 @@ class Steering(Study):
         check_at_least_one({"max_steps": max_steps, "num_environments": num_environments})
         if not strengths or min(strengths) <= 0:
             raise ValueError(f"strengths {list(strengths)} must be at least one, and all above 0")
+        check_not_empty({"operations": operations})
         for name in operations:
             operation(name, 0, 1)
         self.levels = held_out_levels("test", num_levels)
@@ -120,10 +121,13 @@ class Steering(Study):
         self.agent, self.name = load_agent(agent).to(where), agent
         self.sae = None if sae is None else load_sae(sae, self.agent).to(where).eval().requires_grad_(False)
         self.taps = tuple(dict.fromkeys([*taps, *([] if self.sae is None else [self.sae.tap])]))
+        check_not_empty({"taps": self.taps})
         self.agent.check_taps(list(self.taps))
         for tap in self.taps:
             if tap.split(".")[0] in ("logits", "value"):
                 raise ValueError(f"tap {tap!r} is none to steer at: choose one inside the network")
+        if self.sae is None and all(layer_behind(self.agent, tap) is None for tap in self.taps):
+            check_not_empty({"sources": sources})  # latents and eigenfilters would be others
         self.sources, self.operations, self.strengths = sources, operations, tuple(sorted(strengths))
         self.distances, self.max_steps, self.seed = distances, max_steps, seed
         self.num_environments = num_environments

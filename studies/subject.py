@@ -1,5 +1,6 @@
 """What a study looks at: an agent, and perhaps an autoencoder of one of its taps."""
 
+import re
 from typing import NamedTuple
 
 import torch
@@ -22,8 +23,18 @@ class Subject(NamedTuple):
 
 
 def choose_device(device: str) -> torch.device:
-    """The device of that name; for `auto` a GPU if there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    """The device of that name; for `auto` a GPU if there is one.
+
+    Raises:
+        ValueError: another name, or a GPU that this machine does not have.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device {device!r} is none that a study runs on: choose auto, cpu or cuda")
+    chosen = torch.device(name)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r} is not there: choose auto or cpu")
+    return chosen
 
 
 def load_subject(agent: str, sae: str | None, tap: str | None, device: torch.device) -> Subject:

@@ -86,6 +86,7 @@ def run(world: int, out: Path, agent: str) -> dict[str, Result]:
     )
     return {
         "learnt": fit(world, SharedData(), sae=relu, **planted),
+        "compiled": fit(world, SharedData(), sae=relu, compile=True, **planted),  # by the kernel, where it can be had
         "resampled": fit(world, SharedData(), sae=relu, resample_every=8, dead_window=500, **planted),
         "frozen": fit(world, SharedData(), sae=partial(TopKSAE, k=2), learning_rate=FROZEN, dead_window=700, **planted),
         "recorded": fit(world, recorded, tap="conv4a", learning_rate=FROZEN),

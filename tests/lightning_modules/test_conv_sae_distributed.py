@@ -13,7 +13,7 @@ from networks import CustomCNN, save_weights
 from tests.sae_ranks import STEPS, run
 
 ROOT = Path(__file__).parents[2]
-ALIKE = ("learnt", "resampled", "frozen", "recorded")
+ALIKE = ("learnt", "compiled", "resampled", "frozen", "recorded")
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,9 @@ def test_ranks_stay_alike(ranks, name):
     assert [one["metrics"][name] for name in known] == [other["metrics"][name] for name in known]
 
 
-def test_two_processes_learn_what_one_does_from_the_same_rows(ranks, alone):
-    found, expected = ranks[0]["learnt"], alone["learnt"]
+@pytest.mark.parametrize("way", ["learnt", "compiled"])
+def test_two_processes_learn_what_one_does_from_the_same_rows(ranks, alone, way):
+    found, expected = ranks[0][way], alone["learnt"]
     for key, tensor in expected["weights"].items():
         torch.testing.assert_close(found["weights"][key], tensor, atol=2e-3, rtol=1e-2, msg=key)
     start = alone["frozen"]["metrics"]["sae/explained_variance"]

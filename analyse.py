@@ -7,6 +7,7 @@ and TensorBoard events.
 import sys
 from pathlib import Path
 
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from commands import USER_ERRORS, OneMessageParser, compute_exactly, config_files, one_line, quieten
@@ -32,28 +33,37 @@ def main(args: list[str] | None = None) -> int:
     compute_exactly()
     arguments = sys.argv[1:] if args is None else args
     parser = build_parser()
-    config = parser.parse_args(arguments)
-    if config.name is None:
-        files = config_files(arguments) or [config.study.class_path.rpartition(".")[2]]
-        config.name = Path(files[-1]).stem
     try:
+        config = parser.parse_args(arguments)
+        if config.name is None:
+            files = config_files(arguments) or [config.study.class_path.rpartition(".")[2]]
+            config.name = Path(files[-1]).stem
         study: Study = parser.instantiate(config).study
         claim = Path(config.root), config.name, parser.dump(config, skip_unset=False)
         run = (continue_run(*claim) if isinstance(study, StudyList) else None) or start_run(*claim)
     except USER_ERRORS as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted before any work", file=sys.stderr)
+        return 130
     if isinstance(study, StudyList):
         study.folder = run.folder  # what is done is written at once
     try:
         report = with_pages(study.run(), study, "../config.yaml")
         write_events(report, run.folder)
         report.write(run.folder)
-    except BaseException:
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)  # the latter is what Lightning makes of Ctrl-C
         if isinstance(study, StudyList) and study.began:
-            print(f"unfinished: {run.folder}; the same command goes on with it", file=sys.stderr)
+            said = "interrupted" if stopped else "unfinished"
+            print(f"{said}: {run.folder}; the same command goes on with it", file=sys.stderr)
         else:
             run.discard()
+            if stopped:
+                print("interrupted: what was kept is found again by the same command", file=sys.stderr)
+        if stopped:
+            return 143 if isinstance(error, SIGTERMException) else 130
         raise
     finally:
         run.release()

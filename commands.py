@@ -5,8 +5,9 @@ import importlib
 import logging
 import re
 import sys
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -17,7 +18,14 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 # What a user can get wrong, in the terms of the library that notices it. They are shown as one message as long
 # as no work has been done; afterwards the traceback is worth more.
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, MisconfigurationException)
+USER_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    PermissionError,
+    MisconfigurationException,
+)
 
 # Lines of a jsonargparse message that speak of types that were tried and failed, not of what the user wrote.
 _NOISE = (
@@ -32,6 +40,8 @@ _NOISE = (
     "- a dict ",
 )
 _MISPLACED = "Not a valid subclass of"
+# What only the other command takes, by its first word.
+_COMMANDS = {"study": "analyse.py", "model": "train.py", "data": "train.py", "trainer": "train.py"}
 # A message about a class that is given as a Callable[[arguments], base]; what it had goes to the end of the line.
 _FACTORY = re.compile(
     r"Type \S*Callable\[\[(?P<arguments>.*?)\], \S+ expects a function or a callable class: (?P<text>.*?)"
@@ -68,11 +78,33 @@ def config_files(args: Sequence[str]) -> list[str]:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception without its line breaks; of what jsonargparse wraps up, the wrapped message alone."""
+    """The message of an exception without its line breaks; of what jsonargparse wraps up, the wrapped message alone,
+    behind the name of what it is about where that is one of several (`watch: `).
+    """
     lines = str(error).splitlines()
     if lines and lines[0].startswith(_NOISE):
-        lines = [line.strip().removeprefix("- ") for line in lines if not line.strip().startswith(_NOISE)] or lines
-    return " ".join(" ".join(lines).split()) or type(error).__name__
+        told = [line.strip() for line in lines if not line.strip().startswith(_NOISE)]
+        told = [line.removeprefix("- ") for line in told]
+        lines = [line for line in told if not line.startswith(_MISPLACED)] or told or lines
+    names = "".join(f"{name}: " for name in _names(error).values())
+    return names + (" ".join(" ".join(lines).split()) or type(error).__name__)
+
+
+def _names(error: BaseException | None) -> dict[str, str]:
+    """Of keys that hold things by name (the studies of a list), the name of the one at which jsonargparse stopped.
+
+    Its messages leave that out, so it is read from its variables; where they are others, no name is found.
+    """
+    found: dict[str, str] = {}
+    while error is not None:
+        key = ""
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_globals.get("__name__", "").startswith("jsonargparse."):
+                key = getattr(frame.f_locals.get("self"), "dest", key)
+                if frame.f_code.co_name == "adapt_typehints" and isinstance(name := frame.f_locals.get("k"), str):
+                    found[key] = name
+        error = error.__cause__
+    return found
 
 
 class OneMessageParser(LightningArgumentParser):
@@ -95,12 +127,17 @@ class OneMessageParser(LightningArgumentParser):
         """Print what is wrong and what would be right; exit code 2."""
         if not self.exit_on_error:  # the parser of one class inside another: the outer one explains
             super().error(message, ex)
-        sys.stderr.write(f"error: {explain(message, self)}\n")
+        sys.stderr.write(f"error: {explain(message, self, _names(ex))}\n")
         raise SystemExit(2)
 
 
-def explain(message: str, parser: ArgumentParser) -> str:
+def explain(message: str, parser: ArgumentParser, names: Mapping[str, str] | None = None) -> str:
     """Turn a message of jsonargparse into one that names the whole key and the nearest correct one.
+
+    Args:
+        message: of jsonargparse.
+        parser: of the command.
+        names: what the message leaves out: of a key that holds things by name, the name.
 
     Only the form of the messages of jsonargparse 4 is relied on; one that is not recognised is shown as it is.
     """
@@ -118,6 +155,8 @@ def explain(message: str, parser: ArgumentParser) -> str:
             text = re.sub(r"\. Got value: Namespace\(class_path=.*", "", text)
         if key := re.fullmatch(r'Parser key "(.+?)"(?: element \d+)?:', text):
             path.append(key[1])
+            if names and key[1] in names:
+                path.append(names[key[1]])
         elif problem := re.fullmatch(r"Problem with given class_path '(.+)':", text):
             class_path = problem[1]
             path.append("init_args")
@@ -138,6 +177,8 @@ def _leaf(text: str, path: list[str], class_path: str, parser: ArgumentParser, s
         return _unknown(match[1], where, owner, _keys(class_path, parser, skipped))
     if match := re.fullmatch(r"Group '(.+)' does not accept option '(.+)'", text):
         return _unknown(f"{match[1]}.{match[2]}", where, owner, _keys(class_path, parser, skipped))
+    if match := re.fullmatch(r"unrecognized arguments: ([^- ][^ ]*\.ya?ml)(?: .*)?", text):
+        return f"{match[1]} is a configuration: write --config {match[1]}"
     if match := re.fullmatch(r"unrecognized arguments: --([^ =]+)(?:[ =].*)?", text):
         return _unknown(match[1], where, owner, _keys(class_path, parser, skipped))
     if match := re.fullmatch(r"module '(.+)' has no attribute '(.+)'", text):
@@ -149,6 +190,9 @@ def _leaf(text: str, path: list[str], class_path: str, parser: ArgumentParser, s
 
 def _unknown(key: str, where: str, owner: str, accepted: list[str]) -> str:
     roots = sorted({name.partition(".")[0] for name in accepted})
+    root = key.partition(".")[0]
+    if not where and root in _COMMANDS and root not in roots:
+        return f"{key} is for {_COMMANDS[root]}: give this configuration to python {_COMMANDS[root]}"
     mend = _nearest(key, accepted) or _nearest(key.partition(".")[0], roots)
     if not mend:
         siblings = [name for name in accepted if name.rpartition(".")[0] == key.rpartition(".")[0]]

@@ -98,9 +98,8 @@ def start_run(root: Path, name: str, config: str) -> Run:
             number += 1
             continue
         except OSError as error:
-            raise ValueError(
-                f"{folder} cannot be made ({error.strerror}): give another --root (train.py: --trainer.default_root_dir)"
-            ) from error
+            said = f"{folder} cannot be made ({error.strerror})"
+            raise ValueError(f"{said}: give another --root, or --trainer.default_root_dir to train.py") from error
         run = Run(folder, _lock=_lock(folder))
         write_atomically(folder / CONFIG, config)
         return run

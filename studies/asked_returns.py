@@ -16,7 +16,7 @@ from interpretability.asked_play import (
 from interpretability.episodes import GAME_TIME_OUT
 from interpretability.films import film_of_replays
 from interpretability.statistics import Interval, difference_of_means, join_metrics, paired_bootstrap
-from networks import DecisionTransformer, Precision, load_network
+from networks import MAX_RETURN, DecisionTransformer, Precision, load_network
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 

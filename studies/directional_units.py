@@ -23,8 +23,8 @@ from interpretability.report_page import percent
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
 from interpretability.unit_responses import LATENTS, unit_responses
 from networks import SAEBase, TappedAgent, load_agent, load_sae
-from studies.directional_page import directional_page, draw_scenes, draw_selectivity, draw_units
 from studies.arguments import check_not_empty
+from studies.directional_page import directional_page, draw_scenes, draw_selectivity, draw_units
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 

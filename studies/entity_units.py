@@ -19,8 +19,8 @@ from interpretability.statistics import Interval, bootstrap_interval, join_metri
 from interpretability.unit_numbers import entity_positions
 from interpretability.unit_responses import LATENTS, PIXELS, unit_responses
 from networks import SAEBase, TappedAgent, load_agent, load_sae
-from studies.entity_page import draw_bounds, draw_code, draw_levels, draw_pictures, entity_page
 from studies.arguments import check_not_empty
+from studies.entity_page import draw_bounds, draw_code, draw_levels, draw_pictures, entity_page
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 

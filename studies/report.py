@@ -121,20 +121,41 @@ class Report:
 
     def show(self, console: Console, folder: Path) -> None:
         """Print the tables, and where the rest lies."""
+        cut: list[str] = []
         for name, table in self.tables.items():
             if table.printed:
-                shown = RichTable(*table.columns, title=name.replace("_", " "), title_justify="left")
-                for row in table.rows:
-                    shown.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+                shown, whole = _shown(table, name.replace("_", " "), console)
                 console.print(shown)
+                if not whole:
+                    cut.append(name)
         lines = [f"page     {folder / 'pages' / name}.html" for name in self.pages]
         lines += [f"page     {folder / name / 'index.html'}" for name in self.sites]
         lines += [f"part     {folder / name}" for name in self.parts]
         lines += [f"film     {folder / 'films' / name}.gif" for name in self.films]
         lines += [f"weights  {folder / 'weights' / name}.safetensors" for name in self.weights]
+        lines += [f"table    {folder / 'tables' / name}.csv, with all columns" for name in cut]
         lines += [f"picture  {folder / 'figures' / name}.png" for name in self.figures]
         for line in (*lines, f"numbers  {folder / 'summary.json'}"):
             console.print(line, soft_wrap=True, highlight=False)
+
+
+def _shown(table: Table, title: str, console: Console) -> tuple[RichTable, bool]:
+    """A table as the terminal has room for it, and whether it is whole: as it is, else with a column a row, else its
+    first columns alone. There is room for a column where there is for its longest word.
+    """
+    cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.rows]
+    upright = [table.columns, *cells]
+    turned = [list(row) for row in zip(*upright, strict=True)]
+    tried = [upright, turned, *([row[:count] for row in upright] for count in range(len(table.columns) - 1, 0, -1))]
+    for lines in tried:
+        shown = RichTable(title=title, title_justify="left")
+        for heading in lines[0]:
+            shown.add_column(heading, overflow="fold")
+        for line in lines[1:]:
+            shown.add_row(*line)
+        if console.measure(shown, options=console.options.update_width(10_000)).minimum <= console.width:
+            break
+    return shown, lines is upright or lines is turned
 
 
 def _json_cell(cell: Cell) -> Cell | None:

@@ -18,7 +18,7 @@ from interpretability.patching import record_taps
 from interpretability.perception import SEEN, Views
 from interpretability.policy_comparison import PolicyComparisons
 from interpretability.statistics import Interval, join_metrics, wilson_interval
-from interpretability.steering import OPERATIONS, EditOfEach, SteerEdit, operation
+from interpretability.steering import OPERATIONS, EditOfEach, SteerEdit, layer_behind, operation
 from networks import Edit, Precision, load_agent, load_sae
 from networks.channel_edit import RandomDirection
 from studies.arguments import check_at_least_one, check_not_empty

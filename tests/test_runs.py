@@ -83,3 +83,19 @@ def test_a_text_is_replaced_whole(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a.txt", "one")
     write_atomically(tmp_path / "a.txt", "two")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["two"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "/etc", "a/"])
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    for claim in (start_run, continue_run):
+        with pytest.raises(ValueError, match=f"--name {name!r} is no name of a folder"):
+            claim(tmp_path / "runs", name, CONFIG)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_root_that_cannot_be_written_into_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/a/version_0 cannot be made .*: give another --root"):
+        start_run(tmp_path / "file", "a", CONFIG)
+    with pytest.raises(ValueError, match=r"/proc/runs/a/version_0 cannot be made"):
+        start_run(Path("/proc/runs"), "a", CONFIG)

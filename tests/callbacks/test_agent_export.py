@@ -3,7 +3,9 @@ from types import SimpleNamespace
 import pytest
 
 from callbacks import AgentExport
+from lightning_modules import ConvSAE
 from networks import CustomCNN, load_agent
+from tests.sae_training import PlantedData, small_trainer
 
 
 class Module:
@@ -53,3 +55,11 @@ def test_the_newest_agent_has_one_name(tmp_path):
 def test_numbers_below_one_are_refused():
     with pytest.raises(ValueError, match="keep_from 0"):
         AgentExport(keep_from=0)
+
+
+def test_a_module_that_trains_no_agent_is_refused_before_training():
+    AgentExport().on_fit_start(SimpleNamespace(), Module())
+    with pytest.raises(ValueError, match=r"ConvSAE trains none: take it out of trainer\.callbacks"):
+        small_trainer(1, callbacks=[AgentExport()]).fit(
+            ConvSAE("planted", expansion=2, compile=False), datamodule=PlantedData()
+        )

@@ -140,7 +140,7 @@ def test_taps_by_default(folder: Path) -> None:
         ({"environment": EnvironmentSettings(start_level=0, num_levels=10)}, "held-out levels: begin at 100000"),
         ({"environment": EnvironmentSettings(distribution_mode="memory")}, "choose heist, easy or hard"),
         ({"environment": EnvironmentSettings(game="maze")}, "choose heist, easy or hard"),
-        ({"test_frames": 0}, "test is 0"),
+        ({"test_frames": 0}, "test_frames is 0"),
         ({"taps": ["conv9"]}, "no tap 'conv9'"),
         ({"max_features": 8}, "raise max_features"),
         ({"num_frames": 10**9}, "lower num_frames"),

@@ -112,8 +112,12 @@ def test_wrong_settings_are_named(settings, reason):
 def test_held_out_levels_stay_in_their_split():
     assert held_out_levels("validation", 3, 10) == range(10, 13)
     assert held_out_levels("test", 50_000) == range(50_000, 100_000)
-    with pytest.raises(ValueError, match="ask for fewer"):
+    with pytest.raises(ValueError, match="50001 test levels asked for: ask for 1 to 50000"):
         held_out_levels("test", 50_001)
+    with pytest.raises(ValueError, match="0 validation levels asked for from offset 10: ask for 1 to 49990"):
+        held_out_levels("validation", 0, 10)
+    with pytest.raises(ValueError, match="offset 50000 is outside"):
+        held_out_levels("validation", 1, 50_000)
 
 
 def test_nothing_is_looked_up_in_the_library_once_an_environment_stands() -> None:

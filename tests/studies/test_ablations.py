@@ -165,6 +165,8 @@ def test_refuses_what_makes_no_pairs(paths: dict[str, str]) -> None:
         Ablations(paths["agent"], **SMALL | {"top_k": 1})
     with pytest.raises(ValueError, match="top_k 33"):
         Ablations(paths["agent"], **SMALL | {"top_k": 33})
+    with pytest.raises(ValueError, match=r"cache_dir .* cannot be written into"):
+        Ablations(paths["agent"], **SMALL | {"cache_dir": paths["agent"]})
     with pytest.raises(ValueError, match="choice_levels 0"):
         Ablations(paths["agent"], **SMALL | {"choice_levels": 0})
     with pytest.raises(ValueError, match="value"):

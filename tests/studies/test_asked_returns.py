@@ -44,6 +44,9 @@ def test_returns_and_reference_are_played_on_the_same_levels(folder: Path, tmp_p
 def test_another_network_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="CustomCNN, which is asked for nothing"):
         AskedReturns(str(folder / "agent.safetensors"))
+    for asked in ([], [11.0]):
+        with pytest.raises(ValueError, match="give discounted returns of 0 to 10, at least one"):
+            AskedReturns(str(folder / "told.safetensors"), asked=asked)
     with pytest.raises(ValueError, match="film_levels 0"):
         AskedReturns(str(folder / "told.safetensors"), film_levels=0)
 

@@ -162,6 +162,8 @@ def test_what_does_not_fit_is_refused(weights) -> None:
     agent, sae, _ = weights
     with pytest.raises(ValueError, match="leave tap null"):
         Atlas(agent, sae, tap="conv3a")
+    with pytest.raises(ValueError, match="num_frames 0"):
+        Atlas(agent, tap="conv4a", num_frames=0)
     with pytest.raises(ValueError, match="nothing to show"):
         Atlas(agent)
     with pytest.raises(ValueError, match="no tap 'conv9'"):

@@ -90,3 +90,5 @@ def test_what_cannot_be_meant_is_refused(known: dict[str, str], tmp_path: Path) 
     ]:
         with pytest.raises(ValueError, match=match):
             study(known, tmp_path, **changes)
+    with pytest.raises(ValueError, match=r"cache_dir .* cannot be written into"):
+        study(known, Path(known["agent"]), tap="conv4a")

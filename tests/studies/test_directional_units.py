@@ -76,6 +76,8 @@ def test_corners_lie_in_the_larger_world_of_hard_mode(subject: dict[str, str]) -
 def test_refuses_what_cannot_be_asked(subject: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="levels 1"):
         DirectionalUnits(subject["agent"], levels=1)
+    with pytest.raises(ValueError, match="taps is empty"):
+        DirectionalUnits(subject["agent"], ())
     with pytest.raises(ValueError, match="value has no units"):
         DirectionalUnits(subject["agent"], ("value",))
     with pytest.raises(ValueError, match="nothing to fetch"):

@@ -58,6 +58,8 @@ def test_walks_in_the_larger_world_of_hard_mode(agent: str) -> None:
 def test_refuses_what_cannot_be_walked_or_read(agent: str) -> None:
     with pytest.raises(ValueError, match="fc1 is flat"):
         EntityTracking(agent, taps=("fc1",), **SMALL)
+    with pytest.raises(ValueError, match="taps is empty"):
+        EntityTracking(agent, taps=(), **SMALL)
     with pytest.raises(ValueError, match="rooms 0"):
         EntityTracking(agent, **SMALL | {"rooms": 0})
     with pytest.raises(ValueError, match="walk leads over the player"):

@@ -92,6 +92,8 @@ def test_the_peak_is_looked_for_in_the_cells_around() -> None:
 def test_refuses_what_cannot_be_asked(subject: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="fc1 is flat"):
         EntityUnits(subject["agent"], ("fc1",))
+    with pytest.raises(ValueError, match="taps is empty"):
+        EntityUnits(subject["agent"], ())
     for wrong in ({"levels": 1}, {"bound": 1.0}, {"others": 6}, {"reach": -1}, {"permutations": 0}):
         with pytest.raises(ValueError, match="give at least 2 and 1"):
             EntityUnits(subject["agent"], **wrong)

@@ -99,6 +99,7 @@ def test_seeds_are_compared_and_other_recipes_are_not(report: Any, files: dict[s
         ["b/sae", "conv4a", "TopKSAE"],
         ["flat", "fc1", "TopKSAE"],
     ]
+    assert {"cosine to channels", "effective latents"} <= set(table.columns)
     stability = table.columns.index("cosine to seeds")
     assert [row[stability] == "" for row in table.rows] == [False, False, True]
     assert table.columns == report.tables["dictionaries"].columns + report.tables["splices"].columns[3:]

@@ -58,6 +58,7 @@ def test_all_latents_probe_directions_and_patches(known: dict[str, str]) -> None
 
 def test_what_cannot_be_meant_is_refused(known: dict[str, str]) -> None:
     faults: list[tuple[dict[str, Any], str]] = [
+        ({"wanted": []}, "wanted is empty"),
         ({"wanted": [Wanted(32)]}, "conv4a has 32 units"),
         ({"images": 2}, "would come out alike"),
         ({"tap": None}, "give tap, or sae"),

@@ -111,7 +111,10 @@ def test_what_does_not_fit_is_refused_before_any_work(known: dict[str, str]) -> 
     for changes, match in [
         ({"taps": ["fc1"]}, "which taps leave out"),
         ({"targets": ["colour"]}, "there is no target 'colour'"),
-        ({"num_frames": 0}, "at least 1"),
+        ({"num_frames": 0}, "num_frames is 0: at least 1"),
+        ({"taps": []}, "taps is empty"),
+        ({"targets": []}, "targets is empty"),
+        ({"forms": ()}, "choose at least one"),
     ]:
         with pytest.raises(ValueError, match=match):
             ProbeAtlas(known["agent"], known["sae"], cache_dir=known["cache"], **{**SMALL, **changes})

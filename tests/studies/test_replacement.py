@@ -71,6 +71,8 @@ def test_reports_every_arm(agent: str, taps: tuple[str, ...]) -> None:
 def test_refuses_what_cannot_be_written(agent: str) -> None:
     with pytest.raises(ValueError, match="the network's output"):
         Replacement(agent, taps=("logits",))
+    with pytest.raises(ValueError, match="taps is empty"):
+        Replacement(agent, taps=())
     with pytest.raises(ValueError, match="kernel 4"):
         Replacement(agent, kernel=4)
     with pytest.raises(ValueError, match="every 0"):

@@ -54,3 +54,22 @@ def test_films_and_pages_lie_in_folders_of_their_own(tmp_path):
     report.show(Console(file=screen, width=60), tmp_path)
     assert str(tmp_path / "pages/look.html") in screen.getvalue()
     assert str(tmp_path / "films/play.gif") in screen.getvalue()
+
+
+def test_a_table_that_is_too_wide_is_turned_or_cut_and_never_abbreviated(tmp_path):
+    columns = ["name", *(f"measurement{number}" for number in range(9))]
+    few = Report({}, {"few": Table(columns, [["first", *range(9)]])})
+    many = Report({}, {"many": Table(columns, [[f"entry{row}", *range(9)] for row in range(30)])})
+
+    def shown(report):
+        screen = io.StringIO()
+        report.show(Console(file=screen, width=60), tmp_path)
+        return screen.getvalue()
+
+    assert "…" not in shown(few) + shown(many)
+    assert all(name in shown(few) for name in columns)
+    assert "few.csv" not in shown(few)
+    assert "measurement0" in shown(many)
+    assert "measurement8" not in shown(many)
+    assert "entry29" in shown(many)
+    assert f"{tmp_path / 'tables' / 'many'}.csv" in shown(many)

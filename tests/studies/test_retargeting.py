@@ -271,6 +271,7 @@ def test_refuses_what_cannot_be_asked(agent: str, tmp_path: Path) -> None:
         ({"search": SearchSettings(taps=("pool1", "conv9"))}, "has no tap 'conv9'"),
         ({"map_taps": ("fc1",)}, "map_taps 'fc1' is no map of CustomCNN: choose one of conv1a.pre"),
         ({"map_taps": ()}, "map_taps is empty"),
+        ({"cache_dir": agent}, "cache_dir .* cannot be written into"),
         ({"tap": "conv4a", "search": SearchSettings(keep_seen=1.0)}, "none of map_taps lies at conv4a or behind"),
         ({"goal_tap": "value"}, "goal_tap 'value' is no flat tap"),
     ):

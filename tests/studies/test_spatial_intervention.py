@@ -105,6 +105,8 @@ def test_places_are_free_and_away_from_everything(kind: str) -> None:
 def test_refuses_what_cannot_be_forced(paths: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="fc1 is flat"):
         SpatialIntervention(paths["agent"], tap="fc1")
+    with pytest.raises(ValueError, match=r"cache_dir .* cannot be written into"):
+        SpatialIntervention(paths["agent"], cache_dir=paths["agent"])
     with pytest.raises(ValueError, match="no 'hall' scenes"):
         SpatialIntervention(paths["agent"], kinds=("hall",))
     with pytest.raises(ValueError, match="quantile 2"):

@@ -88,6 +88,9 @@ def test_refuses_what_cannot_be_steered(agent: str) -> None:
         Steering(agent, taps=("logits",))
     with pytest.raises(ValueError, match="strengths"):
         Steering(agent, strengths=(0.0, 1.0))
+    for name in ("taps", "sources", "operations"):
+        with pytest.raises(ValueError, match=f"{name} is empty"):
+            Steering(agent, **{name: ()})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="operation 'turn'"):
         Steering(agent, operations=("turn",))
 

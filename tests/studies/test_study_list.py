@@ -52,6 +52,13 @@ class Plain(Known):
         return replace(known, tables={**known.tables, "hidden": hidden}, films={"moving_thing": film}, pages={})
 
 
+class Careful(Known):
+    def __init__(self, value: float) -> None:
+        if value < 0:
+            raise ValueError(f"value {value} must not be negative")
+        super().__init__(value)
+
+
 class Failing(Study):
     def run(self) -> Report:
         raise ValueError("no such level")
@@ -68,7 +75,7 @@ class Counted(Study):
             file.write(f"{self.name}\n")
         order = self.diary.with_name(f"{self.name}.txt")
         if order.exists():
-            raise {"stop": KeyboardInterrupt, "fail": KeyError}[order.read_text()]("the third map")
+            raise {"stop": KeyboardInterrupt, "exit": SystemExit, "fail": KeyError}[order.read_text()]("the third map")
         return Known(0.5).run()
 
 
@@ -85,9 +92,8 @@ def test_a_list_that_was_stopped_goes_on_where_it_was(tmp_path: Path, capsys: py
     command = ["--config", str(tmp_path / "list.yaml"), "--root", str(tmp_path / "runs")]
     folder = tmp_path / "runs/list/version_0"
     (tmp_path / "second.txt").write_text("stop")
-    with pytest.raises(KeyboardInterrupt):
-        analyse.main(command)
-    assert "the same command goes on with it" in capsys.readouterr().err
+    assert analyse.main(command) == 130
+    assert f"interrupted: {folder}; the same command goes on with it" in capsys.readouterr().err
     assert json.loads((folder / "first/summary.json").read_text())["found/value"] == 0.5
     assert not (folder / "summary.json").exists()
     (tmp_path / "second.txt").write_text("fail")
@@ -112,20 +118,53 @@ def test_a_list_that_was_stopped_goes_on_where_it_was(tmp_path: Path, capsys: py
     assert (folder.parent / "version_1/summary.json").exists()
 
 
-def test_a_list_of_which_nothing_was_done_leaves_nothing_but_what_went_wrong(tmp_path: Path) -> None:
+def test_a_list_of_which_nothing_was_done_leaves_nothing_but_what_went_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     diary = tmp_path / "diary.txt"
     study = {"class_path": "tests.studies.test_study_list.Counted", "init_args": {"diary": str(diary), "name": "one"}}
     config = {"study": {"class_path": "studies.StudyList", "init_args": {"studies": {"one": study}}}}
     (tmp_path / "list.yaml").write_text(yaml.safe_dump(config))
     command = ["--config", str(tmp_path / "list.yaml"), "--root", str(tmp_path / "runs")]
-    (tmp_path / "one.txt").write_text("stop")
-    with pytest.raises(KeyboardInterrupt):
-        analyse.main(command)
-    assert not (tmp_path / "runs").exists()
+    for order in ("stop", "exit"):  # Ctrl-C, and what Lightning makes of it
+        (tmp_path / "one.txt").write_text(order)
+        assert analyse.main(command) == 130
+        said = capsys.readouterr().err.splitlines()
+        assert said[-1] == "interrupted: what was kept is found again by the same command"
+        assert not (tmp_path / "runs").exists()
     (tmp_path / "one.txt").write_text("fail")
     with pytest.raises(ValueError, match="all studies failed: one: 'the third map'"):
         analyse.main(command)
     assert "Traceback" in (tmp_path / "runs/list/version_0/one/error.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "message"),
+    [
+        ({"value": "x"}, 2, "study.init_args.studies.second.init_args.value: Expected a <class 'float'>"),
+        ({"valeu": 1.0}, 2, "unknown key study.init_args.studies.second.init_args.valeu"),
+        ({"value": -1.0}, 1, "error: second: value -1.0 must not be negative"),
+    ],
+)
+def test_a_mistake_in_a_list_names_the_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: dict[str, object], code: int, message: str
+) -> None:
+    own = "tests.studies.test_study_list.Careful"
+    studies = {
+        "first": {"class_path": own, "init_args": {"value": 1.0}},
+        "second": {"class_path": own, "init_args": given},
+        "third": {"class_path": own, "init_args": {"value": 1.0}},
+    }
+    config = {"study": {"class_path": "studies.StudyList", "init_args": {"studies": studies}}}
+    (tmp_path / "list.yaml").write_text(yaml.safe_dump(config))
+    try:
+        result = analyse.main(["--config", str(tmp_path / "list.yaml"), "--root", str(tmp_path / "runs")])
+    except SystemExit as stop:
+        result = stop.code
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert result == code
 
 
 def test_every_study_has_its_folder_and_the_page_leads_there(tmp_path: Path) -> None:

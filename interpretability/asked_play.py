@@ -55,6 +55,16 @@ def delivered(episodes: Episodes) -> Float[np.ndarray, " L"]:
     return np.where(episodes.solved, MAX_RETURN * GAMMA**episodes.lengths, 0.0)
 
 
+def check_asked(asked: Sequence[float]) -> None:
+    """Refuse returns that no episode can give, or none at all.
+
+    Raises:
+        ValueError: says what may be asked for.
+    """
+    if not asked or not all(0 <= each <= MAX_RETURN for each in asked):
+        raise ValueError(f"asked {list(asked)}: give discounted returns of 0 to {MAX_RETURN:g}, at least one")
+
+
 def play_asked(
     network: DecisionTransformer,
     asked: Sequence[float],
@@ -81,8 +91,7 @@ def play_asked(
     """
     told = "return" in network.tokens
     returns = tuple(sorted(set(asked), reverse=True))[: None if told else 1]
-    if not returns or not all(0 <= each <= MAX_RETURN for each in returns):
-        raise ValueError(f"asked {list(asked)}: give discounted returns of 0 to {MAX_RETURN:g}, at least one")
+    check_asked(returns)
     episodes, logs = [], []
     for each in returns:
         log = ActionLog()

@@ -7,6 +7,7 @@ from environments import EnvironmentSettings, held_out_levels
 from environments.procgen import DistributionMode
 from interpretability.asked_play import (
     AskedPlay,
+    check_asked,
     confusion,
     draw_asked,
     draw_confusion_of_play,
@@ -16,7 +17,7 @@ from interpretability.asked_play import (
 from interpretability.episodes import GAME_TIME_OUT
 from interpretability.films import film_of_replays
 from interpretability.statistics import Interval, difference_of_means, join_metrics, paired_bootstrap
-from networks import MAX_RETURN, DecisionTransformer, Precision, load_network
+from networks import DecisionTransformer, Precision, load_network
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 
@@ -67,8 +68,7 @@ class AskedReturns(Study):
                 f"num_environments {num_environments}, max_steps {max_steps} and film_levels {film_levels} must be at "
                 "least 1"
             )
-        if not asked or not all(0 <= each <= MAX_RETURN for each in asked):
-            raise ValueError(f"asked {list(asked)}: give discounted returns of 0 to {MAX_RETURN:g}, at least one")
+        check_asked(asked)
         self.levels = held_out_levels(split, num_levels)
         self.settings = EnvironmentSettings("heist", distribution_mode)
         where = choose_device(device)

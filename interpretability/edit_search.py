@@ -13,7 +13,7 @@ from interpretability.asked_moves import AskedMoves
 from interpretability.perception import CellReader
 from networks.channel_edit import ChannelEdit, MixingEdit, TapEdit
 from networks.precision import Precision, autocast
-from networks.taps import TappedAgent
+from networks.taps import AgentOutput, TappedAgent
 
 _CLIP = 1.0  # length of a gradient; a few frames on which the agent is sure of the wrong move would undo a fit
 NORM_FRAMES = 256
@@ -162,9 +162,11 @@ def search_learned(
             if play is not None and step in plays:
                 moves = moves + play(edit)
             rows = torch.randint(len(moves.frames), (batch_size,), generator=generator)
-            loss = -_log_probability(agent, tap, edit, moves, rows, precision).mean()
+            output = _edited(agent, tap, edit, moves.frames[rows], precision, tuple(readers or ()))
+            loss = -_wanted(output, moves, rows).mean()
             if readers:
-                loss = loss + keep_seen * seen_change(agent, tap, edit, moves.frames[rows], readers, precision)
+                change = _reading_change(agent, moves.frames[rows], output.activations, readers, precision)
+                loss = loss + keep_seen * change
             for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.grad = gradient
             nn.utils.clip_grad_norm_(parameters, _CLIP)
@@ -228,11 +230,22 @@ def probability(agent: TappedAgent, tap: str, edit: TapEdit, moves: AskedMoves, 
 def _log_probability(
     agent: TappedAgent, tap: str, edit: TapEdit, moves: AskedMoves, rows: Tensor, precision: Precision = "fp32"
 ) -> Float[Tensor, " B"]:
+    return _wanted(_edited(agent, tap, edit, moves.frames[rows], precision), moves, rows)
+
+
+def _edited(
+    agent: TappedAgent, tap: str, edit: TapEdit, frames: Tensor, precision: Precision, record: tuple[str, ...] = ()
+) -> AgentOutput:
     device = next(agent.parameters()).device
     with autocast(precision, device):
-        logits = agent.forward(moves.frames[rows].to(device), edits=[(tap, edit)]).logits  # not __call__: not compiled
+        return agent.forward(frames.to(device), record=record, edits=[(tap, edit)])  # not __call__: not compiled
+
+
+def _wanted(output: AgentOutput, moves: AskedMoves, rows: Tensor) -> Float[Tensor, " B"]:
+    """Log-probability of a wanted action."""
+    logits = output.logits
     assert logits is not None
-    return logits.log_softmax(-1).masked_fill(~moves.wanted[rows].to(device), -torch.inf).logsumexp(-1)
+    return logits.log_softmax(-1).masked_fill(~moves.wanted[rows].to(logits.device), -torch.inf).logsumexp(-1)
 
 
 def seen_change(
@@ -246,13 +259,21 @@ def seen_change(
     """How far an edit changes what is read: the Kullback-Leibler divergence of what each reader takes to lie at a
     position without the edit from what it does with it, in nats, summed over positions and readers, mean over frames.
     """
+    edited = _edited(agent, tap, edit, frames, precision, tuple(readers)).activations
+    return _reading_change(agent, frames, edited, readers, precision)
+
+
+def _reading_change(
+    agent: TappedAgent,
+    frames: Tensor,
+    edited: Mapping[str, Tensor],
+    readers: Mapping[str, CellReader],
+    precision: Precision,
+) -> Float[Tensor, ""]:
+    """The same, of activations with the edit that are at hand."""
     device = next(agent.parameters()).device
-    scores = []
-    for edits in ([], [(tap, edit)]):
-        with autocast(precision, device), torch.set_grad_enabled(bool(edits) and torch.is_grad_enabled()):
-            output = agent.forward(frames.to(device), record=tuple(readers), edits=edits, outputs=False)
-        scores.append({name: output.activations[name].float() for name in readers})
-    clean, edited = scores
+    with torch.no_grad(), autocast(precision, device):
+        clean = agent.forward(frames.to(device), record=tuple(readers), outputs=False).activations
     changes = []
     for name, reader in readers.items():
         with torch.no_grad():

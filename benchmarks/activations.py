@@ -43,6 +43,11 @@ class Repeating(Recorder):
 
     _kept: Rows | None = None
 
+    @property
+    def forks(self) -> bool:
+        """Not: it keeps what it recorded."""
+        return False
+
     def block(self, index: int, frames: int | None = None, progress: Callable[[int], object] | None = None) -> Rows:
         """Block 0, whole or its beginning."""
         if self._kept is None:

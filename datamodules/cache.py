@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from datamodules.block_jobs import run_jobs
 from datamodules.recorder import Rows
 
 _MANIFEST = "manifest.json"
@@ -42,9 +43,13 @@ class BlockRecorder(Protocol):
 
     Attributes:
         taps: what is recorded beside frames and labels.
+        forks: whether blocks can be made in forked processes, which have no GPU, and change nothing here.
     """
 
     taps: tuple[str, ...]
+
+    @property
+    def forks(self) -> bool: ...
 
     @property
     def frames_per_block(self) -> int: ...
@@ -128,7 +133,9 @@ class ActivationCache:
             )
 
     def build(self) -> None:
-        """Record every missing shard, with a progress bar; other processes that ask for the same wait here.
+        """Record every missing shard, several at once where the recorder can, with a progress bar.
+
+        Other processes that ask for the same wait here.
 
         Raises:
             ValueError: a finished shard is damaged, or the disk is too small or cannot be written.
@@ -149,18 +156,27 @@ class ActivationCache:
             with tqdm(
                 total=self.frames, initial=done, unit=" frames", desc=f"recording {taps} ({self.name})", mininterval=0.5
             ) as bar:
-                for index in missing:
-                    path, frames = self._shards[index]
-                    rows = self._recorder.block(index, frames, bar.update)
-                    self._write(path, rows | _channel_sums(rows))
+                processes = min(torch.get_num_threads(), len(missing)) if self._recorder.forks else 1
+                if processes > 1:
+                    self._recorder.close()  # its environment's threads would be missing in a fork
+                for index, record in run_jobs(self._record, missing, processes, bar.update):
+                    self._enter(self._shards[index][0], record)
             self._recorder.close()
 
-    def _write(self, path: Path, tensors: Rows) -> None:
+    def _record(self, index: int, progress: Callable[[int], object]) -> dict[str, Any]:
+        """Make a shard and write it aside; what the manifest is to know of it."""
+        path, frames = self._shards[index]
+        rows = self._recorder.block(index, frames, progress)
         partial = path.with_suffix(".partial")
-        try:
-            save_file(tensors, partial)
+        with self._writing(partial):
+            save_file(rows | _channel_sums(rows), partial)
             _flush(partial)
-            record = {"bytes": partial.stat().st_size, "sha256": _sha256(partial)}
+            return {"bytes": partial.stat().st_size, "sha256": _sha256(partial)}
+
+    def _enter(self, path: Path, record: dict[str, Any]) -> None:
+        """Let a shard that was written aside count."""
+        partial = path.with_suffix(".partial")
+        with self._writing(partial):
             partial.replace(path)
             manifest = {"description": self._description, "shards": self._read_manifest() | {path.name: record}}
             temporary = self.folder / f"{_MANIFEST}.partial"
@@ -168,13 +184,18 @@ class ActivationCache:
             _flush(temporary)
             temporary.replace(self.folder / _MANIFEST)
             _flush(self.folder)
+        self._checked.add(path.name)
+
+    @contextmanager
+    def _writing(self, partial: Path) -> Iterator[None]:
+        try:
+            yield
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
             raise ValueError(
-                f"{path} could not be written ({error}): make room there or set cache_dir to another disk, "
-                "and run the same command again; finished shards are kept"
+                f"{partial.with_suffix('.safetensors')} could not be written ({error}): make room there or set "
+                "cache_dir to another disk, and run the same command again; finished shards are kept"
             ) from error
-        self._checked.add(path.name)
 
     def _read_manifest(self) -> dict[str, Any]:
         path = self.folder / _MANIFEST

@@ -151,6 +151,11 @@ class MinariRecorder:
         self._settings = settings
 
     @property
+    def forks(self) -> bool:
+        """Not: its files are read quickly enough."""
+        return False
+
+    @property
     def frames_per_block(self) -> int:
         """About as many frames a block has: its episodes are whole."""
         return BLOCK_FRAMES

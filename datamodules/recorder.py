@@ -134,6 +134,11 @@ class Recorder:
         }
 
     @property
+    def forks(self) -> bool:
+        """Whether blocks can be made in forked processes: not on a GPU."""
+        return self.device.type == "cpu"
+
+    @property
     def frames_per_block(self) -> int:
         """Frames of a whole block."""
         return self.play.environments * self.play.steps

@@ -33,6 +33,7 @@ class StateRecorder:
     """
 
     taps: tuple[str, ...] = ()
+    forks = True
 
     def __init__(self, settings: EnvironmentSettings, edit: StateEdit, *, frames_per_block: int, seed: int = 0) -> None:
         if settings.game != "heist":

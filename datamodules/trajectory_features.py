@@ -63,6 +63,11 @@ class FeatureRecorder:
         self._opened: list[Rows] | None = None
 
     @property
+    def forks(self) -> bool:
+        """Whether blocks can be made in forked processes: not on a GPU."""
+        return self._device.type == "cpu"
+
+    @property
     def frames_per_block(self) -> int:
         """That of the trajectories: one shard of features for each of theirs."""
         return self._trajectories.shard_frames[0]

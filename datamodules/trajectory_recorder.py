@@ -114,6 +114,11 @@ class TrajectoryRecorder:
         self._frame_bytes = 0
 
     @property
+    def forks(self) -> bool:
+        """Whether blocks can be made in forked processes: not on a GPU."""
+        return self.device.type == "cpu"
+
+    @property
     def frames_per_block(self) -> int:
         """About as many frames a block has: its episodes are whole."""
         return BLOCK_FRAMES

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool
 
-from environments.heist.entities import check_name, colour_index, new_entity, ring_icon
+from environments.heist.entities import check_name, colour_index, join_rows, new_entity, ring_icon
 from environments.heist.layout import Cell, HeistPart
 from environments.heist.oracle import DIRECTIONS
 from environments.heist.playable import check_playable
@@ -68,7 +68,7 @@ def write_maze(
     colours = max(themes | used, default=-1) + 1
     edited = copy_state(state)
     edited.grid[:] = np.where(floor, SPACE, WALL)
-    edited.entities = np.concatenate([state.entities[:1], *rows, *(ring_icon(colour) for colour in range(colours))])
+    edited.entities = join_rows(state.entities[:1], *rows, *(ring_icon(colour) for colour in range(colours)))
     part.num_keys, part.has_keys = colours, [colour in themes for colour in range(colours)]
     edited.tail = part.to_tail()
     put_at(edited, 0, player[0] + 0.5, player[1] + 0.5)

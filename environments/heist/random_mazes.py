@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -31,8 +32,7 @@ def random_floor(rng: np.random.Generator, size: int, fork: int = 0) -> Bool[np.
     floor = np.zeros((size, size), dtype=bool)
     floor[::2, ::2] = True
     group = list(range(nodes * nodes))
-    edges = [(n, n + 1) for n in range(nodes * nodes) if n % nodes < nodes - 1]
-    edges += [(n, n + nodes) for n in range(nodes * (nodes - 1))]
+    edges = _edges(nodes)
     order = [edges[index] for index in rng.permutation(len(edges)).tolist()]
     if fork > 0:
         ways = Counter(node for edge in edges for node in edge)
@@ -45,6 +45,13 @@ def random_floor(rng: np.random.Generator, size: int, fork: int = 0) -> Bool[np.
             group[first] = second
             floor[one // nodes + other // nodes, one % nodes + other % nodes] = True
     return floor
+
+
+@cache
+def _edges(nodes: int) -> list[tuple[int, int]]:
+    """All pairs of neighbours of a square of so many nodes a side."""
+    edges = [(n, n + 1) for n in range(nodes * nodes) if n % nodes < nodes - 1]
+    return edges + [(n, n + nodes) for n in range(nodes * (nodes - 1))]
 
 
 def _root(group: list[int], node: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from environments.heist.entities import check_name, colour_index, entity_name, new_entity, ring_icon
+from environments.heist.entities import check_name, colour_index, entity_name, join_rows, new_entity, ring_icon
 from environments.heist.layout import COLOURS, GEM, KEY, LOCK, Cell, HeistPart
 from environments.state import SPACE, WALL, State
 
@@ -130,7 +130,7 @@ def add_entity(state: State, name: str, cell: Cell, *, new_colours: bool = False
         raise ValueError("this level has a gem already: move that one")
     edited = state if name == "gem" else _with_ring_for(state, int(row["image_theme"][0]), new_colours)
     edited = copy_state(edited)
-    edited.entities = np.concatenate([edited.entities, row])
+    edited.entities = join_rows(edited.entities, row)
     return edited
 
 
@@ -271,7 +271,7 @@ def _with_ring_for(state: State, theme: int, new_colours: bool) -> State:
             "take a level with more colours, or lengthen the ring with new_colours=True"
         )
     edited = copy_state(state)
-    edited.entities = np.concatenate([edited.entities, *(ring_icon(added) for added in range(count, theme + 1))])
+    edited.entities = join_rows(edited.entities, *(ring_icon(added) for added in range(count, theme + 1)))
     part.num_keys = theme + 1
     part.has_keys += [False] * (theme + 1 - count)
     edited.tail = part.to_tail()

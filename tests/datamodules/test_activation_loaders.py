@@ -150,6 +150,7 @@ def test_too_few_rows_are_refused() -> None:
 class ToyRecorder:
     taps = ("conv4a",)
     frames_per_block = 64
+    forks = False
     rows_per_frame = 64
 
     def __init__(self) -> None:

@@ -5,11 +5,13 @@ import signal
 import threading
 import time
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
 
 from datamodules import cache as cache_module
 from datamodules.cache import ActivationCache, refuse_if_too_large, statistics
@@ -23,6 +25,7 @@ class ToyRecorder:
 
     taps = ("conv4a",)
     frames_per_block = 100
+    forks = False
 
     def __init__(self, seed: int = 0, interrupt_at: int | None = None) -> None:
         self.seed, self.interrupt_at = seed, interrupt_at
@@ -46,6 +49,17 @@ class ToyRecorder:
         }
 
     def close(self) -> None: ...
+
+
+class ForkingToy(ToyRecorder):
+    """Blocks of it are made in other processes, which say so in the rows."""
+
+    forks = True
+
+    def block(self, index: int, frames: int, progress: Callable[[int], object]) -> Rows:
+        assert torch.get_num_threads() == 1
+        rows = super().block(index, frames, progress)
+        return rows | {"process": torch.full_like(rows["levels"], os.getpid())}
 
 
 def make(folder: Path, recorder: ToyRecorder | None = None, frames: int = 350) -> ActivationCache:
@@ -76,6 +90,60 @@ def test_builds_once_and_reads_back(tmp_path: Path) -> None:
     assert equal(found.open(), cache.open())
     rows = recorder.block(2, 100, lambda frames: None)
     assert torch.equal(found.open()[2]["activations/conv4a"], rows["activations/conv4a"])
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """A machine that has two, so that two processes record."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_two_processes_make_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None) -> None:
+    told: list[float] = []
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def update(self, n: float | None = 1) -> bool | None:
+            told.append(n or 0)
+            return super().update(n)
+
+    monkeypatch.setattr(cache_module, "tqdm", Bar)
+    before = torch.get_rng_state()
+    recorder = ForkingToy()
+    cache = make(tmp_path / "forked", recorder, frames=650)
+    cache.build()
+    assert recorder.made == []
+    assert sorted(told) == [50, *[100] * 6]
+    assert torch.equal(torch.get_rng_state(), before)
+    opened = cache.open()
+    makers = {int(shard.pop("process")[0]) for shard in opened}
+    assert len(makers) == 2
+    assert os.getpid() not in makers
+    alone = make(tmp_path, frames=650)
+    alone.build()
+    assert equal(opened, alone.open())
+
+
+def test_what_stops_one_of_two_processes_stops_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None
+) -> None:
+    def full(tensors: Rows, path: Path) -> None:
+        if "00003" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(tensors, path)
+
+    monkeypatch.setattr(cache_module, "save_file", full)
+    with pytest.raises(ValueError, match=r"^\S+shard-00003-100\.safetensors could not be written .*No space left"):
+        make(tmp_path, ForkingToy(), frames=650).build()
+    monkeypatch.undo()
+    cache = make(tmp_path, ForkingToy(), frames=650)
+    assert 0 not in cache.missing()
+    assert 3 in cache.missing()
+    cache.build()
+    assert not cache.missing()
+    assert not list(cache.folder.glob("*.partial"))
 
 
 def test_another_description_is_another_folder(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from datamodules.cache import ActivationCache
 from datamodules.recorder import PlaySettings, Recorder
 from environments import TRAINING_START, EnvironmentSettings, State, VectorEnvironment
 from environments.heist import inside_maze
@@ -293,3 +295,20 @@ def test_a_network_that_remembers_is_shown_whole_episodes(monkeypatch: pytest.Mo
     assert made.description() != recorder(networks[0], taps, precision="fp32", frames=True).description()
     with pytest.raises(ValueError, match="beside goes with whole maps"):
         recorder(networks[0], taps, beside=networks[1], positions_per_frame=4)
+
+
+def test_forked_processes_record_the_same(agent: CustomCNN, tmp_path: Path) -> None:
+    """After the environment and the network ran here on all threads, as a check of the disk makes them do."""
+    made = recorder(agent, ("conv4a", "fc1"), labels=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = [made.block(index) for index in range(3)]
+    torch.set_num_threads(2)
+    try:
+        cache = ActivationCache(tmp_path, "training", made, 72)
+        cache.build()
+    finally:
+        torch.set_num_threads(threads)
+    for expected, found in zip(alone, cache.open(), strict=True):
+        assert set(expected) == {name for name in found if not name.startswith("sums/")}
+        assert all(torch.equal(expected[name], found[name]) for name in expected)

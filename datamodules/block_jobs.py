@@ -45,7 +45,12 @@ def run_jobs(
         generator=torch.Generator(),  # or a seed for the workers is drawn from the one of everything else
     )
     results = iter(loader)
-    listener = threading.Thread(target=lambda: [progress(count) for count in iter(told.get, None)], daemon=True)
+
+    def listen() -> None:
+        for count in iter(told.get, None):
+            progress(count)
+
+    listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     try:
         for number, result in results:

@@ -119,6 +119,7 @@ class MinariRecorder:
     """
 
     taps: tuple[str, ...] = ()
+    forks = False  # its files are read quickly enough
 
     def __init__(self, folder: str | Path, settings: EnvironmentSettings, frames: int) -> None:
         _minari()
@@ -149,11 +150,6 @@ class MinariRecorder:
                 "lower num_frames or that source's share"
             )
         self._settings = settings
-
-    @property
-    def forks(self) -> bool:
-        """Not: its files are read quickly enough."""
-        return False
 
     @property
     def frames_per_block(self) -> int:

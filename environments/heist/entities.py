@@ -53,7 +53,7 @@ def ring_icon(colour: int) -> Shaped[np.ndarray, " 1"]:
 
 
 def join_rows(*rows: Shaped[np.ndarray, " N"]) -> Shaped[np.ndarray, " N"]:
-    """Rows one after the other; `np.concatenate` takes a hundred times as long to find their common type."""
+    """Rows one after the other; `np.concatenate` takes some 20 times as long for a maze, to find their common type."""
     return np.frombuffer(b"".join(row.tobytes() for row in rows), ENTITY_DTYPE).copy()
 
 

@@ -48,10 +48,10 @@ def random_floor(rng: np.random.Generator, size: int, fork: int = 0) -> Bool[np.
 
 
 @cache
-def _edges(nodes: int) -> list[tuple[int, int]]:
+def _edges(nodes: int) -> tuple[tuple[int, int], ...]:
     """All pairs of neighbours of a square of so many nodes a side."""
     edges = [(n, n + 1) for n in range(nodes * nodes) if n % nodes < nodes - 1]
-    return edges + [(n, n + nodes) for n in range(nodes * (nodes - 1))]
+    return (*edges, *((n, n + nodes) for n in range(nodes * (nodes - 1))))
 
 
 def _root(group: list[int], node: int) -> int:

@@ -10,8 +10,8 @@ from interpretability.patching import action_difference, record_taps
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
 from networks import Precision, load_agent
 from studies.patching_mazes import SETS, Pair, make_pairs
-from studies.patching_moves import PAIRS, REFERENCES, Moved, measure
-from studies.patching_page import draw_examples, draw_maps, draw_sets, draw_units, patching_page
+from studies.patching_moves import ESTIMATES, PAIRS, REFERENCES, Moved, agreement, measure
+from studies.patching_page import draw_estimates, draw_examples, draw_maps, draw_sets, draw_units, patching_page
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 
@@ -43,7 +43,12 @@ class Patching(Study):
     `irrelevant`, the same maze with one lock moved aside. An agent with random weights stands beside all (its
     difference is tiny: what recovers much of it says where a network of this shape can hold it, not that it does).
 
-    Writes the page `pages/patching.html`, the tables `sets`, `best`, `positions` and (asked for) `units`, figures.
+    What single blocks and channels move is also estimated by gradients (`interpretability.attribution`), for all in one
+    backward pass where measuring takes a pass each: at the frame that is run, and as the mean along the way to the
+    other. How well estimates agree with what was measured says how far they can be trusted on this agent.
+
+    Writes the page `pages/patching.html`, the tables `sets`, `best`, `positions`, `estimates` and (asked for) `units`,
+    figures.
     Summary: `patching/difference` in nats, `patching/follows` (share of mazes in which the agent's choice follows the
     exchange), `patching/TAP/recovered` of the whole tap, `patching/TAP/SET`, each also `..._forth` and `..._back` by
     direction, `..._unrelated`, `..._irrelevant` and `..._random_agent`; `patching/TAP/best_share`, `best_recovered`:
@@ -138,6 +143,8 @@ class Patching(Study):
         tables = {"sets": Table(columns, rows, printed=False)}
         tables["best"], best = self._best(tuned, found)
         tables["positions"], peaks = self._peaks(pairs, tuned, {"": found, "_random_agent": random})
+        tables["estimates"], agreeing = _estimates(found)
+        intervals |= agreeing
         if self.units:
             tables["units"] = _unit_table(tuned, found, random)
             for tap in self.taps:
@@ -156,6 +163,7 @@ class Patching(Study):
         figures = {"sets": draw_sets(self.taps, summary)}
         if self.units:
             figures["units"] = draw_units(self.taps, tables["units"])
+            figures["estimates"] = draw_estimates(self.taps, tables["units"])
         if maps:
             figures["positions"] = draw_maps(maps)
             figures["examples"] = draw_examples(pairs["test"], {tap: found[tap] for tap in maps})
@@ -204,6 +212,20 @@ class Patching(Study):
         return Table(columns, rows, printed=False), peaks
 
 
+def _estimates(found: Mapping[str, Moved]) -> tuple[Table, dict[str, Interval]]:
+    """How far estimates by gradients agree with what single patches moved, on test levels."""
+    rows: list[list[Cell]] = []
+    intervals: dict[str, Interval] = {}
+    for tap, moved in found.items():
+        for how in moved.estimates:
+            measured = moved.blocks.reshape(*moved.whole.shape, -1), moved.units
+            for kind, one, other in zip(("blocks", "units"), measured, moved.estimated(how), strict=True):
+                if one.size:
+                    intervals[f"patching/{tap}/{kind}_{how}"] = interval = agreement(one, other)
+                    rows.append([tap, kind, how, *interval])
+    return Table(["tap", "patched", "estimate", "correlation", "low", "high"], rows, printed=False), intervals
+
+
 def _unit_table(tuned: Mapping[str, Moved], found: Mapping[str, Moved], random: Mapping[str, Moved]) -> Table:
     """Channels in the order of what they recover on validation levels."""
     rows: list[list[Cell]] = []
@@ -212,6 +234,7 @@ def _unit_table(tuned: Mapping[str, Moved], found: Mapping[str, Moved], random: 
             first, own, chance = (
                 each.recovered(each.units[:, :, unit]) for each in (tuned[tap], moved, random[tap])
             )  # fmt: skip
-            rows.append([tap, unit, first.value, *own, chance.value])
-    columns = ["tap", "unit", "on validation levels", "recovered", "low", "high", "random weights"]
+            guessed = [moved.recovered(moved.estimated(how)[1][:, :, unit]).value for how in ESTIMATES]
+            rows.append([tap, unit, first.value, *own, chance.value, *guessed])
+    columns = ["tap", "unit", "on validation levels", "recovered", "low", "high", "random weights", *ESTIMATES]
     return Table(columns, sorted(rows, key=lambda row: -float(row[2])), printed=False)

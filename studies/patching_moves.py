@@ -6,10 +6,11 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
+from interpretability.attribution import ALONG_THE_WAY, AT_BASE, patch_estimates
 from interpretability.patching import (
     action_difference,
     aligned,
@@ -26,6 +27,8 @@ REFERENCES: Final = ("frame", "preferred", "other", "player")
 """What blocks of positions are counted from: the frame's corner, or a cell in the frame that is run."""
 PAIRS: Final = 6
 """Mazes so far apart have the same two entities."""
+ESTIMATES: Final = {"gradient": AT_BASE, "path": ALONG_THE_WAY}
+"""Where gradients are taken for estimates of what single blocks and channels move."""
 _SHOWN: Final = 0.5  # of the frames must have a block for it to be counted
 
 
@@ -38,6 +41,7 @@ class Moved:
         sets: what each set of positions moves of it.
         blocks: what each block of positions moves; of size 0 at a flat tap.
         units: what each channel moves; none where it was not asked for.
+        estimates: what blocks and channels were estimated to move, [N 2 G*G+C], by where gradients were taken.
         controls: what sets move in the first frame, from other sources; NaN where there is none.
         share: of the positions, how many are in each set on average.
     """
@@ -46,6 +50,7 @@ class Moved:
     sets: Mapping[str, Float[np.ndarray, "N 2"]]
     blocks: Float[np.ndarray, "N 2 G G"]
     units: Float[np.ndarray, "N 2 C"]
+    estimates: Mapping[str, Float[np.ndarray, "N 2 G2C"]]
     controls: Mapping[str, Mapping[str, Float[np.ndarray, " N"]]]
     share: Mapping[str, float]
 
@@ -65,6 +70,11 @@ class Moved:
         found = {"": self.recovered(moved), "_forth": self.recovered(moved[:, :1])}
         found["_back"] = self.recovered(moved[:, 1:], 1)
         return found | {f"_{key}": self.recovered(each[name][:, None]) for key, each in self.controls.items()}
+
+    def estimated(self, how: str) -> tuple[Float[np.ndarray, "N 2 G2"], Float[np.ndarray, "N 2 C"]]:
+        """What blocks and channels were estimated to move."""
+        count = self.blocks[0, 0].size
+        return self.estimates[how][:, :, :count], self.estimates[how][:, :, count:]
 
     def around(self, pairs: Sequence[Pair], reference: str) -> tuple[np.ndarray, np.ndarray]:
         """(moved, whole) of each block, as it lies from a reference, [N 2 rows columns]; NaN where there is none."""
@@ -94,6 +104,17 @@ class Moved:
 def ratio(sums: Float[np.ndarray, "R 2"]) -> Float[np.ndarray, " R"]:
     """For `bootstrap_of_sums`."""
     return sums[:, 0] / sums[:, 1]
+
+
+def agreement(one: Float[np.ndarray, "N D M"], other: Float[np.ndarray, "N D M"]) -> Interval:
+    """Pearson's correlation over all single patches, with bounds over pairs."""
+    terms = [np.ones_like(one), one, other, one * one, other * other, one * other]
+    return bootstrap_of_sums(np.stack([each.sum((1, 2)) for each in terms], 1), _pearson)
+
+
+def _pearson(sums: Float[np.ndarray, "R 6"]) -> Float[np.ndarray, " R"]:
+    count, x, y, xx, yy, xy = sums.T
+    return (count * xy - x * y) / np.sqrt((count * xx - x * x) * (count * yy - y * y))
 
 
 def measure(
@@ -127,6 +148,7 @@ class _OfPair:
     sets: Float[np.ndarray, "2 S"]
     blocks: Float[np.ndarray, "2 G2"]
     units: Float[np.ndarray, "2 C"]
+    estimates: dict[str, Float[np.ndarray, "2 G2C"]]
     controls: dict[str, Float[np.ndarray, " S"]]
     share: Float[np.ndarray, " S"]
     grid: tuple[int, int]
@@ -141,6 +163,16 @@ def _patch(
     groups = [block_masks(shape)] if len(shape) == 3 else []
     groups += [channel_masks(shape)] if units else []
 
+    def estimates(points: Sequence[float]) -> Float[np.ndarray, "2 G2C"]:
+        parts = [
+            patch_estimates(
+                agent, tap, pair.frames[run], acts[run], acts[1 - run], *pair.towards,
+                points=points, precision=precision,
+            )
+            for run in range(2)
+        ]  # fmt: skip
+        return np.stack([np.concatenate([_within(part, masks) for masks in groups]) for part in parts])
+
     def differences(run: int, source: Tensor, masks: Sequence[Tensor]) -> Float[np.ndarray, " M"]:
         logits = [patched_logits(agent, tap, pair.frames[run], source, mask, precision) for mask in masks]
         return action_difference(torch.cat(logits), *pair.towards).numpy()
@@ -150,6 +182,7 @@ def _patch(
     base = values[:, 0]  # the first set is empty
     whole = base[::-1] - base
     moved = (values - base[:, None]) * np.sign(whole)[:, None]
+    guessed = {how: estimates(points) * np.sign(whole)[:, None] for how, points in ESTIMATES.items()} if groups else {}
     count = len(sets[0])
     blocks = len(groups[0]) if len(shape) == 3 else 0
     other: dict[str, np.ndarray] = {}
@@ -159,8 +192,15 @@ def _patch(
             other[name] = changed if name == "unrelated" or pair.shifted else np.full_like(changed, np.nan)
     return _OfPair(
         np.abs(whole), list(sets[0]), moved[:, :count], moved[:, count : count + blocks], moved[:, count + blocks :],
-        other, np.array([mask.float().mean().item() for mask in sets[0].values()]), _grid(shape, blocks),
+        guessed, other, np.array([mask.float().mean().item() for mask in sets[0].values()]), _grid(shape, blocks),
     )  # fmt: skip
+
+
+def _within(parts: Float[Tensor, "C *HW"], masks: Bool[Tensor, "M C_or_1 *HW"]) -> Float[np.ndarray, " M"]:
+    """What each mask holds of a sum's parts."""
+    if masks.shape[1] == 1:
+        parts = parts.sum(0, keepdim=True)
+    return (masks * parts).flatten(1).sum(1).numpy()
 
 
 def _grid(shape: tuple[int, ...], blocks: int) -> tuple[int, int]:
@@ -179,6 +219,7 @@ def _joined(found: Sequence[_OfPair]) -> Moved:
         {name: sets[:, :, number] for number, name in enumerate(names, 1)},
         np.stack([each.blocks for each in found]).reshape(len(found), 2, *found[0].grid),
         np.stack([each.units for each in found]),
+        {how: np.stack([each.estimates[how] for each in found]) for how in found[0].estimates},
         {key: {name: each[:, number] for number, name in enumerate(names, 1)} for key, each in controls.items()},
         {name: float(share[number]) for number, name in enumerate(names, 1)},
     )

@@ -17,6 +17,7 @@ _TITLES = {
     "other": "from the other entity",
     "player": "from the player",
 }
+_ESTIMATES = {"gradient": "gradient at the frame that is run", "path": "mean gradient along the way"}
 _EXAMPLES = 4
 _UNITS = 12
 
@@ -72,6 +73,33 @@ def draw_units(taps: Sequence[str], units: Table) -> Figure:
         axes.set_title(tap, fontsize=10)
     for row in panels:
         row[0].set_ylabel("recovered by one channel", fontsize=9)
+    handles, names = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def draw_estimates(taps: Sequence[str], units: Table) -> Figure:
+    """What each channel recovers, measured and as estimated by gradients."""
+    columns = min(4, len(taps))
+    rows = -(-len(taps) // columns)
+    figure = Figure(figsize=(3.2 * columns + 0.5, 2.7 * rows + 0.7), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat[len(taps) :]:
+        axes.axis("off")
+    for axes, tap in zip(panels.flat, taps, strict=False):
+        of = [row for row in units.rows if row[0] == tap]
+        measured = np.array([float(row[3]) for row in of])
+        for number, (how, title) in enumerate(_ESTIMATES.items()):
+            guessed = np.array([float(row[units.columns.index(how)]) for row in of])
+            axes.plot(measured, guessed, "ox"[number], color=f"C{number}", markersize=5, alpha=0.7, label=title)
+        ends = (min(0.0, measured.min()), max(measured.max(), 0.01))
+        axes.plot(ends, ends, color="0.7", linewidth=0.8, zorder=0)
+        axes.set_title(tap, fontsize=10)
+        axes.tick_params(labelsize=8)
+    for row in panels:
+        row[0].set_ylabel("as estimated", fontsize=9)
+    for axes in panels[-1]:
+        axes.set_xlabel("recovered by one channel", fontsize=9)
     handles, names = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
@@ -192,5 +220,14 @@ def patching_page(
         ]
         pictures = [("recovered by channels", figures["units"])]
         parts.append(Section("Channels", words, pictures, tables["units"].columns, tables["units"].rows[:20]))
+    if tables["estimates"].rows:
+        words = [
+            "What a patch moves can be estimated without running it: the change of the activation times the gradient "
+            "of the choice, summed over the patch (attribution patching), or with the mean gradient along the straight "
+            "way between both activations. The table has the correlation of estimate and measurement over all single "
+            "blocks and channels. Where it is low, only measured patches count.",
+        ]
+        drawn = [("measured and estimated", figures["estimates"])] if "estimates" in figures else []
+        parts.append(Section("By gradients", words, drawn, tables["estimates"].columns, tables["estimates"].rows))
     parts.append(Section("All sets", columns=tables["sets"].columns, rows=tables["sets"].rows))
     return report_page("What carries the choice of where to go", text, parts)

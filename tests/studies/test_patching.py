@@ -12,7 +12,7 @@ from interpretability.episodes import first_states
 from networks import CustomCNN, save_weights
 from studies import Patching
 from studies.patching_mazes import SETS, make_pairs, position_sets
-from studies.patching_moves import measure
+from studies.patching_moves import ESTIMATES, agreement, measure
 from studies.retargeting_search import choice_mazes
 from tests.figures import cut_off
 from tests.planted import PeakFollower
@@ -58,12 +58,24 @@ def test_what_a_planted_agent_reads_is_all_that_recovers() -> None:
     assert moved.recovered(moved.units[:, :, 0]).value == pytest.approx(1, abs=1e-4), "the channel that is read"
     assert moved.recovered(moved.units[:, :, 1]).value == pytest.approx(0, abs=1e-6)
     assert np.flatnonzero(np.abs(moved.blocks[0, 0]) > 1e-6).tolist() == sorted(r * 8 + c for r, c in spots)
+    for how in ESTIMATES:  # what it makes of its map is linear
+        for guessed, measured in zip(moved.estimated(how), (moved.blocks.reshape(1, 2, -1), moved.units), strict=True):
+            np.testing.assert_allclose(guessed, measured, rtol=1e-3, atol=1e-4)
     seen = moved.map([pair], "preferred")
     height, width = seen.shape
     assert seen[height // 2, width // 2] == pytest.approx(shares["preferred"], abs=1e-4)
     assert moved.recovered(moved.controls["unrelated"]["all"][:, None]).value == pytest.approx(1, abs=1e-4), (
         "a pair alone is its own unrelated maze"
     )
+
+
+def test_agreement_is_the_correlation_over_all_patches() -> None:
+    drawn = np.random.default_rng(0).normal(size=(2, 30, 2, 5))
+    one, other = drawn[0], drawn[0] + drawn[1]
+    found = agreement(one, other)
+    assert found.value == pytest.approx(np.corrcoef(one.ravel(), other.ravel())[0, 1])
+    assert found.low < found.value < found.high
+    assert agreement(one, -3 * one).value == pytest.approx(-1)
 
 
 def test_pairs_exchange_the_choice_and_shift_a_lock_off_the_ways() -> None:
@@ -100,8 +112,11 @@ def test_reports_every_set_beside_its_controls(agent: str) -> None:
         for ending in ("", "_forth", "_back", "_random_agent"):
             assert summary[f"patching/{tap}/recovered{ending}"] == pytest.approx(1, abs=1e-2)
         assert np.isfinite(summary[f"patching/{tap}/recovered_unrelated_low"])
-    assert "patching/fc1/both" not in summary
-    assert set(report.figures) == {"sets", "units", "positions", "examples"}
+        for how in ESTIMATES:
+            assert -1 <= summary[f"patching/{tap}/units_{how}_low"] <= summary[f"patching/{tap}/units_{how}"] <= 1
+    assert not {"patching/fc1/both", "patching/fc1/blocks_path"} & summary.keys()
+    assert np.isfinite(summary["patching/conv4a/blocks_path"])
+    assert set(report.figures) == {"sets", "units", "estimates", "positions", "examples"}
     assert not [words for figure in report.figures.values() for words in cut_off(figure)]
     rows = [row for row in report.tables["units"].rows if row[0] == "conv4a"]
     assert summary["patching/conv4a/unit"] == max(rows, key=lambda row: row[2])[1]

@@ -20,7 +20,16 @@ from networks.sparse_autoencoder import SparseAutoencoder
 from networks.taps import AgentOutput, Edit, Player, TappedAgent, TappedNetwork
 from networks.topk_sae import TopKSAE
 from networks.trajectory_window import GAMMA, MAX_RETURN, TrajectoryWindow, next_return
-from networks.weights import hash_tensors, load_agent, load_network, load_readout, load_sae, read_weights, save_weights
+from networks.weights import (
+    hash_tensors,
+    load_agent,
+    load_network,
+    load_readout,
+    load_sae,
+    read_weights,
+    save_weights,
+    share_encoder,
+)
 
 __all__ = [
     "GAMMA",
@@ -69,4 +78,5 @@ __all__ = [
     "sample_actions",
     "save_sae_lens",
     "save_weights",
+    "share_encoder",
 ]

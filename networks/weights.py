@@ -21,6 +21,8 @@ from networks.taps import TappedAgent, TappedNetwork
 
 Tensors = dict[str, Tensor]
 
+_ENCODER = "encoder.agent."
+
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the sorted names, shapes, types and bytes of tensors: safetensors itself checks none of them."""
@@ -174,6 +176,8 @@ def load_network(path: str | Path, architecture: str | None = None) -> TappedNet
         ValueError: the file is missing, cut short or altered, its architecture is unknown, or a tensor does not fit.
     """
     tensors, metadata = read_weights(path)
+    if "encoder_file" in metadata:
+        tensors |= _encoder_beside(Path(path), metadata)
     name = architecture or metadata.get("architecture", "CustomCNN")
     kind = getattr(networks, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, TappedNetwork)):
@@ -187,6 +191,35 @@ def load_network(path: str | Path, architecture: str | None = None) -> TappedNet
     network.metadata = metadata
     convert_conv2d_weight_memory_format(network, torch.channels_last)
     return network.eval()
+
+
+def share_encoder(path: str | Path, agent: str | Path) -> None:
+    """Leave a frozen encoder out of a decision transformer's file: `load_network` then reads it from the agent's file
+    beside it.
+
+    Raises:
+        ValueError: a file that is missing, lies in another folder, or holds another encoder's weights than the agent's.
+    """
+    path, agent = Path(path), Path(agent)
+    tensors, metadata = read_weights(path)
+    whole, _ = read_weights(agent)
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(_ENCODER)}
+    own = {name.removeprefix(_ENCODER): tensor for name, tensor in tensors.items() if name not in kept}
+    same = own.keys() == whole.keys() and all(torch.equal(own[name], whole[name].to(own[name].dtype)) for name in own)
+    if not same or path.parent.resolve() != agent.parent.resolve():
+        raise ValueError(f"{agent} must lie beside {path} and be the agent that its encoder, frozen, was taken from")
+    save_tensors(path, kept, metadata | {"encoder_file": agent.name, "encoder_hash": hash_tensors(whole)})
+
+
+def _encoder_beside(path: Path, metadata: Mapping[str, Any]) -> Tensors:
+    """The encoder that `share_encoder` left out of a file."""
+    agent = path.parent / str(metadata["encoder_file"])
+    if not agent.is_file():
+        raise ValueError(f"{path} takes its encoder from {agent}, which is not there: keep both in one folder")
+    tensors, _ = read_weights(agent)
+    if hash_tensors(tensors) != metadata["encoder_hash"]:
+        raise ValueError(f"{path} takes its encoder from {agent}, which holds other weights now: copy both again")
+    return {f"{_ENCODER}{name}": tensor for name, tensor in tensors.items()}
 
 
 def load_sae(path: str | Path, agent: TappedNetwork | None = None, allow_other_agent: bool = False) -> SAEBase:

@@ -3,7 +3,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from networks import CustomCNN, hash_tensors, load_agent, read_weights, save_weights
+from networks import (
+    CustomCNN,
+    DecisionTransformer,
+    hash_tensors,
+    load_agent,
+    load_network,
+    read_weights,
+    save_weights,
+    share_encoder,
+)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +126,40 @@ def test_a_failed_save_leaves_the_old_file_whole(net, tmp_path, monkeypatch):
         save_weights(path, net, {})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_shared_encoder_is_read_from_the_agent_beside(net, tmp_path):
+    agent, path = tmp_path / "agent.safetensors", tmp_path / "dt.safetensors"
+    save_weights(agent, net, {})
+    player = DecisionTransformer(width=8, depth=1, heads=2, context=2, encoder_tap="fc2", frozen_encoder=True)
+    player.take_encoder(net)
+    save_weights(path, player, {"training": "a test"})
+    before, size = load_network(path), path.stat().st_size
+    share_encoder(path, agent)
+    after = load_network(path)
+    assert path.stat().st_size < size - 0.9 * agent.stat().st_size
+    assert after.weights_hash == before.weights_hash
+    assert after.metadata["training"] == "a test"
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(tensor, after.state_dict()[name]), name
+
+
+def test_a_shared_encoder_that_is_gone_or_another_is_refused(net, tmp_path):
+    agent, path, other = (tmp_path / f"{name}.safetensors" for name in ("agent", "dt", "other"))
+    save_weights(agent, net, {})
+    save_weights(other, CustomCNN(), {})
+    player = DecisionTransformer(width=8, depth=1, heads=2, context=2, frozen_encoder=True)
+    player.take_encoder(net)
+    save_weights(path, player, {})
+    with pytest.raises(ValueError, match="be the agent that its encoder"):
+        share_encoder(path, other)
+    share_encoder(path, agent)
+    agent.rename(tmp_path / "away.safetensors")
+    with pytest.raises(ValueError, match="keep both in one folder"):
+        load_network(path)
+    other.rename(agent)
+    with pytest.raises(ValueError, match="other weights now"):
+        load_network(path)
 
 
 def test_the_hash_sees_names_shapes_types_and_values():

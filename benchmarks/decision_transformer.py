@@ -1,7 +1,8 @@
 """Windows a second in the training of a decision transformer, and steps a second in its play, against a plain one.
 
-Both train the same sizes on the same windows in memory: the network of `configs/decision_transformer.yaml`, encoder
-included (the headline), and once more on features computed before (`on_features`); ours through bfloat16 and
+Both train the same sizes on the same windows in memory: width, depth, heads and context of
+`configs/decision_transformer.yaml`, with an encoder that learns as well (the headline), and once more on features
+computed before (`on_features`); ours through bfloat16 and
 compilation, with the optimiser of `lightning_modules.DecisionTransformer`. In play both are full contexts in, and
 the plain one has the embeddings of earlier frames: what differs is whether the window is computed anew. `play` leaves
 the encoder of the new frame out, `play_with_encoder` counts it. Contestants take turns; figures are of the best round

@@ -187,8 +187,8 @@ class ProbeDataModule(LightningDataModule):
 
     @cached_property
     def random_agent(self) -> TappedNetwork:
-        """The agent's architecture with fresh weights, drawn from the seed, but not as a training with it would."""
-        return self.agent.untrained(2**31 + self.seed).requires_grad_(False)
+        """The agent's architecture with fresh weights, drawn from the seed."""
+        return self.agent.untrained(self.seed).requires_grad_(False)
 
     @cached_property
     def _caches(self) -> dict[str, ActivationCache]:

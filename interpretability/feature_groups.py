@@ -29,7 +29,7 @@ class Group(NamedTuple):
 def co_active_groups(phi: Float[np.ndarray, "U U"], groups: int) -> list[Group]:
     """Clusters of units that are active at the same positions, tightest first.
 
-    Average linkage (Sokal and Michener 1958) on 1 - phi, cut into as few clusters as leave `groups` of several units;
+    Average linkage (Sokal and Michener 1958) on 1 - phi, cut where the mean silhouette is highest (Rousseeuw 1987);
     units alone are no group, nor are those that are never, or always, active.
 
     Args:
@@ -41,6 +41,7 @@ def co_active_groups(phi: Float[np.ndarray, "U U"], groups: int) -> list[Group]:
     """
     from scipy.cluster.hierarchy import cut_tree, linkage
     from scipy.spatial.distance import squareform
+    from sklearn.metrics import silhouette_score
 
     alive = np.flatnonzero(np.isfinite(np.diagonal(phi)))
     if len(alive) < 2 or groups < 1:
@@ -51,15 +52,12 @@ def co_active_groups(phi: Float[np.ndarray, "U U"], groups: int) -> list[Group]:
     distance = np.clip(1 - (known + known.T) / 2, 0, None)
     np.fill_diagonal(distance, 0)
     tree = linkage(squareform(distance, checks=False), "average")
-    chosen: list[np.ndarray] = []
-    for count in range(len(alive) - 1, 0, -1):  # from all units apart to all together
-        label = cut_tree(tree, n_clusters=count)[:, 0]
-        several = [np.flatnonzero(label == each) for each in np.unique(label) if (label == each).sum() > 1]
-        if len(several) >= len(chosen):
-            chosen = several
-        if len(several) >= groups:
-            break
-    found = [_cluster(alive[own], phi) for own in chosen]
+    label = np.zeros(len(alive), dtype=int)
+    if len(alive) > 2:
+        cuts = cut_tree(tree, n_clusters=range(2, len(alive))).T
+        label = max(cuts, key=lambda cut: silhouette_score(distance, cut, metric="precomputed"))
+    together = [np.flatnonzero(label == each) for each in np.unique(label)]
+    found = [_cluster(alive[own], phi) for own in together if len(own) > 1]
     return sorted(found, key=lambda group: -group.strength)[:groups]
 
 

@@ -35,7 +35,7 @@ def played_frames(
     Raises:
         ValueError: as for `play_episodes`.
     """
-    every = max(1, max_steps // per_level)
+    every = -(-max_steps // per_level)
     found: dict[tuple[int, int], np.ndarray] = {}
 
     def look(step: PlayedStep) -> None:

@@ -235,7 +235,8 @@ class ShamPosition(nn.Module):
 
 
 def on_random_units(edit: TapEdit, seed: int = 0) -> TapEdit:
-    """Control of an edit: the same edit of as many other units, drawn among those that it leaves alone.
+    """Control of an edit: the same edit of as many other units, drawn among those that it leaves alone; each changes
+    places with one of the edit's own, and all the rest stay as they are.
 
     Where it changes more than half of the units, some of its own are drawn as well, each in another's place.
     """
@@ -244,10 +245,10 @@ def on_random_units(edit: TapEdit, seed: int = 0) -> TapEdit:
     own = set(units.tolist())
     others = torch.tensor([unit for unit in range(edit.num_units) if unit not in own], dtype=torch.long)
     drawn = torch.cat([others[torch.randperm(len(others), generator=generator)], units.roll(1)])[: len(units)]
-    order = torch.empty(edit.num_units, dtype=torch.long)
-    order[units] = drawn
-    taken = set(drawn.tolist())
-    order[others] = torch.tensor([unit for unit in range(edit.num_units) if unit not in taken], dtype=torch.long)
+    displaced = [unit for unit in drawn.tolist() if unit not in own]
+    freed = [unit for unit in units.tolist() if unit not in set(drawn.tolist())]
+    order = torch.arange(edit.num_units)
+    order[units], order[displaced] = drawn, torch.tensor(freed, dtype=torch.long)
     return edit.on_units(order)
 
 

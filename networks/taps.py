@@ -111,10 +111,11 @@ class TappedNetwork(nn.Module, ABC):
     def untrained(self, seed: int) -> Self:
         """The same architecture with fresh weights drawn from a seed, on the CPU in eval mode: a control.
 
-        The global random state is left alone.
+        They are not those that a training with this seed began with: of what an agent learnt some is in its first
+        weights still. The global random state is left alone.
         """
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(2**31 + seed)
             return type(self)(**self.config()).eval()
 
     def check_taps(self, names: Sequence[str]) -> None:

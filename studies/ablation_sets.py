@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from interpretability.ablations import AblationKind
@@ -42,14 +43,15 @@ def pair_synergy(
         kind: of ablation.
         order: units, chosen on other levels.
         top_k: all pairs of the first so many.
-        random_pairs: drawn among the others, as a control; fewer where there are not so many.
+        random_pairs: drawn among the others that are sometimes active, as a control; fewer where there are not so many.
         singles: outcomes of every unit alone, by the same ablation on the same levels.
         clean: of none.
         levels: what is played.
     """
     chosen = sorted(order[:top_k])
     pairs = list(combinations(chosen, 2))
-    others = list(combinations(sorted(order[top_k:]), 2))
+    alive = set(_active(_co_activity(trials)))
+    others = list(combinations(sorted(alive.intersection(order[top_k:])), 2))
     rng = np.random.default_rng([trials.seed, 1])
     drawn = [others[row] for row in rng.permutation(len(others))[:random_pairs]]
     together, single = trials.without([*pairs, *drawn], kind, levels).effects(clean), singles.effects(clean)
@@ -77,7 +79,8 @@ def pair_synergy(
 def group_effects(
     trials: AblationTrials, kind: AblationKind, groups: int, random_sets: int, clean: Outcomes, levels: Levels
 ) -> SetReport | None:
-    """Co-active groups, each beside random sets of as many other units (of any units, where too few are others).
+    """Co-active groups, each beside random sets of as many other units that are sometimes active (of all such units,
+    where too few are others).
 
     Args:
         trials: plays; groups are of the frames that its maps are of.
@@ -90,18 +93,16 @@ def group_effects(
     Returns:
         None where no units go together.
     """
-    numbers = UnitNumbers(trials.num_units)
-    numbers.update(trials.maps if trials.maps.ndim == 4 else trials.maps[:, :, None, None])
-    phi = numbers.co_activity()
-    alive = int(np.isfinite(np.diagonal(phi)).sum())
-    found_groups = [group.members for group in co_active_groups(phi, groups)] if alive > 1 else []
+    phi = _co_activity(trials)
+    alive = _active(phi)
+    found_groups = [group.members for group in co_active_groups(phi, groups)] if len(alive) > 1 else []
     if not found_groups:
         return None
     rng = np.random.default_rng([trials.seed, 2])
     sets: list[list[int]] = []
     for members in found_groups:
-        others = sorted(set(range(trials.num_units)) - set(members))
-        pool = others if len(others) >= len(members) else list(range(trials.num_units))
+        others = sorted(set(alive) - set(members))
+        pool = others if len(others) >= len(members) else alive
         sets += [members, *(rng.permutation(pool)[: len(members)].tolist() for _ in range(random_sets))]
     effects = trials.without(sets, kind, levels).effects(clean)
     found: dict[str, Interval] = {}
@@ -123,6 +124,17 @@ def group_effects(
     names = [f"{number}:\n{len(members)} units" for number, members in enumerate(found_groups)]
     title = f"{trials.tap}, {kind} ablation of groups of co-active units"
     return SetReport(found, Table(columns, rows), draw_groups(shown, names, title))
+
+
+def _co_activity(trials: AblationTrials) -> Float[np.ndarray, "U U"]:
+    numbers = UnitNumbers(trials.num_units)
+    numbers.update(trials.maps if trials.maps.ndim == 4 else trials.maps[:, :, None, None])
+    return numbers.co_activity()
+
+
+def _active(phi: Float[np.ndarray, "U U"]) -> list[int]:
+    """Units that are sometimes active, and sometimes not."""
+    return np.flatnonzero(np.isfinite(np.diagonal(phi))).tolist()
 
 
 def _interval(values: np.ndarray, trials: AblationTrials) -> Interval:

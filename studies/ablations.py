@@ -253,8 +253,8 @@ class Ablations(Study):
             f"the gem can be fetched at once.{natural}",
             f"Controls: with nothing taken away, played in other company, the choice differs in "
             f"{100 * summary['ablation/nothing/changed']:.1f} % of the mazes (rounding); under other noise in "
-            f"{100 * summary['ablation/other_noise/changed']:.1f} %. Of an agent with random weights one {words} "
-            f"changes {100 * summary['ablation/random_agent/changed']:.1f} % of the choices on average.",
+            f"{100 * summary['ablation/other_noise/changed']:.1f} %. Of an agent with random weights one unit of "
+            f"the tap itself changes {100 * summary['ablation/random_agent/changed']:.1f} % of the choices on average.",
             "Zero: 0 in the unit's place; mean: its mean over play at each position; resample: its map of another "
             "frame, drawn anew at each step.",
         ]

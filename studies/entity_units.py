@@ -214,8 +214,9 @@ def _share_table(summary: dict[str, Interval], codes: dict[str, dict[str, Entity
 
 
 def _verdicts(codes: dict[str, dict[str, EntityCode]], bound: float) -> Table:
-    """Is there more multiplexing than with random weights? By Fisher's exact test over units."""
+    """Is there more multiplexing than with random weights? Fisher's exact test over units, false discoveries held."""
     rows: list[list[Cell]] = []
+    directions: list[str] = []
     taps = list(codes["random_agent_"])
     for name in ("strength_2", "strength_3", "three_keys"):
         counts = np.zeros((2, 2, len(taps)), dtype=int)  # agent or random weights; tells them apart or not
@@ -227,9 +228,11 @@ def _verdicts(codes: dict[str, dict[str, EntityCode]], bound: float) -> Table:
                 counts[row, :, place] = found.sum(), (~found).sum()
         for tap, table in (*zip(taps, np.moveaxis(counts, 2, 0), strict=True), ("all taps", counts.sum(2))):
             own, drawn = (wilson_interval(int(yes), int(yes + no)) for yes, no in table)
-            p = float(fisher_exact(table).pvalue)
-            verdict = "no difference shown" if p > 0.05 else "more" if own.value > drawn.value else "fewer"
-            rows.append([tap, name.replace("_", " "), percent(own), percent(drawn), p, verdict])
+            directions.append("more" if own.value > drawn.value else "fewer")
+            rows.append([tap, name.replace("_", " "), percent(own), percent(drawn), float(fisher_exact(table).pvalue)])
+    stands = discoveries(np.array([row[-1] for row in rows], dtype=np.float64))
+    for cells, direction, stands_out in zip(rows, directions, stands, strict=True):
+        cells.append(direction if stands_out else "no difference shown")
     return Table(["tap", "units that tell apart", "agent", "random weights", "p", "than random weights"], rows)
 
 

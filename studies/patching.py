@@ -104,7 +104,7 @@ class Patching(Study):
 
     def run(self) -> Report:
         """Patch on validation and test levels, choose, count."""
-        drawn = self.agent.untrained(2**31 + self.seed).to(next(self.agent.parameters()).device)
+        drawn = self.agent.untrained(self.seed).to(next(self.agent.parameters()).device)
         actions = self.agent.taps["logits"][0]
         pairs = {
             split: make_pairs(

@@ -160,7 +160,8 @@ class ProbeAtlas(Study):
         @torch.no_grad()
         def read(acts: Tensor) -> Tensor:
             """Means over the map of all latents, then of all channels."""
-            both = torch.cat([sae.encode(acts.float()), acts.float()], 1)
+            acts = acts.to(self.device).float()
+            both = torch.cat([sae.encode(acts), acts], 1)
             return both.flatten(2).mean(2) if both.ndim > 2 else both
 
         found = data.tap_features(sae.tap, read)

@@ -110,7 +110,7 @@ class Replacement(Study):
         """Record, fit, play, compare."""
         fitted, _ = self._record(self.fitted, "play to fit")
         tested, clean = self._record(self.tested, "clean")
-        drawn = self.agent.untrained(2**31 + self.seed).to(next(self.agent.parameters()).device)
+        drawn = self.agent.untrained(self.seed).to(next(self.agent.parameters()).device)
         intervals: dict[str, Interval] = {
             f"replacement/clean/{name}": clean.intervals()[name] for name in ("return", "solved")
         }

@@ -90,7 +90,7 @@ def replacement_page(
         f"least squares on {summary['replacement/fit_frames']:.0f} frames of training levels. The network plays on "
         "from there; what lies before the tap plays no part.",
         f"Over {summary['replacement/levels']:.0f} test levels. KL and action agreement: with the untouched policy, on "
-        "its own play. Recovered: of the return that putting in the mean alone loses. Frames of another level, and "
+        "its own play. Recovered: of the return that putting in the mean alone loses. Labels of other frames, and "
         "weights that were never trained, are controls: an untrained network's activation too is a picture of the "
         "scene, so that explained variance alone says little.",
     ]

@@ -29,7 +29,7 @@ _SHOWN = {
 def draw_scan(
     shares: Sequence[Interval], none: Interval, random_agent: Sequence[Interval], chosen: Sequence[int], title: str
 ) -> Figure:
-    """Every unit's share of scenes in which the agent came to the place, highest first, beside an untrained agent's."""
+    """Every unit's share of scenes in which the agent came to the place, highest first, beside untrained channels."""
     order = sorted(range(len(shares)), key=lambda unit: -shares[unit].value)
     figure = Figure(figsize=(max(7.0, 0.24 * len(order) + 2), 4), layout="constrained")
     axis = figure.subplots()
@@ -39,7 +39,7 @@ def draw_scan(
     bounds = np.abs(values[:, 1:] - values[:, :1]).T * 100
     axis.bar(place, 100 * values[:, 0], color=colours, yerr=bounds.tolist(), capsize=1.5, error_kw={"linewidth": 0.8})
     drawn = sorted((interval.value for interval in random_agent), reverse=True)
-    axis.plot(place, 100 * np.array(drawn), ".", color="0.45", label="agent with random weights, its own order")
+    axis.plot(100 * np.array(drawn), ".", color="0.45", label="channels with random weights, in their own order")
     axis.axhline(100 * none.value, color="black", linewidth=1, label="no edit")
     axis.axhspan(100 * none.low, 100 * none.high, color="black", alpha=0.08)
     axis.set_xticks(place, [str(unit) for unit in order], fontsize=7, rotation=90)

@@ -241,7 +241,7 @@ class SpatialIntervention(Study):
             films[f"{kind}_unit_{chosen[0]}"] = draw_film(some, shown, self.settings)
         tables = {
             f"{kind}_scan": _scan_table(hits, none, strengths, trials.heights.tolist(), self.seed),
-            f"{kind}_arms": _arm_table(arms | {f"random weights, unit {best[0]}": drawn_arms}, self.seed),
+            f"{kind}_arms": _arm_table(arms | {f"random weights, channel {best[0]}": drawn_arms}, self.seed),
         }
         return Report(summary, tables, figures, films)
 

@@ -59,7 +59,7 @@ def find_sources(
     Raises:
         ValueError: an entity that no view shows.
     """
-    drawn = agent.untrained(2**31 + seed).to(next(agent.parameters()).device)
+    drawn = agent.untrained(seed).to(next(agent.parameters()).device)
 
     def seen(network: TappedAgent, tap: str, encoder: SAEBase | None = None) -> Rows:
         parts = []

@@ -158,7 +158,7 @@ class VectorFields(Study):
     def _count(
         self, mazes: dict[tuple[int, int], list[State]], edits: Sequence[Edit]
     ) -> tuple[list[list[Cell]], dict[str, float], dict[str, Film]]:
-        drawn = self.agent.untrained(2**31 + self.seed).to(next(self.agent.parameters()).device)
+        drawn = self.agent.untrained(self.seed).to(next(self.agent.parameters()).device)
         arms: dict[str, tuple[TappedAgent, Sequence[Edit]]] = {"": (self.agent, ()), "random_agent_": (drawn, ())}
         if edits:
             arms["edited_"] = (self.agent, edits)

@@ -34,7 +34,8 @@ class Watch(Study):
     the edited agent is run on the very same frames and stands beside the untouched one.
 
     Summary: `watch/steps`, `watch/solved`, and with an edit `watch/kl`, KL(untouched || edited) in nats, and
-    `watch/action_agreement`, the fraction of steps with the same most likely action, both means over the steps.
+    `watch/action_agreement`, the fraction of steps with the same most likely of the actions that the page tells apart
+    (procgen's idle ones are one), both means over the steps.
 
     Args:
         agent: path of the agent's weights.

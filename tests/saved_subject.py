@@ -7,7 +7,7 @@ import torch
 from networks import CustomCNN, SparseAutoencoder, load_agent, save_weights
 
 
-def save_subject(folder: Path, expansion: int = 1) -> dict[str, str]:
+def save_subject(folder: Path, expansion: int = 2) -> dict[str, str]:
     """Paths: `agent`, `sae` (of its conv4a), and `cache`, a folder for caches."""
     torch.manual_seed(0)
     paths = {name: str(folder / f"{name}.safetensors") for name in ("agent", "sae")}

@@ -39,6 +39,18 @@ def test_units_of_one_cause_are_one_cluster_and_units_alone_are_none() -> None:
         assert group.weights.norm() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_clusters_are_whole_whatever_number_is_asked_for(groups: int) -> None:
+    """Two triples, one pair of each closer than the rest, and a unit alone."""
+    phi = np.full((7, 7), 0.05)
+    phi[:3, :3] = phi[3:6, 3:6] = 0.85
+    phi[0, 1] = phi[1, 0] = phi[3, 4] = phi[4, 3] = 0.95
+    np.fill_diagonal(phi, 1)
+    found = [sorted(group.members) for group in co_active_groups(phi, groups)]
+    assert sorted(found) == [[0, 1, 2], [3, 4, 5]][: len(found)]
+    assert len(found) == min(groups, 2)
+
+
 def test_correlations_are_those_of_numpy() -> None:
     active = (activations() > 0).numpy().astype(float)
     alive = [0, 1, 2, 3, 4, 5, 6, 8]

@@ -42,6 +42,18 @@ def test_controls_are_as_large_and_elsewhere(edit):
     assert there(torch.rand(2, 8, 4, 6, device="meta")).device.type == "meta"
 
 
+def test_on_random_units_all_but_those_that_change_places_stay_as_they_are():
+    edit = RepaintEdit(32, 2, 1).requires_grad_(False)
+    edit.read.weight[:] = torch.arange(32.0).view(1, 32, 1, 1)
+    edit.write.weight[25] = 1.0
+    moved = on_random_units(edit, 0)
+    (unit,) = moved.units.tolist()
+    read = moved.read.weight[0, :, 0, 0].tolist()
+    assert unit != 25
+    assert (read[25], read[unit]) == (unit, 25)
+    assert all(read[other] == other for other in range(32) if other not in (unit, 25))
+
+
 def test_is_loaded_as_it_was_saved_and_refused_where_it_does_not_fit(edit, tmp_path):
     save_weights(tmp_path / "agent.safetensors", CustomCNN(), {})
     agent = load_agent(tmp_path / "agent.safetensors")

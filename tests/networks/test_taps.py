@@ -158,3 +158,8 @@ def test_an_untrained_twin_depends_on_the_seed_alone() -> None:
     assert torch.equal(one.conv1a.weight, again.conv1a.weight)
     assert not torch.equal(one.conv1a.weight, other.conv1a.weight)
     assert not torch.equal(one.conv1a.weight, agent.conv1a.weight)
+    torch.manual_seed(5)
+    begun = CustomCNN().conv1a.weight
+    assert abs(torch.cosine_similarity(one.conv1a.weight.flatten(), begun.flatten(), 0)) < 0.3, (
+        "what seed 5 trains from"
+    )

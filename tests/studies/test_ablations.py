@@ -141,8 +141,8 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def test_writes_singles_pairs_and_groups_of_latents(paths: dict[str, str]) -> None:
     report = Ablations(paths["agent"], tap=None, sae=paths["sae"], **SMALL).run()
-    assert len(report.tables["units"].rows) == 3 * 32
-    assert len(report.tables["choices"].rows) == 1 + 32
+    assert len(report.tables["units"].rows) == 3 * 64
+    assert len(report.tables["choices"].rows) == 1 + 64
     assert len(report.tables["pairs"].rows) == (1 + 2) * 2
     assert {"units", "choices", "pairs", "groups"} == set(report.figures)
     assert not [words for figure in report.figures.values() for words in cut_off(figure)]

@@ -48,7 +48,7 @@ def test_scores_every_unit_beside_an_agent_with_random_weights(subject: dict[str
     taps = ("conv4a", "fc1")
     report = DirectionalUnits(subject["agent"], taps, subject["sae"], reading="max", **SMALL).run()
     rows = report.tables["units"].rows
-    assert [sum(row[0] == tap for row in rows) for tap in (*taps, "latents")] == [32, 256, 32]
+    assert [sum(row[0] == tap for row in rows) for tap in (*taps, "latents")] == [32, 256, 64]
     for tap in taps:
         assert np.isfinite(report.summary[f"direction/{tap}/random_agent_directional"])
     assert report.summary["direction/conv4a/first_step_low"] <= report.summary["direction/conv4a/first_step_high"]

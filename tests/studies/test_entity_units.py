@@ -42,7 +42,7 @@ def test_a_planted_code_by_level_is_told_from_an_eye_for_one_entity(subject: dic
 
 def test_scores_every_unit_beside_random_weights_shuffled_labels_and_pixels(subject: dict[str, str]) -> None:
     report = EntityUnits(subject["agent"], ("conv2b", "conv4a"), subject["sae"], others=2, **SMALL).run()
-    counts = {"pixels": 3, "conv2b": 32, "conv4a": 32, "latents": 32}
+    counts = {"pixels": 3, "conv2b": 32, "conv4a": 32, "latents": 64}
     assert {tap: sum(row[0] == tap for row in report.tables["units"].rows) for tap in counts} == counts
     for name in ("responds", "strength_3", "decoded", "best_decoded"):
         assert np.isfinite(report.summary[f"entities/conv4a/random_agent_{name}"])

@@ -84,7 +84,7 @@ def test_each_unit_is_tested_at_the_strength_that_drew_the_agent_most(paths: dic
 def test_latents_are_scanned_in_the_shipped_kinds(paths: dict[str, str]) -> None:
     study = SpatialIntervention(paths["agent"], tap=None, sae=paths["sae"], whole_cell=True, **SMALL)
     report = study.run()
-    assert len(report.tables["choice_scan"].rows) == len(report.tables["natural_scan"].rows) == 32
+    assert len(report.tables["choice_scan"].rows) == len(report.tables["natural_scan"].rows) == 64
     assert [row[0] for row in report.tables["choice_arms"].rows][-1].startswith("random weights")
     assert np.isfinite([report.summary[f"spatial/natural/{name}"] for name in ("best", "together", "best_none")]).all()
 

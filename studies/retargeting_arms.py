@@ -85,10 +85,14 @@ class RetargetingArms:
             cache_dir,
             {
                 "agent": agent.weights_hash, "seed": seed, "steps": [max_steps, finish_steps],
-                "edits": {
-                    name: [tap, type(edit).__name__, hash_tensors(edit.state_dict())]
-                    for name, (tap, edit) in edits.items()
+                "arms": {
+                    entity: {
+                        arm: [[tap, type(edit).__name__, hash_tensors(edit.state_dict())] for tap, edit in trial]
+                        for arm, trial in self._trials(entity).items()
+                    }
+                    for entity in edits
                 },
+                "random_agent": hash_tensors(self._untrained().state_dict()),
                 "states": hashlib.sha256(b"".join(self.states)).hexdigest(), "mode": settings.distribution_mode,
                 "environments": num_environments, "precision": precision,
             },

@@ -38,7 +38,8 @@ class TrainCLI(LightningCLI):
             if not readable(Path(path)):
                 raise ValueError(f"--ckpt_path: {path} is no checkpoint, or was cut short: give a whole .ckpt file")
         if self.config.name is None:
-            self.config.name = Path([self.config.model.class_path, *config_files(self.parser.args)][-1]).stem
+            files = config_files(self.parser.args)
+            self.config.name = Path(files[-1]).stem if files else self.config.model.class_path.rpartition(".")[2]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Claim the run's folder, then build the Trainer that writes into it."""

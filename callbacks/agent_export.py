@@ -69,5 +69,6 @@ class AgentExport(Callback):
 
     def _save(self, trainer: L.Trainer, module: Any, name: str, metadata: dict[str, Any]) -> None:
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # Lightning has all ranks ask, or the one waits
-        if trainer.is_global_zero:
+        finite = all(weight.isfinite().all() for weight in module.agent.parameters())  # or the module stops the run
+        if trainer.is_global_zero and finite:
             save_weights(folder / name, module.agent, metadata)

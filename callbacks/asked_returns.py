@@ -16,6 +16,7 @@ from callbacks.trainer_access import log_now, trainer_precision
 from environments import held_out_levels
 from interpretability.asked_play import (
     AskedPlay,
+    check_asked,
     confusion,
     draw_asked,
     draw_attention,
@@ -77,6 +78,7 @@ class AskedReturns(Callback):
         for name, count in (counts | {"replayed": replayed, "filmed": filmed}).items():
             if count < 1:
                 raise ValueError(f"{name} is {count}: at least 1 is needed")
+        check_asked(asked)
         self.asked, self.levels = tuple(asked), held_out_levels(split, num_levels)
         self.every_n_epochs, self.seed, self.num_environments = every_n_epochs, seed, num_environments
         self.max_steps, self.replayed, self.filmed = max_steps, replayed, filmed

@@ -100,6 +100,8 @@ class TrainingLoader:
     """
 
     def __init__(self, position: Position, batches: int) -> None:
+        if position.batch >= batches:  # of a longer epoch, before a resume
+            position.batch = 0
         self._position, self._batches = position, batches
 
     def __len__(self) -> int:

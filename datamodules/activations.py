@@ -12,7 +12,7 @@ from datamodules.activation_loaders import CacheLoader, Position, StreamLoader, 
 from datamodules.cache import ActivationCache, Statistics, refuse_if_too_large, statistics
 from datamodules.learner import check_learner
 from datamodules.recorder import MAX_POSITIONS, PlaySettings, Recorder, Rows
-from environments import TRAINING_START, VALIDATION_LEVELS, EnvironmentSettings
+from environments import VALIDATION_LEVELS, EnvironmentSettings, refuse_held_out
 from networks import Precision, TappedNetwork, load_network
 
 _ENVIRONMENT = EnvironmentSettings()
@@ -68,11 +68,7 @@ class ActivationDataModule(LightningDataModule):
         cache_dir: str = ".cache/activations",
     ) -> None:
         super().__init__()
-        if environment.start_level < TRAINING_START:
-            raise ValueError(
-                f"environment.start_level {environment.start_level} would train on held-out levels: "
-                f"begin at {TRAINING_START} or above"
-            )
+        refuse_held_out(environment.start_level)
         if not taps:
             raise ValueError("taps is empty: name at least one, for example conv4a")
         if positions_per_frame is not None and not 1 <= positions_per_frame <= MAX_POSITIONS:

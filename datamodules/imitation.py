@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from datamodules.ranks import rank, world_size
-from environments import FRAME_SHAPE, NUM_ACTIONS, EnvironmentSettings, State, VectorEnvironment
+from environments import FRAME_SHAPE, NUM_ACTIONS, EnvironmentSettings, State, VectorEnvironment, refuse_held_out
 from environments.heist import DIRECTION_ACTIONS, label_states, scatter_player
 from networks import Policy, Precision, autocast, sample_actions
 
@@ -90,8 +90,15 @@ class ImitationDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.environment = environment or EnvironmentSettings()
+        refuse_held_out(self.environment.start_level)
         if self.environment.game != "heist":
             raise ValueError(f"the oracle plays heist only, not {self.environment.game}: train without a warm start")
+        counts = {"num_environments": num_environments, "steps_per_epoch": steps_per_epoch}
+        for name, count in (counts | {"batch_size": batch_size, "samples_per_frame": samples_per_frame}).items():
+            if count < 1:
+                raise ValueError(f"{name} is {count}: at least 1 is needed")
+        if not 0 <= random_move_share <= 1:
+            raise ValueError(f"random_move_share is {random_move_share}: choose 0 to 1")
         if not 0 <= student_environments <= num_environments:
             raise ValueError(f"student_environments {student_environments} must lie in 0 to {num_environments}")
         per_epoch = num_environments * steps_per_epoch

@@ -16,7 +16,7 @@ from datamodules.cache import ActivationCache, refuse_if_too_large
 from datamodules.probe_batch import PIXELS, PIXELS_PCA, Examples, ProbeBatch, Split, Subject, SubjectLoader
 from datamodules.recorder import PlaySettings, Recorder, Rows
 from datamodules.state_recorder import StateEdit, StateRecorder
-from environments import FRAME_SHAPE, TEST_LEVELS, TRAINING_START, VALIDATION_LEVELS, EnvironmentSettings
+from environments import FRAME_SHAPE, TEST_LEVELS, VALIDATION_LEVELS, EnvironmentSettings, refuse_held_out
 from networks import Precision, TappedAgent, TappedNetwork, autocast, load_network
 from networks.linear_readout import reduce_activations, reduced_shape
 
@@ -75,11 +75,7 @@ class ProbeDataModule(LightningDataModule):
         cache_dir: str = ".cache/activations",
     ) -> None:
         super().__init__()
-        if environment.start_level < TRAINING_START:
-            raise ValueError(
-                f"environment.start_level {environment.start_level} would train on held-out levels: "
-                f"begin at {TRAINING_START} or above"
-            )
+        refuse_held_out(environment.start_level)
         if environment.game != "heist" or environment.distribution_mode not in ("easy", "hard"):
             raise ValueError(
                 f"probes need labels and frames of the whole world, not {environment.game} in "
@@ -133,6 +129,7 @@ class ProbeDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Check what is on disk and what would have to fit there and into memory, then record all frames."""
+        self._refuse_several_processes()
         self._refuse_if_too_large()
         for cache in self._caches.values():
             cache.check()
@@ -146,6 +143,9 @@ class ProbeDataModule(LightningDataModule):
         Raises:
             ValueError: there are several.
         """
+        self._refuse_several_processes()
+
+    def _refuse_several_processes(self) -> None:
         if self.trainer is not None and self.trainer.world_size > 1:
             raise ValueError(
                 f"probes are fitted in one process, not {self.trainer.world_size}: set trainer.devices to 1"

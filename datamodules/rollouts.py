@@ -15,7 +15,7 @@ from datamodules.ranks import gather, gather_states, rank, rank_seed, world_size
 from datamodules.resuming import changed_settings, global_random_state, set_global_random_state
 from datamodules.rollout_batch import RolloutBatch, RolloutPolicy
 from datamodules.rollout_player import RolloutPlayer
-from environments import EnvironmentSettings, VectorEnvironment
+from environments import EnvironmentSettings, VectorEnvironment, refuse_held_out
 
 # Settings that the saved state is bound to: another level, number or scale would belong to it. A new seed would change
 # nothing, because generators go on as they were. All others may change on the way.
@@ -111,6 +111,7 @@ class RolloutDataModule(LightningDataModule):
         if time_limit_frames is not None and time_limit is None:
             raise ValueError("time_limit_frames is set without a time_limit: set both or neither")
         self.environment = environment or EnvironmentSettings()
+        refuse_held_out(self.environment.start_level)
         if critic is not None and self.environment.game != "heist":
             raise ValueError(f"the oracle knows heist only, not {self.environment.game}: set critic to null")
         self.critic = critic

@@ -42,7 +42,7 @@ from datamodules.trajectory_recorder import (
     TrajectorySource,
 )
 from datamodules.trajectory_store import TrajectoryStore
-from environments import TEST_LEVELS, TRAINING_START, VALIDATION_LEVELS, EnvironmentSettings
+from environments import TEST_LEVELS, VALIDATION_LEVELS, EnvironmentSettings, refuse_held_out
 from environments.levels import Split
 from networks import Precision, TappedAgent, load_agent
 
@@ -130,11 +130,7 @@ class TrajectoryDataModule(LightningDataModule):
             raise ValueError(f"sources {names}: give at least one that plays, each with a name of its own")
         if environment.game != "heist":
             raise ValueError(f"trajectories are labelled by heist's oracle, {environment.game} has none: choose heist")
-        if environment.start_level < TRAINING_START:
-            raise ValueError(
-                f"environment.start_level {environment.start_level} would train on held-out levels: "
-                f"begin at {TRAINING_START} or above"
-            )
+        refuse_held_out(environment.start_level)
         self.split_frames: dict[Split, int] = {
             "train": num_frames, "validation": validation_frames, "test": test_frames
         }  # fmt: skip

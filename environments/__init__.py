@@ -6,6 +6,7 @@ from environments.levels import (
     TRAINING_START,
     VALIDATION_LEVELS,
     held_out_levels,
+    refuse_held_out,
 )
 from environments.procgen import FRAME_SHAPE, NUM_ACTIONS, EnvironmentSettings, VectorEnvironment
 from environments.rendering import render_states
@@ -22,5 +23,6 @@ __all__ = [
     "State",
     "VectorEnvironment",
     "held_out_levels",
+    "refuse_held_out",
     "render_states",
 ]

@@ -10,6 +10,14 @@ TRAINING_START: Final = 100_000
 TRAINING_COUNT: Final = 2**31 - 1 - TRAINING_START
 
 
+def refuse_held_out(start_level: int) -> None:
+    """Raise ValueError where training would begin on held-out levels."""
+    if start_level < TRAINING_START:
+        raise ValueError(
+            f"environment.start_level {start_level} would train on held-out levels: begin at {TRAINING_START} or above"
+        )
+
+
 def held_out_levels(split: Literal["validation", "test"], count: int, offset: int = 0) -> range:
     """`count` fixed level seeds of a held-out split, beginning `offset` levels into it.
 

@@ -62,7 +62,7 @@ class BehaviourCloning(L.LightningModule):
         """The loss of one batch."""
         logits = self.agent(batch.frames).logits
         loss = functional.cross_entropy(logits, batch.targets)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("clone/loss", loss.detach(), prog_bar=True)
         return loss
 
@@ -89,9 +89,17 @@ class BehaviourCloning(L.LightningModule):
         }
 
     def configure_optimizers(self) -> Any:
-        """Adam with a cosine over the whole run."""
+        """Adam with a cosine over the whole run.
+
+        Raises:
+            ValueError: the run has no end.
+        """
         learning = [parameter for parameter in self.agent.parameters() if parameter.requires_grad]
         optimiser = torch.optim.Adam(learning, lr=self.learning_rate)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError(
+                "the run has no end, so its learning rate cannot fall: set trainer.max_epochs or max_steps"
+            )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, int(steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

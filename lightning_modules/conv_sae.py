@@ -125,13 +125,7 @@ class ConvSAE(LightningModule):
         Raises:
             ValueError: the tap is not recorded, has other channels than asked for, or no maps for a wide kernel.
         """
-        shape = tap_shape(data, self.tap, self.in_channels)
-        if self.kernel_size > 1 and (len(shape) == 1 or getattr(data, "positions_per_frame", None) is not None):
-            raise ValueError(
-                f"model.init_args.kernel_size is {self.kernel_size}, but the data hold single positions of {self.tap}: "
-                "set data.init_args.positions_per_frame to null, or kernel_size to 1 (as a flat tap needs)"
-            )
-        return shape
+        return tap_shape(data, self.tap, self.in_channels, self.kernel_size)
 
     def setup(self, stage: str) -> None:
         """Make the autoencoder to the measure of the data, once.

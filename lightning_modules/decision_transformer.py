@@ -95,7 +95,7 @@ class DecisionTransformer(L.LightningModule):
     def training_step(self, batch: TrajectoryBatch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
         loss, right, count = masked_loss(self._logits(batch), batch)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("dt/train_loss", loss.detach() / count, prog_bar=True)
             self.log("dt/train_action_accuracy", right / count, prog_bar=True)
         return loss / count
@@ -119,6 +119,22 @@ class DecisionTransformer(L.LightningModule):
             raise ValueError(
                 f"the weights are not finite after {self.trainer.global_step} steps: lower "
                 "model.init_args.learning_rate and go on from the last checkpoint"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note whose layers the encoder began with."""
+        checkpoint["encoder_hash"] = self.encoder_hash
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint with another encoder, whose weights would replace this one's.
+
+        Raises:
+            ValueError: says what to do.
+        """
+        if checkpoint.get("encoder_hash", self.encoder_hash) != self.encoder_hash:
+            raise ValueError(
+                "ckpt_path: this checkpoint's encoder began as another agent: set model.init_args.encoder_weights to "
+                "that agent, or start without ckpt_path"
             )
 
     def agent_metadata(self) -> dict[str, Any]:

@@ -33,9 +33,10 @@ class KernelAdam(torch.optim.Adam):
 
     @staticmethod
     def takes(sae: SAEBase) -> bool:
-        """Whether all that the autoencoder learns are parameters which the kernel knows."""
+        """Whether all that the autoencoder learns are parameters which the kernel knows, in float32."""
         known = kernel_parameters(sae)
-        return len(list(sae.parameters())) == len(known) and all(one.requires_grad for one in known)
+        learn = all(one.requires_grad and one.dtype == torch.float32 for one in known)
+        return learn and len(list(sae.parameters())) == len(known)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step, and return what the closure returned."""

@@ -16,6 +16,7 @@ from lightning_modules.probe_descent import scores
 from lightning_modules.probe_fit import fit_path
 from lightning_modules.probe_losses import JoinedLoss
 from lightning_modules.probe_results import SHUFFLED, ScoreBook
+from lightning_modules.sae_training import refuse_other_agent
 from networks.linear_readout import FORMS, Form, LinearReadout
 
 HERE = ("elsewhere", "here")
@@ -182,11 +183,12 @@ class LinearProbe(LightningModule):
         Raises:
             ValueError: says what differs, and what to do.
         """
+        refuse_other_agent(checkpoint, self._data.agent)
         own = {name: tensor.shape for name, tensor in self.state_dict().items()}
         saved = {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()}
-        if checkpoint["agent_hash"] != self._data.agent.weights_hash or own != saved:
+        if own != saved:
             raise ValueError(
-                "ckpt_path: this checkpoint is of another agent, or of other taps, targets or forms: "
+                "ckpt_path: this checkpoint is of other taps, targets or forms: "
                 "use its own configuration, or start without ckpt_path"
             )
 

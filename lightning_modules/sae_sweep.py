@@ -72,6 +72,8 @@ class SAESweep(LightningModule):
             raise ValueError(f"decay_fraction {decay_fraction} is no fraction: choose 0 to 1")
         if decoder_bias not in ("zero", "geometric_median"):
             raise ValueError(f"decoder_bias {decoder_bias!r} is unknown: choose zero or geometric_median")
+        if dead_window < 1:
+            raise ValueError(f"dead_window is {dead_window}: at least one input is needed")
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps is {warmup_steps}: it cannot be below 0")
         if members_at_once is not None and members_at_once < 1:
@@ -100,9 +102,9 @@ class SAESweep(LightningModule):
         """The shape of the tap in some data.
 
         Raises:
-            ValueError: the tap is not recorded, or has other channels than asked for.
+            ValueError: the tap is not recorded, has other channels than asked for, or no maps for a wide kernel.
         """
-        return tap_shape(data, self.tap, self.in_channels)
+        return tap_shape(data, self.tap, self.in_channels, max(member.kernel_size for member in self.members))
 
     def setup(self, stage: str) -> None:
         """Make the autoencoders to the measure of the data, once.

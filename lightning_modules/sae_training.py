@@ -14,11 +14,11 @@ from networks import SAEBase, TappedNetwork
 from networks.geometric_median import geometric_median
 
 
-def tap_shape(data: Any, tap: str, in_channels: int | None) -> tuple[int, ...]:
+def tap_shape(data: Any, tap: str, in_channels: int | None, kernel_size: int) -> tuple[int, ...]:
     """The shape (C, H, W) or (C,) that a data module's tap yields for one frame.
 
     Raises:
-        ValueError: the tap is not recorded, or has other channels than asked for.
+        ValueError: the tap is not recorded, has other channels than asked for, or no maps for a wide kernel.
     """
     shapes = data.activation_shapes
     if tap not in shapes:
@@ -33,6 +33,11 @@ def tap_shape(data: Any, tap: str, in_channels: int | None) -> tuple[int, ...]:
         raise ValueError(
             f"model.init_args.in_channels is {in_channels}, but {tap} of this agent has {shape[0]}: "
             "choose another agent or tap, or set in_channels to null"
+        )
+    if kernel_size > 1 and (len(shape) == 1 or getattr(data, "positions_per_frame", None) is not None):
+        raise ValueError(
+            f"kernel_size is {kernel_size}, but the data hold single positions of {tap}: set "
+            "data.init_args.positions_per_frame to null, or kernel_size to 1 (as a flat tap needs)"
         )
     return shape
 

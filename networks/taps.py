@@ -51,7 +51,7 @@ class TapPass:
     def __init__(self, record: Sequence[str], edits: Sequence[Edit]) -> None:
         for tap, edit in edits:
             made_for = getattr(edit, "tap", None)
-            if isinstance(made_for, str) and made_for not in ("", tap):
+            if isinstance(made_for, str) and made_for not in ("", tap, f"encoder.{tap}"):
                 raise ValueError(f"this autoencoder is of {made_for}, not of {tap}: splice it in there")
         self._record, self._edits = record, edits
         self.activations: dict[str, Tensor] = {}
@@ -158,8 +158,8 @@ class MemorylessPlayer:
 class TappedAgent(TappedNetwork):
     """A policy and value network on single frames, with taps and edits.
 
-    A subclass names its trunk's steps in order (`trunk`) and its two heads (`logits_head`, `value_head`), and calls
-    `_find_taps` at the end of its constructor.
+    A subclass names its trunk's steps in order (`trunk`) and its two heads (`heads`), and calls `_find_taps` at the end
+    of its constructor.
     """
 
     @abstractmethod

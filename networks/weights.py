@@ -276,7 +276,7 @@ def check_origin(sae: SAEBase, agent: TappedNetwork, source: str | Path, allow_o
 
 
 def load_readout(path: str | Path, agent: TappedNetwork | None = None) -> LinearReadout:
-    """Load what a probe has learnt of one tap, in evaluation mode, with the file's metadata as attribute.
+    """Load what a probe has learnt of one tap, in evaluation mode.
 
     Args:
         path: what a run wrote as `probes/FORM_TAP.safetensors`.

@@ -157,7 +157,7 @@ class Plan:
         return Advice(target, steps, total, directions, direction, next_cell)
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=1024)  # 11 kB each in easy levels, 94 in those of memory
 def plan(maze: Maze, held: int) -> Plan:
     """The plan of a maze as it stands; cached, since a maze changes only when something is picked up or opened."""
     return Plan(maze, held)

@@ -52,6 +52,15 @@ def test_the_newest_agent_has_one_name(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_weights_that_are_not_finite_do_not_replace_the_last_good_ones(tmp_path):
+    export, module = AgentExport(every_n_epochs=1, keep_from=100), Module()
+    epochs(export, module, tmp_path, 1, 100)
+    module.agent.fc1.weight.data[0, 0] = float("nan")
+    epochs(export, module, tmp_path, 1, 100)
+    assert load_agent(tmp_path / "agent.safetensors").metadata["env_steps"] == 100
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
 def test_numbers_below_one_are_refused():
     with pytest.raises(ValueError, match="keep_from 0"):
         AgentExport(keep_from=0)

@@ -66,5 +66,8 @@ def test_a_network_that_is_not_told_plays_once(tmp_path):
 def test_what_cannot_be_played_is_refused(tmp_path):
     with pytest.raises(ValueError, match="every_n_epochs is 0"):
         AskedReturns(every_n_epochs=0)
+    for asked in ([100.0], []):
+        with pytest.raises(ValueError, match="asked"):
+            AskedReturns(asked=asked)
     with pytest.raises(ValueError, match="BehaviourCloning trains none"):
         AskedReturns().setup(Trainer(logger=False), BehaviourCloning(compile=False), "fit")

@@ -55,6 +55,11 @@ def test_rows_keep_their_columns_together() -> None:
             assert levels.get(number, level) == level
 
 
+def test_a_place_behind_the_end_of_an_epoch_that_became_shorter_begins_anew() -> None:
+    made = loader(position=Position(batch=10_000))
+    assert len(list(made)) == len(made)
+
+
 def test_epochs_differ_and_repeat_by_seed() -> None:
     made = loader()
     first, second = ([numbers(batch) for batch in made] for _ in range(2))

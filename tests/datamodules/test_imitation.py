@@ -171,6 +171,10 @@ def test_the_oracle_plays_alone_until_the_student_starts():
         ({"batch_size": 17}, "not 17"),
         ({"stay": 0.0}, "stay 0"),
         ({"scattered_share": 1.5}, "scattered_share 1.5"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"samples_per_frame": 0}, "samples_per_frame is 0"),
+        ({"random_move_share": 7.0}, "random_move_share is 7"),
+        ({"environment": EnvironmentSettings(start_level=0, num_levels=200)}, "would train on held-out levels"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(changes, reason):

@@ -155,6 +155,7 @@ def test_a_state_of_other_environments_is_refused():
     ("arguments", "message"),
     [
         ({"num_minibatches": 7}, "equal minibatches"),
+        ({"environment": EnvironmentSettings(start_level=0, num_levels=200)}, "would train on held-out levels"),
         ({"num_minibatches": 0}, "num_minibatches is 0: at least 1"),
         ({"num_epochs": 0}, "num_epochs is 0: at least 1"),
         ({"num_steps": 0}, "num_steps is 0: at least 1"),

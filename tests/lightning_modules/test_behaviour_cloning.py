@@ -25,7 +25,7 @@ def test_it_learns_a_few_frames_by_heart():
     module = BehaviourCloning(compile=False)
     trainer = L.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, log_every_n_steps=1,
+        enable_model_summary=False, log_every_n_steps=20,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     targets = next(iter(trainer.train_dataloader)).targets

@@ -116,6 +116,11 @@ def test_what_does_not_go_together_is_refused(tmp_path):
     data.features = None
     with pytest.raises(ValueError, match="neither frames nor features"):
         module.setup("fit")
+    checkpoint: dict[str, object] = {}
+    module.on_save_checkpoint(checkpoint)
+    module.on_load_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match="encoder began as another agent"):
+        module.on_load_checkpoint({"encoder_hash": "0"})
     data.context = CONTEXT + 1
     with pytest.raises(ValueError, match="more than the network's 5"):
         module.setup("fit")

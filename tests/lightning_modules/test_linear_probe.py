@@ -165,7 +165,7 @@ def test_a_checkpoint_of_other_probes_is_refused(tmp_path: Path) -> None:
     trainer(tmp_path, max_steps=1, enable_checkpointing=True, callbacks=[saving]).fit(
         make(forms=("flat",)), datamodule=PlantedProbes()
     )
-    with pytest.raises(ValueError, match="another agent, or of other taps"):
+    with pytest.raises(ValueError, match="of other taps"):
         trainer(tmp_path).fit(make(), datamodule=PlantedProbes(), ckpt_path=tmp_path / "step=1.ckpt", weights_only=True)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lightning_modules import sae_kernel
+from lightning_modules.kernel_adam import KernelAdam
 from lightning_modules.sae_kernel import SAEKernel, load_kernel
 from lightning_modules.sae_objective import SAEObjective
 from networks import BatchTopKSAE, GatedSAE, JumpReLUSAE, Progress, RowTerms, SAEBase, SparseAutoencoder, TopKSAE
@@ -98,6 +99,15 @@ def test_takes_only_what_it_knows():
     assert kernel.takes(SparseAutoencoder(4, 4, 3), rows, progress) is None
     for other in (BatchTopKSAE(4, 4, k=2), JumpReLUSAE(4, 4), GatedSAE(4, 4)):
         assert kernel.takes(other, rows, progress) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_leaves_parameters_of_another_type_to_torch(dtype):
+    """It would read and write their memory as float32."""
+    sae = SparseAutoencoder(4, 4).to(dtype)
+    assert SAEKernel(4, 16).takes(sae, torch.rand(8, 4), progress_of(16)) is None
+    assert KernelAdam.takes(SparseAutoencoder(4, 4))
+    assert not KernelAdam.takes(sae)
 
 
 @pytest.mark.parametrize("step", [3, 8, 9, 500])

@@ -1,5 +1,6 @@
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,7 +120,18 @@ def test_refuses_members(arguments: dict[str, Any], message: str) -> None:
         SAESweep([SweepMember(**({"name": "a", "sae": TopKSAE, "expansion": 2} | arguments))], in_channels=8)
 
 
-@pytest.mark.parametrize("arguments", [{"members_at_once": 0}, {"decay_fraction": 2.0}, {"decoder_bias": "mean"}])
+@pytest.mark.parametrize(
+    "arguments", [{"members_at_once": 0}, {"decay_fraction": 2.0}, {"decoder_bias": "mean"}, {"dead_window": 0}]
+)
 def test_refuses_arguments(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         sweep(**arguments)
+
+
+def test_refuses_single_positions_for_a_wide_kernel_before_they_are_recorded() -> None:
+    module = SAESweep([SweepMember("a", TopKSAE, expansion=2, kernel_size=3)])
+    data = SimpleNamespace(activation_shapes={"conv4a": (8, 4, 4)}, positions_per_frame=64)
+    with pytest.raises(ValueError, match="kernel_size is 3, but the data hold single positions of conv4a"):
+        module.check_data(data)
+    data.positions_per_frame = None
+    assert module.check_data(data) == (8, 4, 4)

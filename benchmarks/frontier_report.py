@@ -192,9 +192,10 @@ def describe(
         "",
         *([left, ""] if unfinished else []),
         f"Of {len(compared)} autoencoders on peers' frontiers {len(known)} have an L0 that ours of the same kind "
-        f"reach. At that L0 ours, read linearly between two on our frontier, explain at least as much in {ahead} (less "
-        f"by no more than 0.001 in {close} others), and have no more dead latents in {fewer}. `best` is the highest of "
-        f"any kind of ours, the log penalty of `sae_conv4.yaml` included: at least as much in {any_kind} of "
+        f"reach, or miss by no more than {_SLACK:g}. At that L0 ours, read linearly between two on our frontier, "
+        f"explain at least as much in {ahead} (less by no more than 0.001 in {close} others), and have no more dead "
+        f"latents in {fewer}. `best` is the highest of any kind of ours, the log penalty of `sae_conv4.yaml` included: "
+        f"at least as much in {any_kind} of "
         f"{len(spanned)}. Differences below 0.001 are within what another seed changes; there is one seed.",
         "",
         *(f"The raw tap {tap} has {l0:.2f} of its channels above 0." for tap, l0 in raw_l0.items()),

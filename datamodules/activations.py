@@ -45,9 +45,14 @@ class ActivationDataModule(LightningDataModule):
         seed: of training levels, action noise and order.
         cache_dir: folder of all caches.
 
+    Attributes:
+        device: where the agent plays and is read while no Trainer says so; the CPU unless set.
+
     Raises:
         ValueError: an argument that cannot be meant, named with the mend.
     """
+
+    device = torch.device("cpu")
 
     def __init__(
         self,
@@ -201,7 +206,7 @@ class ActivationDataModule(LightningDataModule):
             precision=self.precision,
             play=self.play,
             seed=seed,
-            device=self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu"),
+            device=self.device if self.trainer is None else self.trainer.strategy.root_device,
             **columns,
         )
 

@@ -85,6 +85,7 @@ class Atlas(Study):
             precision=precision,
             cache_dir=cache_dir,
         )
+        self.data.device = self.device
 
     def run(self) -> Report:
         """Record, look, optimise, draw."""

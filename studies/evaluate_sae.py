@@ -156,6 +156,7 @@ class EvaluateSAE(Study):
             precision=self.precision,
             cache_dir=self.cache_dir,
         )
+        data.device = self.device
         shape = data.activation_shapes[tap]
         sums = {name: SAEValidation(sae.num_latents, shape).to(self.device) for name, sae in saes.items()}
         for batch in tqdm(data.val_dataloader(), desc=f"look at {tap}", unit="batch", leave=False):

@@ -107,6 +107,7 @@ class FeatureGroups(Study):
             precision=precision,
             cache_dir=cache_dir,
         )
+        self.data.device = self.device
 
     @torch.no_grad()
     def run(self) -> Report:

@@ -150,6 +150,7 @@ class FeatureImages(Study):
             precision=precision,
             cache_dir=cache_dir,
         )
+        self.data.device = self.device
 
     def _objective(self, wanted: Wanted, units: int) -> Objective:
         if wanted.unit is not None:

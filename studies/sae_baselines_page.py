@@ -102,6 +102,8 @@ def conclusion(tap: str, measured: Measured, over_agents: Measured | None = None
         value, low, high = (sae[f"{key}{end}"] for end in ("", "_low", "_high"))
         how = "better than" if low > 0 else "worse than" if high < 0 else "no better and no worse than"
         words = {"channels": "raw channels", "pca": "principal components"}.get(other, "random directions")
+        if other == "random decoder":
+            words += f", which have an L0 of {measured[other]['l0']:.1f},"
         said = f"{how} those of {words} ({value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} over levels"
         if np.isfinite(whole.get(f"{key}_low", np.nan)):
             over = (whole[f"{key}{end}"] for end in ("", "_low", "_high"))

@@ -49,7 +49,7 @@ def test_the_highest_in_the_game_is_that_of_its_frames(known: dict[str, str]) ->
 
 
 def test_all_latents_probe_directions_and_patches(known: dict[str, str]) -> None:
-    assert len(study(known, tap=None, sae=known["sae"]).run().tables["images"].rows) == 32
+    assert len(study(known, tap=None, sae=known["sae"]).run().tables["images"].rows) == 64
     probe = Wanted(probe=known["probe"], target="gem", answer="here", cosine_power=1.0)
     box = (8, 8, 40, 40)
     report = study(known, wanted=[probe], inside=Patch(7, box)).run()

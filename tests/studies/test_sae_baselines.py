@@ -125,19 +125,20 @@ def _alike(files, other: Path, folder: Path, cache_dir: str) -> str:
 def test_the_conclusion_says_what_the_numbers_say():
     numbers = {"explained_variance": 0.9, "l0": 4.0, "concept_auc": 0.8, "entity_auc": 0.7}
     gains = {"channels": (0.1, 0.05, 0.15), "pca": (-0.1, -0.2, -0.05), "random_decoder": (0.0, -0.1, 0.1)}
+    names = ("sae", "channels", "pca", "random decoder")
     ends = ("", "_low", "_high")
     differences = {
         f"concept_auc_less_{k}{e}": v for k, three in gains.items() for e, v in zip(ends, three, strict=True)
     }
-    measured = {"sae": numbers | differences, "channels": numbers, "pca": numbers}
+    measured = dict.fromkeys(names, numbers) | {"sae": numbers | differences, "random decoder": {"l0": 10.12}}
     said = conclusion("conv4a", measured)
     assert "better than those of raw channels (+0.100, 95 % interval +0.050 to +0.150" in said
     assert "worse than those of principal components" in said
-    assert "no better and no worse than those of random directions" in said
+    assert "no better and no worse than those of random directions, which have an L0 of 10.1, (" in said
     assert "seeds" not in said
     assert said.endswith("of each entity's own unit alone it is 0.700, of raw channels 0.700.")
     assert "over seeds of autoencoders +0.100" in conclusion("conv4a", measured | {"sae seeds": numbers | differences})
-    assert "AUC" not in conclusion("fc1", dict.fromkeys(("sae", "channels", "pca"), numbers))
+    assert "AUC" not in conclusion("fc1", dict.fromkeys(names, numbers))
 
 
 def test_the_random_agent_and_the_random_decoder_are_what_they_are_called(files):

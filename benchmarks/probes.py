@@ -86,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--agent", default="pretrained/heist_easy_customcnn_seed0.safetensors")
     parser.add_argument("--frames", type=int, default=200_000)
+    parser.add_argument("--max_features", type=int, default=2_048, help="of a flattened map, mean-pooled to these")
     parser.add_argument("--cache_dir", default=".cache/activations")
     parser.add_argument("--controls", action="store_true", help="time the controls as well")
     parser.add_argument(
@@ -101,6 +102,7 @@ def main() -> None:
             num_frames=arguments.frames,
             validation_frames=max(64, arguments.frames // 8),
             test_frames=64,
+            max_features=arguments.max_features,
             controls=controls,
             cache_dir=arguments.cache_dir,
         )
@@ -130,6 +132,7 @@ def main() -> None:
         seconds=parts,
         total=round(sum(watch.seconds.values()), 1),
         frames=arguments.frames,
+        max_features=arguments.max_features,
         pairs=pairs,
         machine=machine(torch.device("cpu")),
     )

@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from datamodules.imitation import ImitationBatch, ImitationDataModule
+from lightning_modules.run_checks import finite_steps
 from networks import CustomCNN, TappedAgent, read_weights
 from networks.compilation import compile_in_place
 from networks.origin import parent
@@ -96,10 +97,6 @@ class BehaviourCloning(L.LightningModule):
         """
         learning = [parameter for parameter in self.agent.parameters() if parameter.requires_grad]
         optimiser = torch.optim.Adam(learning, lr=self.learning_rate)
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise ValueError(
-                "the run has no end, so its learning rate cannot fall: set trainer.max_epochs or max_steps"
-            )
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, int(steps))
+        steps = finite_steps(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -11,17 +11,11 @@ from torch.optim import Optimizer
 
 from datamodules import ActivationBatch
 from lightning_modules.kernel_adam import KernelAdam
+from lightning_modules.run_checks import refuse_other_agent
 from lightning_modules.sae_kernel import SAEKernel, kernel_parameters, load_kernel, named
 from lightning_modules.sae_objective import SAEObjective
 from lightning_modules.sae_revival import resample_latents
-from lightning_modules.sae_training import (
-    LossTally,
-    origin_metadata,
-    refuse_other_agent,
-    start_at_median,
-    tap_shape,
-    warm_up_and_fall,
-)
+from lightning_modules.sae_training import LossTally, origin_metadata, start_at_median, tap_shape, warm_up_and_fall
 from lightning_modules.sae_validation import SAEValidation
 from networks import FiringCounter, ProgressNow, SAEBase, SparseAutoencoder
 from networks.compilation import compile_in_place

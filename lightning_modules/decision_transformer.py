@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import networks
 from datamodules import TrajectoryBatch
+from lightning_modules.run_checks import finite_steps
 from networks import load_agent
 from networks.compilation import compile_in_place
 
@@ -154,11 +155,7 @@ class DecisionTransformer(L.LightningModule):
         Raises:
             ValueError: the run has no end.
         """
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise ValueError(
-                "the run has no end, so its learning rate cannot fall: set trainer.max_steps or max_epochs"
-            )
+        steps = finite_steps(self.trainer.estimated_stepping_batches)
         optimiser = torch.optim.AdamW(
             parameter_groups(self.agent, self.weight_decay), lr=self.learning_rate, betas=(0.9, 0.95), foreach=True
         )

@@ -16,7 +16,7 @@ from lightning_modules.probe_descent import scores
 from lightning_modules.probe_fit import fit_path
 from lightning_modules.probe_losses import JoinedLoss
 from lightning_modules.probe_results import SHUFFLED, ScoreBook
-from lightning_modules.sae_training import refuse_other_agent
+from lightning_modules.run_checks import refuse_other_agent
 from networks.linear_readout import FORMS, Form, LinearReadout
 
 HERE = ("elsewhere", "here")

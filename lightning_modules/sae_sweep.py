@@ -11,18 +11,12 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 from datamodules import ActivationBatch
+from lightning_modules.run_checks import refuse_other_agent
 from lightning_modules.sae_kernel import load_kernel
 from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Firing, Sparsity, dictionary_metrics
 from lightning_modules.sae_objective import SAEObjective
 from lightning_modules.sae_revival import resample_latents
-from lightning_modules.sae_training import (
-    LossTally,
-    origin_metadata,
-    refuse_other_agent,
-    start_at_median,
-    tap_shape,
-    warm_up_and_fall,
-)
+from lightning_modules.sae_training import LossTally, origin_metadata, start_at_median, tap_shape, warm_up_and_fall
 from lightning_modules.sweep_member import SweepMember, expand
 from lightning_modules.sweep_objective import SweepObjective
 from networks import FiringCounter, ProgressNow, SAEBase

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_modules.run_checks import finite_steps
 from networks import SAEBase, TappedNetwork
 from networks.geometric_median import geometric_median
 
@@ -52,8 +53,7 @@ def warm_up_and_fall(optimiser: Optimizer, steps: float, warmup_steps: int, deca
     Raises:
         ValueError: the run has no end.
     """
-    if steps == float("inf"):
-        raise ValueError("the run has no end, so its learning rate cannot fall: set trainer.max_steps or max_epochs")
+    steps = finite_steps(steps)
     falling = max(1.0, decay_fraction * steps)
 
     def height(step: int) -> float:
@@ -123,17 +123,6 @@ class LossTally:
                 f"the loss is not finite since step {int(self._first_bad)}: lower model.init_args.learning_rate and "
                 "start again, or go on from a checkpoint before that step"
             )
-
-
-def refuse_other_agent(checkpoint: Mapping[str, Any], agent: TappedNetwork) -> None:
-    """Raise ValueError for a checkpoint that was trained on another agent's activations."""
-    if "agent_hash" not in checkpoint:
-        raise ValueError("ckpt_path: this checkpoint is of another kind of training: start without ckpt_path")
-    if checkpoint["agent_hash"] != agent.weights_hash:
-        raise ValueError(
-            "ckpt_path: this checkpoint was trained on another agent's activations: "
-            "set data.init_args.agent to that agent, or start without ckpt_path"
-        )
 
 
 def origin_metadata(sae: SAEBase, data: Any, processes: int) -> dict[str, Any]:

@@ -1,0 +1,31 @@
+"""What several kinds of training ask of a run: that it has an end, that it goes on from a checkpoint which fits."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from networks import TappedNetwork
+
+
+def finite_steps(steps: float) -> int:
+    """The steps of a whole run, as a learning rate that falls over them needs them.
+
+    Args:
+        steps: `trainer.estimated_stepping_batches`.
+
+    Raises:
+        ValueError: the run has no end.
+    """
+    if steps == float("inf"):
+        raise ValueError("the run has no end, so its learning rate cannot fall: set trainer.max_steps or max_epochs")
+    return int(steps)
+
+
+def refuse_other_agent(checkpoint: Mapping[str, Any], agent: TappedNetwork) -> None:
+    """Raise ValueError for a checkpoint that was trained on another agent's activations."""
+    if "agent_hash" not in checkpoint:
+        raise ValueError("ckpt_path: this checkpoint is of another kind of training: start without ckpt_path")
+    if checkpoint["agent_hash"] != agent.weights_hash:
+        raise ValueError(
+            "ckpt_path: this checkpoint was trained on another agent's activations: "
+            "set data.init_args.agent to that agent, or start without ckpt_path"
+        )

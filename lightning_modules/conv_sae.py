@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from datamodules import ActivationBatch
 from lightning_modules.kernel_adam import KernelAdam
 from lightning_modules.run_checks import refuse_other_agent
+from lightning_modules.sae_arguments import check_member, check_run
 from lightning_modules.sae_kernel import SAEKernel, kernel_parameters, load_kernel, named
 from lightning_modules.sae_objective import SAEObjective
 from lightning_modules.sae_revival import resample_latents
@@ -74,21 +75,8 @@ class ConvSAE(LightningModule):
         compile: bool = True,
     ) -> None:
         super().__init__()
-        if not 0 <= decay_fraction <= 1:
-            raise ValueError(f"decay_fraction {decay_fraction} is no fraction: choose 0 to 1")
-        if decoder_bias not in ("zero", "geometric_median"):
-            raise ValueError(f"decoder_bias {decoder_bias!r} is unknown: choose zero or geometric_median")
-        for name, value in (("learning_rate", learning_rate), ("auxk_coefficient", auxk_coefficient)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} is {value}: it must be above 0")
-        if dead_window < 1:
-            raise ValueError(f"dead_window is {dead_window}: at least one input is needed")
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps is {warmup_steps}: it cannot be below 0")
-        if resample_every is not None and resample_every < 1:
-            raise ValueError(f"resample_every is {resample_every}: at least 1 is needed, or null for no revival")
-        if auxk_latents is not None and (auxk_latents < 1 or auxk_coefficient is None):
-            raise ValueError(f"auxk_latents is {auxk_latents}: choose at least 1, and set auxk_coefficient with it")
+        check_run(decoder_bias, warmup_steps, decay_fraction, dead_window)
+        check_member(learning_rate, resample_every, auxk_coefficient, auxk_latents)
         with torch.device("meta"):  # a kind's refusal now rather than after activations were recorded; 4096 is plenty
             sae(in_channels or 4096, expansion, kernel_size)
         self.save_hyperparameters(ignore="sae")  # a class is no primitive; its file says what it was made with

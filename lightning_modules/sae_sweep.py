@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from datamodules import ActivationBatch
 from lightning_modules.run_checks import refuse_other_agent
+from lightning_modules.sae_arguments import check_run
 from lightning_modules.sae_kernel import load_kernel
 from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Firing, Sparsity, dictionary_metrics
 from lightning_modules.sae_objective import SAEObjective
@@ -62,14 +63,7 @@ class SAESweep(LightningModule):
         compile: bool = True,
     ) -> None:
         super().__init__()
-        if not 0 <= decay_fraction <= 1:
-            raise ValueError(f"decay_fraction {decay_fraction} is no fraction: choose 0 to 1")
-        if decoder_bias not in ("zero", "geometric_median"):
-            raise ValueError(f"decoder_bias {decoder_bias!r} is unknown: choose zero or geometric_median")
-        if dead_window < 1:
-            raise ValueError(f"dead_window is {dead_window}: at least one input is needed")
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps is {warmup_steps}: it cannot be below 0")
+        check_run(decoder_bias, warmup_steps, decay_fraction, dead_window)
         if members_at_once is not None and members_at_once < 1:
             raise ValueError(f"members_at_once is {members_at_once}: at least 1 is needed, or null")
         self.save_hyperparameters(ignore="members")  # classes are no primitives; the files say what they were made with

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lightning_modules.sae_arguments import check_member
 from networks import SAEBase
 
 Value = int | float | str | bool | None
@@ -47,17 +48,9 @@ class SweepMember:
     grid: Mapping[str, Sequence[Value]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value in (("learning_rate", self.learning_rate), ("auxk_coefficient", self.auxk_coefficient)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{self.name}: {name} is {value}: it must be above 0")
-        if self.resample_every is not None and self.resample_every < 1:
-            raise ValueError(
-                f"{self.name}: resample_every is {self.resample_every}: at least 1 is needed, or null for no revival"
-            )
-        if self.auxk_latents is not None and (self.auxk_latents < 1 or self.auxk_coefficient is None):
-            raise ValueError(
-                f"{self.name}: auxk_latents is {self.auxk_latents}: choose at least 1, and set auxk_coefficient with it"
-            )
+        check_member(
+            self.learning_rate, self.resample_every, self.auxk_coefficient, self.auxk_latents, where=f"{self.name}: "
+        )
 
     def make(self, channels: int) -> SAEBase:
         """The autoencoder with its first weights, which are those that it would have in a run of its own with this

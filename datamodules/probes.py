@@ -19,6 +19,7 @@ from datamodules.state_recorder import StateEdit, StateRecorder
 from environments import FRAME_SHAPE, TEST_LEVELS, VALIDATION_LEVELS, EnvironmentSettings, refuse_held_out
 from networks import Precision, TappedAgent, TappedNetwork, autocast, load_network
 from networks.linear_readout import reduce_activations, reduced_shape
+from networks.taps import ENCODER
 
 Control = Literal["pixels", "pixels_pca", "random_agent"]
 CONTROLS: tuple[Control, ...] = ("pixels", "pixels_pca", "random_agent")
@@ -116,7 +117,7 @@ class ProbeDataModule(LightningDataModule):
         taps = self._taps or [
             name
             for name in self.agent.taps
-            if not name.endswith(".pre") and name != "value" and not name.startswith(("encoder.", "attention"))
+            if not name.endswith(".pre") and name != "value" and not name.startswith((ENCODER, "attention"))
         ]
         self.agent.check_taps(taps)
         shapes = {tap: self.agent.taps[tap] or (1,) for tap in taps}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import networks
 from networks.decision_player import DecisionPlayer
 from networks.frame_encoder import FrameEncoder
-from networks.taps import AgentOutput, Edit, Player, TapPass, TappedAgent, TappedNetwork
+from networks.taps import ENCODER, AgentOutput, Edit, Player, TapPass, TappedAgent, TappedNetwork
 from networks.trajectory_window import MAX_RETURN, TrajectoryWindow
 from networks.transformer_block import StepMemory, TransformerBlock, causal_mask, in_order, read, read_patterned
 
@@ -99,7 +99,7 @@ class DecisionTransformer(TappedNetwork):
     def _initialise(self) -> None:
         """Normal weights of deviation 0.02, less where blocks add to the stream (Radford et al. 2019), zero biases."""
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear | nn.Embedding) and not name.startswith("encoder."):
+            if isinstance(module, nn.Linear | nn.Embedding) and not name.startswith(ENCODER):
                 adds = name.endswith(("attention_out", "mlp_out"))
                 nn.init.normal_(module.weight, std=0.02 / (2 * self.depth) ** 0.5 if adds else 0.02)
                 if isinstance(module, nn.Linear) and module.bias is not None:

@@ -6,9 +6,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from networks.taps import Edit, TappedAgent
-
-PREFIX = "encoder."
+from networks.taps import ENCODER, Edit, TappedAgent
 
 
 class FrameEncoder(nn.Module):
@@ -32,7 +30,7 @@ class FrameEncoder(nn.Module):
         agent.check_taps([tap])
         self.agent, self.tap, self.frozen = agent, tap, frozen
         names = list(agent.taps)
-        self.taps = {f"{PREFIX}{name}": agent.taps[name] for name in names[: names.index(tap) + 1]}
+        self.taps = {f"{ENCODER}{name}": agent.taps[name] for name in names[: names.index(tap) + 1]}
         self.features = int(torch.Size(agent.taps[tap]).numel())
         self.agent.requires_grad_(False)
         if not frozen:
@@ -57,7 +55,7 @@ class FrameEncoder(nn.Module):
         edits: Sequence[Edit] = (),
     ) -> tuple[Float[Tensor, "R F"], dict[str, Tensor]]:
         """Features, and the recorded activations by their names here; names of other parts are passed over."""
-        wanted = tuple(name.removeprefix(PREFIX) for name in record if name in self.taps)
-        own = [(name.removeprefix(PREFIX), edit) for name, edit in edits if name in self.taps]
+        wanted = tuple(name.removeprefix(ENCODER) for name in record if name in self.taps)
+        own = [(name.removeprefix(ENCODER), edit) for name, edit in edits if name in self.taps]
         found = self.agent(frames, record=(*wanted, self.tap), edits=own, outputs=False).activations
-        return found[self.tap].flatten(1), {f"{PREFIX}{name}": found[name] for name in wanted}
+        return found[self.tap].flatten(1), {f"{ENCODER}{name}": found[name] for name in wanted}

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 Edit = tuple[str, nn.Module]
 Step = Callable[[Tensor], Tensor]
 
+ENCODER = "encoder."  # begins the names of a decision transformer's encoder, of its taps and of its weights
+
 
 class AgentOutput(NamedTuple):
     """What one pass yields.
@@ -51,7 +53,7 @@ class TapPass:
     def __init__(self, record: Sequence[str], edits: Sequence[Edit]) -> None:
         for tap, edit in edits:
             made_for = getattr(edit, "tap", None)
-            if isinstance(made_for, str) and made_for not in ("", tap, f"encoder.{tap}"):
+            if isinstance(made_for, str) and made_for not in ("", tap, f"{ENCODER}{tap}"):
                 raise ValueError(f"this autoencoder is of {made_for}, not of {tap}: splice it in there")
         self._record, self._edits = record, edits
         self.activations: dict[str, Tensor] = {}

@@ -17,11 +17,11 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 import networks
 from networks.linear_readout import LinearReadout
 from networks.sae_base import SAEBase
-from networks.taps import TappedAgent, TappedNetwork
+from networks.taps import ENCODER, TappedAgent, TappedNetwork
 
 Tensors = dict[str, Tensor]
 
-_ENCODER = "encoder.agent."
+_ENCODER = f"{ENCODER}agent."
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -19,6 +19,8 @@ import torch
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from networks.files import write_atomically
+
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 LOCK = ".lock"
@@ -101,7 +103,7 @@ def start_run(root: Path, name: str, config: str) -> Run:
             said = f"{folder} cannot be made ({error.strerror})"
             raise ValueError(f"{said}: give another --root, or --trainer.default_root_dir to train.py") from error
         run = Run(folder, _lock=_lock(folder))
-        write_atomically(folder / CONFIG, config)
+        write_atomically(folder / CONFIG, lambda partial: partial.write_text(config))
         return run
 
 
@@ -151,16 +153,6 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint written last of those that can be read; a file cut short by a kill is passed over."""
     files = sorted(folder.glob("checkpoints/**/*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     return next((path for path in files if readable(path)), None)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a kill leaves the old one or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _versions(folder: Path) -> list[Path]:

@@ -10,6 +10,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from networks.files import write_atomically
+
 
 class RunSummary(Callback):
     """Collects what was logged, in `fit` and in a `validate` after it, until `finish` writes it down.
@@ -63,9 +65,8 @@ class RunSummary(Callback):
         A module that logs very many metrics names those to print by a part of their names, `headline_metrics`.
         """
         finite = {name: value if math.isfinite(value) else None for name, value in sorted(self.metrics.items())}
-        temporary = folder / ".summary.json.tmp"
-        temporary.write_text(json.dumps(finite, indent=2) + "\n")
-        temporary.replace(folder / "summary.json")
+        text = json.dumps(finite, indent=2) + "\n"
+        write_atomically(folder / "summary.json", lambda partial: partial.write_text(text))
         console = Console()
         shown = {name: value for name, value in self.metrics.items() if self._headline in name}
         console.print(summary_table(shown or self.metrics, title=str(folder)))

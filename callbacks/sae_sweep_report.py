@@ -15,6 +15,7 @@ from interpretability.frontier import FrontierPoint, draw_frontier
 from interpretability.pictures import save_png
 from interpretability.seed_stability import seed_cosines
 from networks import save_weights
+from networks.files import write_atomically
 
 _FILE = "sweep.csv"
 
@@ -116,7 +117,4 @@ def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text.getvalue())
-    temporary.replace(path)
+    write_atomically(path, lambda partial: partial.write_text(text.getvalue()))

@@ -2,8 +2,8 @@
 
 import csv
 import io
-import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from interpretability.sae_figures import draw_channels, draw_latents
+from networks.files import write_atomically
 
 
 class SAETables(Callback):
@@ -52,10 +53,7 @@ class SAETables(Callback):
             "channels": draw_channels(channels["explained_variance"], f"{when}: what each channel is left with"),
         }
         for name, figure in figures.items():
-            path = folder / "figures" / f"{name}.png"
-            picture = io.BytesIO()
-            figure.savefig(picture, dpi=120)
-            _replace(path, picture.getvalue())
+            write_atomically(folder / "figures" / f"{name}.png", partial(figure.savefig, format="png", dpi=120))
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_figure(f"sae/{name}", figure, trainer.global_step)
@@ -71,15 +69,4 @@ def _write_csv(path: Path, unit: str, columns: Mapping[str, np.ndarray]) -> None
     writer.writerow([unit, *columns])
     for number, cells in enumerate(zip(*columns.values(), strict=True)):
         writer.writerow([number, *("" if np.isnan(cell) else f"{cell:.6g}" for cell in cells)])
-    _replace(path, text.getvalue().encode())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, lambda aside: aside.write_bytes(text.getvalue().encode()))

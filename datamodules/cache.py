@@ -3,7 +3,6 @@
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from datamodules.block_jobs import run_jobs
 from datamodules.recorder import Rows
+from networks.files import flush, write_atomically
 
 _MANIFEST = "manifest.json"
 _RESERVE = 2**28  # bytes of disk left to others
@@ -170,7 +170,7 @@ class ActivationCache:
         partial = path.with_suffix(".partial")
         with self._writing(partial):
             save_file(rows | _channel_sums(rows), partial)
-            _flush(partial)
+            flush(partial)
             return {"bytes": partial.stat().st_size, "sha256": _sha256(partial)}
 
     def _enter(self, path: Path, record: dict[str, Any]) -> None:
@@ -179,11 +179,9 @@ class ActivationCache:
         with self._writing(partial):
             partial.replace(path)
             manifest = {"description": self._description, "shards": self._read_manifest() | {path.name: record}}
-            temporary = self.folder / f"{_MANIFEST}.partial"
-            temporary.write_text(json.dumps(manifest, indent=1))
-            _flush(temporary)
-            temporary.replace(self.folder / _MANIFEST)
-            _flush(self.folder)
+            text = json.dumps(manifest, indent=1)
+            write_atomically(self.folder / _MANIFEST, lambda partial: partial.write_text(text))
+            flush(self.folder)
         self._checked.add(path.name)
 
     @contextmanager
@@ -283,14 +281,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot make {folder} ({error}): set cache_dir to a folder you may write") from error
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

@@ -1,6 +1,5 @@
 """Pictures for people: small frames enlarged without blur, labelled, laid out in rows."""
 
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from networks.files import write_atomically
 
 TILE = 128
 _GAP = 8
@@ -118,13 +119,7 @@ def sheet(
 
 def save_png(path: Path, image: UInt8[Tensor, "H W 3"]) -> None:
     """Write a PNG file whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        Image.fromarray(image.numpy()).save(partial, "png", optimize=True)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, lambda partial: Image.fromarray(image.numpy()).save(partial, "png", optimize=True))
 
 
 @cache

@@ -20,21 +20,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from networks.batch_topk_sae import BatchTopKSAE
+from networks.files import write_atomically
 from networks.gated_sae import GatedSAE
 from networks.jumprelu_sae import JumpReLUSAE
 from networks.sae_base import SAEBase
 from networks.sparse_autoencoder import SparseAutoencoder
 from networks.taps import TappedNetwork
 from networks.topk_sae import TopKSAE
-from networks.weights import (
-    Tensors,
-    check_origin,
-    hash_tensors,
-    load_into,
-    read_weights,
-    save_tensors,
-    write_atomically,
-)
+from networks.weights import Tensors, check_origin, hash_tensors, load_into, read_weights, save_tensors
 
 WEIGHTS_FILE = "sae_weights.safetensors"
 CONFIG_FILE = "cfg.json"

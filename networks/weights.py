@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import networks
+from networks.files import write_atomically
 from networks.linear_readout import LinearReadout
 from networks.sae_base import SAEBase
 from networks.taps import ENCODER, TappedAgent, TappedNetwork
@@ -57,27 +57,6 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     texts = {name: json.dumps(value) for name, value in known.items()}
     write_atomically(path, lambda partial: save_file(whole, partial, texts))
     return known["hash"]
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Have a file written aside, flushed and put in its place, so that a kill leaves the old one or the new one.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; a file already there is left whole.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)  # there is no way to read it but this
-        os.umask(mask)
-        partial.chmod(0o666 & ~mask)  # safetensors would keep files to their owner
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_weights(path: str | Path) -> tuple[Tensors, dict[str, Any]]:

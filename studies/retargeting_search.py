@@ -22,7 +22,8 @@ from interpretability.episodes import first_states
 from interpretability.perception import CellReader, cell_readers
 from networks import Edit, Precision, TappedAgent, save_weights
 from networks.channel_edit import MixingEdit, RepaintEdit, TapEdit, load_edit
-from networks.weights import read_weights, write_atomically
+from networks.files import write_atomically
+from networks.weights import read_weights
 from studies.arguments import check_at_least_one, check_not_negative
 from studies.retargeting_goal import choice_views, readable_maps
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from interpretability.report_page import Link, Section, in_words, report_page
-from networks.weights import write_atomically
+from networks.files import write_atomically
 from studies.plain_page import number_rows, question, with_pages
 from studies.report import Cell, Report, Study, Table
 from studies.tensorboard import write_events

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from runs import claim_run, continue_run, join_run, start_run, write_atomically
+from runs import claim_run, continue_run, join_run, start_run
 
 CONFIG = "# made by hand\nmodel: {width: 4}\nckpt_path: null\n"
 
@@ -77,12 +77,6 @@ def test_a_rank_that_rank_zero_started_takes_the_folder_that_it_is_told(
     os.utime(first.folder / ".lock", (long_ago, long_ago))  # its data took an hour to prepare
     start_run(tmp_path, "a", CONFIG)  # another user's, of the same configuration
     assert join_run(tmp_path, "a", CONFIG, resume=False, patience=0.0).folder.samefile(first.folder)
-
-
-def test_a_text_is_replaced_whole(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "a.txt", "one")
-    write_atomically(tmp_path / "a.txt", "two")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["two"]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "/etc", "a/"])

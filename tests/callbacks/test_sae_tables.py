@@ -45,7 +45,7 @@ def test_writes_the_columns_of_the_last_validation(tmp_path: Path, size: int | N
         assert Image.open(folder / f"figures/{name}.png").size[0] > 400
     events = EventAccumulator(str(folder)).Reload()
     assert {"sae/latents", "sae/channels"} <= set(events.Tags()["images"])
-    assert not list(folder.glob("**/.*.tmp"))
+    assert not list(folder.glob("**/*.partial"))
 
 
 def test_refuses_a_module_without_an_autoencoder() -> None:

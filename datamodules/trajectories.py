@@ -22,7 +22,7 @@ frames on through shared memory and pay only where cores are free. Features (256
 
 import dataclasses
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -42,8 +42,7 @@ from datamodules.trajectory_recorder import (
     TrajectorySource,
 )
 from datamodules.trajectory_store import TrajectoryStore
-from environments import TEST_LEVELS, VALIDATION_LEVELS, EnvironmentSettings, refuse_held_out
-from environments.levels import Split
+from environments import VALIDATION_LEVELS, EnvironmentSettings, refuse_held_out
 from networks import Precision, TappedAgent, load_agent
 
 _ENVIRONMENT = EnvironmentSettings()
@@ -53,7 +52,8 @@ _SOURCES = (
     TrajectorySource("random", RANDOM, share=0.2, hold=4),
 )
 _LABELS = ("direction", "target", "directions", "oracle_action", "main_action", "stuck", "source")
-_LEVELS = {"validation": VALIDATION_LEVELS, "test": TEST_LEVELS}
+
+Split = Literal["train", "validation"]
 
 
 class SourceCounts(NamedTuple):
@@ -74,21 +74,21 @@ class SourceCounts(NamedTuple):
 
 
 class TrajectoryDataModule(LightningDataModule):
-    """Records episodes of a mixture of players once and feeds windows of them; held-out levels for the held-out splits.
+    """Records episodes of a mixture of players once and feeds windows of them; held-out levels for validation.
 
-    Each source has a cache of its own on disk, keyed by everything that decides its episodes; validation and test
-    are recorded with the same sources (imported ones excepted) on their own levels, whatever `seed` is. A training
-    epoch shows every step about once, in windows that are drawn anew (see `draw_windows`), and goes on in its middle
-    after a resume. Validation and test windows are the same every time, and show every step once.
+    Each source has a cache of its own on disk, keyed by everything that decides its episodes; validation is recorded
+    with the same sources (imported ones excepted) on its own levels, whatever `seed` is. A training epoch shows every
+    step about once, in windows that are drawn anew (see `draw_windows`), and goes on in its middle after a resume.
+    Validation windows are the same every time, and show every step once.
 
     Args:
         sources: who plays; their names must differ.
         environment: heist; its levels are those of training.
         num_frames: about how many frames of training episodes in all.
-        validation_frames, test_frames: likewise.
+        validation_frames: likewise.
         context: T, steps of a window.
         batch_size: windows of a training batch on each process.
-        validation_batch_size: windows of a validation or test batch.
+        validation_batch_size: windows of a validation batch.
         labels: names of `datamodules.trajectory_recorder.TRAJECTORY_LABELS`, and `source`, that batches carry.
         discount: gamma of returns to go.
         max_steps: episodes are cut here and count as unsolved: their returns to go are 0.
@@ -110,7 +110,6 @@ class TrajectoryDataModule(LightningDataModule):
         environment: EnvironmentSettings = _ENVIRONMENT,
         num_frames: int = 200_000,
         validation_frames: int = 10_000,
-        test_frames: int = 20_000,
         context: int = 30,
         batch_size: int = 64,
         validation_batch_size: int = 64,
@@ -131,10 +130,8 @@ class TrajectoryDataModule(LightningDataModule):
         if environment.game != "heist":
             raise ValueError(f"trajectories are labelled by heist's oracle, {environment.game} has none: choose heist")
         refuse_held_out(environment.start_level)
-        self.split_frames: dict[Split, int] = {
-            "train": num_frames, "validation": validation_frames, "test": test_frames
-        }  # fmt: skip
-        sizes = {"num_frames": num_frames, "validation_frames": validation_frames, "test_frames": test_frames}
+        self.split_frames: dict[Split, int] = {"train": num_frames, "validation": validation_frames}
+        sizes = {"num_frames": num_frames, "validation_frames": validation_frames}
         sizes |= {"context": context, "batch_size": batch_size, "validation_batch_size": validation_batch_size}
         for name, value in (sizes | {"max_steps": max_steps}).items():
             if value < 1:
@@ -181,8 +178,7 @@ class TrajectoryDataModule(LightningDataModule):
         """Check that what learns fits, what is on disk and what would have to be, then record what the run needs."""
         check_learner(self)
         stage = self.trainer.state.fn if self.trainer is not None else None
-        stages: dict[Any, tuple[Split, ...]] = {"validate": ("validation",), "test": ("test",)}
-        splits = stages.get(stage, ("train", "validation"))
+        splits: tuple[Split, ...] = ("validation",) if stage == "validate" else ("train", "validation")
         caches = [cache for split in splits for cache in self._caches[split] + self._feature_caches[split]]
         for cache in caches:
             cache.check()
@@ -236,11 +232,10 @@ class TrajectoryDataModule(LightningDataModule):
 
     def val_dataloader(self) -> OrderedTrajectoryLoader:
         """Every step of the validation episodes once, in order."""
-        return self._ordered("validation")
-
-    def test_dataloader(self) -> OrderedTrajectoryLoader:
-        """Every step of the test episodes once, in order."""
-        return self._ordered("test")
+        return OrderedTrajectoryLoader(
+            self.store("validation"), self.context, self.validation_batch_size,
+            num_workers=self.num_workers, **self._ranks(),
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands in the data."""
@@ -265,11 +260,6 @@ class TrajectoryDataModule(LightningDataModule):
             "episodes": [f"{cache.folder.name}-{cache.frames}" for cache in self._caches["train"]],  # what decides them
         }
 
-    def _ordered(self, split: Split) -> OrderedTrajectoryLoader:
-        return OrderedTrajectoryLoader(
-            self.store(split), self.context, self.validation_batch_size, num_workers=self.num_workers, **self._ranks()
-        )
-
     def _ranks(self) -> dict[str, int]:
         if self.trainer is None:
             return {"rank": 0, "world": 1}
@@ -285,9 +275,11 @@ class TrajectoryDataModule(LightningDataModule):
         caches: dict[Split, list[ActivationCache]] = {}
         for split, frames in self.split_frames.items():
             settings, seed, sources = self.environment, self.seed, self.sources
-            if split in _LEVELS:
-                levels, seed = _LEVELS[split], 0
-                settings = dataclasses.replace(settings, start_level=levels.start, num_levels=len(levels))
+            if split == "validation":
+                seed = 0
+                settings = dataclasses.replace(
+                    settings, start_level=VALIDATION_LEVELS.start, num_levels=len(VALIDATION_LEVELS)
+                )
                 sources = tuple(source for source in sources if not source.imported)
             total = sum(source.share for source in sources)
             caches[split] = []

@@ -1,4 +1,4 @@
-"""Windows of trajectories in batches: shuffled for training, in order for validation and tests."""
+"""Windows of trajectories in batches: shuffled for training, in order for validation."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -111,7 +111,7 @@ class OrderedTrajectoryLoader:
         if len(batches) < world:
             raise ValueError(
                 f"{len(episodes)} windows of {context} steps make {len(batches)} batches of {batch_size}, fewer than "
-                f"the {world} processes: raise validation_frames or test_frames, or lower validation_batch_size"
+                f"the {world} processes: raise validation_frames or lower validation_batch_size"
             )
         self._batches = batches[rank::world]
 

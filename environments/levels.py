@@ -2,8 +2,6 @@
 
 from typing import Final, Literal
 
-Split = Literal["train", "validation", "test"]
-
 VALIDATION_LEVELS: Final = range(50_000)
 TEST_LEVELS: Final = range(50_000, 100_000)
 TRAINING_START: Final = 100_000

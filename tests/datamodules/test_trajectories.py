@@ -31,7 +31,6 @@ def data(folder: Path, **changes: Any) -> TrajectoryDataModule:
         "environment": EnvironmentSettings(num_threads=0),
         "num_frames": 1_600,
         "validation_frames": 400,
-        "test_frames": 400,
         "context": 12,
         "batch_size": 8,
         "validation_batch_size": 8,
@@ -64,10 +63,9 @@ def same(one: TrajectoryBatch, other: TrajectoryBatch) -> bool:
 def test_splits_have_levels_of_their_own(folder: Path) -> None:
     made = data(folder)
     made.prepare_data()
-    levels = {split: set(made.store(split).level.tolist()) for split in ("train", "validation", "test")}
+    levels = {split: set(made.store(split).level.tolist()) for split in ("train", "validation")}
     assert min(levels["train"]) >= 100_000
     assert levels["validation"] <= set(range(50_000))
-    assert levels["test"] <= set(range(50_000, 100_000))
     assert all(len(found) > 8 for found in levels.values())
 
 
@@ -198,21 +196,20 @@ def test_ranks_share_out_the_windows(folder: Path) -> None:
     assert len(ranks[0]) == len(ranks[1]) == len(loader(made)) // 2
     whole = list(loader(made))
     assert all(same(*pair) for pair in zip([b for pair in zip(*ranks, strict=True) for b in pair], whole, strict=False))
-    ordered = [OrderedTrajectoryLoader(made.store("test"), 12, 8, rank=rank, world=2) for rank in range(2)]
-    every = OrderedTrajectoryLoader(made.store("test"), 12, 8)
+    ordered = [OrderedTrajectoryLoader(made.store("validation"), 12, 8, rank=rank, world=2) for rank in range(2)]
+    every = OrderedTrajectoryLoader(made.store("validation"), 12, 8)
     assert sum(map(len, ordered)) == len(every)
     seen = [int(batch.window.mask.sum()) for part in ordered for batch in part]
-    assert sum(seen) == made.store("test").steps.sum()
+    assert sum(seen) == made.store("validation").steps.sum()
     with pytest.raises(ValueError, match=r"make 1 batches of 1000, fewer than the 2 processes: raise"):
-        OrderedTrajectoryLoader(made.store("test"), 12, 1000, rank=1, world=2)
+        OrderedTrajectoryLoader(made.store("validation"), 12, 1000, rank=1, world=2)
 
 
 def test_held_out_windows_are_the_same_every_time(folder: Path) -> None:
     one, other = data(folder), data(folder, seed=5, num_frames=400)
-    for name in ("val_dataloader", "test_dataloader"):
-        pairs = list(zip(getattr(one, name)(), getattr(other, name)(), strict=True))
-        assert pairs
-        assert all(same(*pair) for pair in pairs)
+    pairs = list(zip(one.val_dataloader(), other.val_dataloader(), strict=True))
+    assert pairs
+    assert all(same(*pair) for pair in pairs)
 
 
 def test_features_are_what_the_agent_makes_of_the_frames(folder: Path, weights: str) -> None:

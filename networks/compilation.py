@@ -7,14 +7,13 @@ import torch
 from torch import nn
 
 
-def compile_in_place(network: nn.Module, dynamic: bool = False, device: torch.device | None = None) -> bool:
+def compile_in_place(network: nn.Module, device: torch.device | None = None) -> bool:
     """Compile a network's `__call__` in place, which keeps its state-dict keys; say once where that cannot be.
 
     On a CPU, torch generates C++ and needs a compiler: where there is none the network goes on eagerly.
 
     Args:
         network: what to compile.
-        dynamic: for sizes that change from call to call.
         device: where it is going to run; where its parameters lie if None.
 
     Returns:
@@ -32,5 +31,5 @@ def compile_in_place(network: nn.Module, dynamic: bool = False, device: torch.de
         if not found:
             warnings.warn("no C++ compiler (g++ or clang++) was found: the network runs eagerly", stacklevel=2)
             return False
-    network.compile(dynamic=dynamic)
+    network.compile(dynamic=False)
     return True

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from environments.heist.layout import KEY, LOCK, HeistPart, Maze, read_layout
-from environments.heist.oracle import DIRECTION_STEPS, plan
+from environments.heist.layout import KEY, LOCK, HeistPart, read_layout
+from environments.heist.oracle import plan
+from environments.heist.random_mazes import free_cells, walks_from
 from environments.heist.scenarios import copy_state
-from environments.state import State
+from environments.state import WALL, State
 
 
 def scatter_player(state: State, rng: np.random.Generator) -> State:
@@ -35,23 +36,11 @@ def scatter_player(state: State, rng: np.random.Generator) -> State:
         cell = advice.next_cell
         held |= 1 << keys[cell] if cell in keys else 0
         closed.discard(cell)
-    unheld = {where for where, colour in keys.items() if not held >> colour & 1}
-    around = sorted(_reachable(maze, cell, closed | unheld | {maze.gem}))
-    return _at_stage(state, held, closed, int(rng.choice(around)), maze.side)
-
-
-def _reachable(maze: Maze, start: int, barred: set[int]) -> set[int]:
-    found, edge = {start}, [start]
-    while edge:
-        cell = edge.pop()
-        x, y = cell % maze.side, cell // maze.side
-        for dx, dy in DIRECTION_STEPS:
-            other = cell + dy * maze.side + dx
-            inside = 0 <= x + dx < maze.side and 0 <= y + dy < maze.side
-            if inside and not maze.walls[other] and other not in barred and other not in found:
-                found.add(other)
-                edge.append(other)
-    return found
+    side = maze.side
+    barred = closed | {where for where, colour in keys.items() if not held >> colour & 1} | {maze.gem}
+    floor = {(x, y) for x, y in free_cells(state.grid != WALL) if y * side + x not in barred}
+    around = sorted(y * side + x for x, y in walks_from(floor, (cell % side, cell // side)).distance)
+    return _at_stage(state, held, closed, int(rng.choice(around)), side)
 
 
 def _at_stage(state: State, held: int, closed: set[int], cell: int, side: int) -> State:

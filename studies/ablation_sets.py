@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from interpretability.ablations import AblationKind
 from interpretability.feature_groups import co_active_groups
 from interpretability.statistics import Interval, bootstrap_interval
-from interpretability.unit_numbers import UnitNumbers
 from studies.ablation_figures import draw_groups, draw_pairs
 from studies.ablation_trials import KEYS, AblationTrials, Levels, Outcomes
 from studies.report import Cell, Table
@@ -50,7 +49,7 @@ def pair_synergy(
     """
     chosen = sorted(order[:top_k])
     pairs = list(combinations(chosen, 2))
-    alive = set(_active(_co_activity(trials)))
+    alive = set(_active(trials.co_activity))
     others = list(combinations(sorted(alive.intersection(order[top_k:])), 2))
     rng = np.random.default_rng([trials.seed, 1])
     drawn = [others[row] for row in rng.permutation(len(others))[:random_pairs]]
@@ -93,9 +92,8 @@ def group_effects(
     Returns:
         None where no units go together.
     """
-    phi = _co_activity(trials)
-    alive = _active(phi)
-    found_groups = [group.members for group in co_active_groups(phi, groups)] if len(alive) > 1 else []
+    alive = _active(trials.co_activity)
+    found_groups = [group.members for group in co_active_groups(trials.co_activity, groups)] if len(alive) > 1 else []
     if not found_groups:
         return None
     rng = np.random.default_rng([trials.seed, 2])
@@ -124,12 +122,6 @@ def group_effects(
     names = [f"{number}:\n{len(members)} units" for number, members in enumerate(found_groups)]
     title = f"{trials.tap}, {kind} ablation of groups of co-active units"
     return SetReport(found, Table(columns, rows), draw_groups(shown, names, title))
-
-
-def _co_activity(trials: AblationTrials) -> Float[np.ndarray, "U U"]:
-    numbers = UnitNumbers(trials.num_units)
-    numbers.update(trials.maps if trials.maps.ndim == 4 else trials.maps[:, :, None, None])
-    return numbers.co_activity()
 
 
 def _active(phi: Float[np.ndarray, "U U"]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -13,6 +14,7 @@ from environments import EnvironmentSettings
 from interpretability.ablations import AblationKind, UnitAblation, replacements
 from interpretability.choices import Choices, play_choices
 from interpretability.episodes import play_episodes
+from interpretability.unit_numbers import UnitNumbers
 from networks import Edit, Precision, SAEBase, TappedAgent
 from studies.kept_arms import kept_arm
 
@@ -99,6 +101,13 @@ class AblationTrials:
     def num_units(self) -> int:
         """U."""
         return self.maps.shape[1]
+
+    @cached_property
+    def co_activity(self) -> Float[np.ndarray, "U U"]:
+        """Correlation between being active at the same position of the maps, see `UnitNumbers.co_activity`."""
+        numbers = UnitNumbers(self.num_units)
+        numbers.update(self.maps if self.maps.ndim == 4 else self.maps[:, :, None, None])
+        return numbers.co_activity()
 
     def clean(self, levels: Levels, *, more_seed: int = 0) -> Outcomes:
         """The agent that is left alone, as one set; with `more_seed` under other noise."""

@@ -77,6 +77,7 @@ class RetargetingArms:
         cache_dir: str | Path,
     ) -> None:
         self._agent, self._edits, self._mazes = agent, edits, mazes
+        self._untrained = agent.untrained(seed).to(next(agent.parameters()).device)
         self.states = [maze.to_bytes() for maze in mazes]
         self._settings, self._seed, self._finish_steps = settings, seed, finish_steps
         self._max_steps, self._num_environments = max_steps, num_environments
@@ -92,7 +93,7 @@ class RetargetingArms:
                     }
                     for entity in edits
                 },
-                "random_agent": hash_tensors(self._untrained().state_dict()),
+                "random_agent": hash_tensors(self._untrained.state_dict()),
                 "states": hashlib.sha256(b"".join(self.states)).hexdigest(), "mode": settings.distribution_mode,
                 "environments": num_environments, "precision": precision,
             },
@@ -120,7 +121,7 @@ class RetargetingArms:
         some = [self.states[row] for row in counted]
         touched = {
             "none": self._everywhere("other_noise", self._agent, self._seed + 1)[counted],
-            "random_agent": self._everywhere("random_agent", self._untrained(), self._seed)[counted],
+            "random_agent": self._everywhere("random_agent", self._untrained, self._seed)[counted],
         }
         for arm, trial in self._trials(entity).items():
             done = self._kept.numbers(f"{entity}_{arm}", self._arm, some, f"{entity}, {arm}", trial)
@@ -158,9 +159,6 @@ class RetargetingArms:
         if len(self._agent.taps[tap]) == 3:
             trials["sham_position"] = [(tap, ShamPosition(edit))]
         return trials
-
-    def _untrained(self) -> TappedAgent:
-        return self._agent.untrained(self._seed).to(next(self._agent.parameters()).device)
 
     def _everywhere(self, name: str, agent: TappedAgent, seed: int) -> Int[np.ndarray, " N"]:
         """What is touched first in all mazes without an edit."""

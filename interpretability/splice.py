@@ -21,7 +21,7 @@ from interpretability.statistics import (
 from networks.precision import Precision
 from networks.taps import Edit, TappedNetwork
 
-_MEAN_LEVELS, _MEAN_STEPS = 64, 200  # of the play whose mean the ablation puts in
+MEAN_LEVELS, MEAN_STEPS = 64, 200  # of the play whose mean the ablation puts in
 _PREFIX = {"clean": "clean_", "spliced": "", "mean_ablated": "mean_ablation_", "zero_ablated": "zero_ablation_"}
 
 
@@ -170,11 +170,11 @@ def evaluate_splices(
         mean = mean_ablation(
             agent,
             tap,
-            levels[:_MEAN_LEVELS],
+            levels[:MEAN_LEVELS],
             settings=settings,
             seed=seed,
             num_environments=num_environments,
-            max_steps=min(_MEAN_STEPS, max_steps),
+            max_steps=min(MEAN_STEPS, max_steps),
             precision=precision,
             progress=title(f"for the mean of {tap}"),
         )

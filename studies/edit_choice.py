@@ -8,10 +8,8 @@ from torch import nn
 
 from environments import EnvironmentSettings
 from interpretability.ablations import ZeroAblation, mean_ablation
+from interpretability.splice import MEAN_LEVELS, MEAN_STEPS
 from networks import Edit, Precision, SAEBase, TappedNetwork, load_edit, load_sae
-
-MEAN_LEVELS = 64
-MEAN_STEPS = 200
 
 
 @dataclass(frozen=True)

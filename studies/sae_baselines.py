@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -11,7 +12,6 @@ from datamodules import ActivationDataModule
 from datamodules.recorder import shows_whole_maze
 from environments import EnvironmentSettings, held_out_levels
 from environments.procgen import DistributionMode
-from interpretability.ablations import mean_ablation
 from interpretability.component_codes import (
     ComponentCode,
     independent_components,
@@ -20,9 +20,9 @@ from interpretability.component_codes import (
     raw_channels,
 )
 from interpretability.concept_score import LevelAUC
-from interpretability.episodes import GAME_TIME_OUT, play_episodes
+from interpretability.episodes import GAME_TIME_OUT
 from interpretability.optimised_images import OptimisationSettings
-from interpretability.policy_comparison import PolicyComparisons
+from interpretability.splice import SpliceResult, evaluate_splices
 from interpretability.statistics import join_metrics, paired_bootstrap, ratio_of_means
 from interpretability.stored_colours import game_colours
 from networks import Precision, SAEBase, load_agent, load_sae, save_weights
@@ -46,7 +46,6 @@ from studies.code_comparison import (
     measure_concepts,
     over_seeds,
 )
-from studies.edit_choice import MEAN_LEVELS, MEAN_STEPS
 from studies.report import Report, Study
 from studies.sae_baselines_page import (
     DIFFERENCES,
@@ -281,33 +280,15 @@ class SAEBaselines(Study):
 
     def _play(self, codes: Mapping[str, Code]) -> Measured:
         """Returns and divergences with each code in the tap's place, on the same levels with the same action noise."""
-        tap, levels = self.sae.tap, list(self.levels)
-        mean = mean_ablation(
-            self.agent,
-            tap,
-            levels[:MEAN_LEVELS],
-            settings=self.settings,
-            seed=self.seed,
-            num_environments=self.num_environments,
-            max_steps=min(MEAN_STEPS, self.max_steps),
-            precision=self.precision,
-        )
-        play = partial(
-            play_episodes,
-            self.agent,
-            levels,
-            settings=self.settings,
-            seed=self.seed,
-            num_environments=self.num_environments,
-            max_steps=self.max_steps,
-            precision=self.precision,
-        )
-        edits = {name: [(tap, code)] for name, code in {**codes, "mean ablation": mean}.items()}
-        comparisons = PolicyComparisons(self.agent, edits, levels, self.precision, every=4)
-        clean = play(observer=comparisons, progress="play clean")
-        found: Measured = {}
-        for name, edit in edits.items():
-            spliced = play(edits=edit, progress=f"play {name}")
-            ratio = paired_bootstrap(ratio_of_means, [spliced.returns, clean.returns])
-            found[name] = join_metrics({"return_ratio": ratio, "kl": comparisons.of[name].intervals()["kl"]})
-        return found
+        results = evaluate_splices(
+            self.agent, {name: (self.sae.tap, code) for name, code in codes.items()}, self.levels,
+            settings=self.settings, seed=self.seed, num_environments=self.num_environments, max_steps=self.max_steps,
+            precision=self.precision, progress=True,
+        )  # fmt: skip
+
+        def numbers(result: SpliceResult, arm: Literal["spliced", "mean_ablated"]) -> dict[str, float]:
+            ratio = paired_bootstrap(ratio_of_means, [getattr(result, arm).returns, result.clean.returns])
+            return join_metrics({"return_ratio": ratio, "kl": result.comparisons[arm].intervals()["kl"]})
+
+        found = {name: numbers(result, "spliced") for name, result in results.items()}
+        return found | {"mean ablation": numbers(results["sae"], "mean_ablated")}

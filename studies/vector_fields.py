@@ -15,10 +15,11 @@ from interpretability.choices import GEM, play_choices
 from interpretability.episodes import first_states
 from interpretability.films import Film
 from interpretability.policy_field import PolicyField, policy_field
+from interpretability.splice import MEAN_LEVELS
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
 from networks import Edit, Precision, TappedAgent, load_agent
 from studies.arguments import check_at_least_one, check_not_negative
-from studies.edit_choice import MEAN_LEVELS, EditChoice
+from studies.edit_choice import EditChoice
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 from studies.vector_field_page import draw_fields, vector_field_page

@@ -16,9 +16,10 @@ from interpretability.film_strip import draw_film_strip
 from interpretability.observed_episode import ObservedEpisode, check_shown, observe_episode
 from interpretability.replay import ActionLog, Replay, replay
 from interpretability.saved_play import play_saved
+from interpretability.splice import MEAN_LEVELS
 from networks import Edit, Precision, SAEBase, load_agent
 from studies.arguments import check_at_least_one, check_not_negative
-from studies.edit_choice import MEAN_LEVELS, EditChoice
+from studies.edit_choice import EditChoice
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 

@@ -12,7 +12,7 @@ from environments.heist import ACTION_STEPS, DIRECTION_ACTIONS, label_states
 from environments.heist.oracle import DIRECTION_STEPS, DIRECTIONS, STAY
 from interpretability.episodes import GAME_TIME_OUT, Episodes, play_episodes
 from interpretability.replay import ActionLog, Replay, replay
-from interpretability.statistics import Interval, bootstrap_interval, join_metrics
+from interpretability.statistics import Interval, bootstrap_interval, join_metrics, spreads
 from networks import GAMMA, MAX_RETURN, DecisionTransformer, Edit, Precision
 
 ANSWERS = (*DIRECTIONS, "diagonal\nthat way", "other\ndiagonal", "stay")
@@ -171,9 +171,8 @@ def draw_asked(play: AskedPlay, title: str) -> Figure:
     quantities = {"solved": "share of levels solved", "delivered": "discounted return", "episode_length": "steps"}
     for axes, (name, label) in zip(figure.subplots(1, 3), quantities.items(), strict=True):
         values = np.array([each[name] for each in found])
-        errors = np.abs(values[:, 1:] - values[:, :1]).T
         places = np.arange(len(play.asked))[::-1]  # a few returns, most of them small
-        axes.errorbar(places, values[:, 0], yerr=errors, marker="o", capsize=3, label="delivered")
+        axes.errorbar(places, values[:, 0], yerr=spreads(values), marker="o", capsize=3, label="delivered")
         axes.set_xticks(places, [f"{asked:g}" for asked in play.asked])
         axes.set(xlabel="discounted return asked for", ylabel=label, ylim=(0, 1.03 if name == "solved" else None))
         if name == "delivered":

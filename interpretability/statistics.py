@@ -37,6 +37,12 @@ def join_metrics(intervals: Mapping[str, Interval]) -> dict[str, float]:
     }
 
 
+def spreads(intervals: Float[np.ndarray, "N 3"]) -> list[list[float]]:
+    """How far each interval (value, low, high) reaches below and above its value, as error bars take it."""
+    spread: list[list[float]] = np.abs(intervals[:, 1:] - intervals[:, :1]).T.tolist()
+    return spread
+
+
 def meaningful_digits(low: float, high: float) -> int:
     """Decimals that leave two digits of an interval's width (one below 10, none from there on)."""
     width = high - low

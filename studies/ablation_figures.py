@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from environments.heist import ENTITIES
 from interpretability.choices import NOTHING
 from interpretability.report_page import Section, film_links, report_page
-from interpretability.statistics import Interval
+from interpretability.statistics import Interval, spreads
 from studies.ablation_trials import Outcomes
+from studies.bars import grouped_bars
 from studies.report import Table
 from studies.retargeting_search import ASKED
 
@@ -42,8 +43,7 @@ def draw_units(
         for column, name in enumerate(names):
             axis = panels[row, column]
             values = np.array([of[name][unit] for unit in order])
-            bounds = np.abs(values[:, 1:] - values[:, :1]).T
-            axis.bar(place, values[:, 0], yerr=bounds.tolist(), capsize=1.5, error_kw={"linewidth": 0.8})
+            axis.bar(place, values[:, 0], yerr=spreads(values), capsize=1.5, error_kw={"linewidth": 0.8})
             axis.axhline(0, color="black", linewidth=0.6)
             if name in floors:
                 axis.axhline(floors[name], color="C1", linewidth=1, label="no ablation, other noise")
@@ -108,12 +108,8 @@ def draw_groups(effects: Mapping[str, Mapping[str, Sequence[Interval]]], names: 
     """Each group beside the mean of random sets of its size, for each effect."""
     figure = Figure(figsize=(max(4.5, 0.8 * len(names) + 1) * len(effects), 3.8), layout="constrained")
     for axis, (effect, of) in zip(figure.subplots(1, len(effects), squeeze=False)[0], effects.items(), strict=True):
-        for number, (arm, intervals) in enumerate(of.items()):
-            values = np.array(intervals)
-            bounds = np.abs(values[:, 1:] - values[:, :1]).T
-            where = np.arange(len(names)) + (number - 0.5) * 0.4
-            axis.bar(where, values[:, 0], 0.4, yerr=bounds.tolist(), capsize=2, label=arm)
-        axis.set_xticks(range(len(names)), names, fontsize=8)
+        grouped_bars(axis, names, of)
+        axis.tick_params("x", labelsize=8)
         axis.axhline(0, color="black", linewidth=0.6)
         axis.set_ylabel(effect, fontsize=9)
     figure.axes[0].legend(fontsize=8)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from interpretability.episodes import Episodes
 from interpretability.outcomes import outcome_intervals
 from interpretability.statistics import Interval
+from studies.bars import grouped_bars
 from studies.report import Cell, Table
 
 Choice = Literal["sampled", "greedy"]
@@ -73,14 +74,11 @@ def draw_outcomes(measured: Measured, played: Played, max_steps: int) -> Figure:
     """Return by number of keys with 95 % intervals, beside episode lengths."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    width = 0.8 / len(played)
-    for place, (choice, runs) in enumerate(played.items()):
-        groups = list(measured[choice])
-        bars = [intervals["return"] for intervals in measured[choice].values()]
-        errors = [[bar.value - bar.low for bar in bars], [bar.high - bar.value for bar in bars]]
-        positions = np.arange(len(groups)) + (place - (len(played) - 1) / 2) * width
-        left.bar(positions, [bar.value for bar in bars], width, yerr=errors, capsize=3)
-        left.set_xticks(range(len(groups)), groups)
+    bars: dict[str, list[Interval]] = {
+        choice: [intervals["return"] for intervals in parts.values()] for choice, parts in measured.items()
+    }
+    grouped_bars(left, list(next(iter(measured.values()))), bars)
+    for choice, runs in played.items():
         lengths = np.concatenate([run.lengths for run in runs])
         right.hist(lengths, bins=np.linspace(0, max_steps, 51).tolist(), histtype="step", label=choice)
     left.set(xlabel="keys in the level", ylabel="mean return, 95 % interval", title="Return by number of keys")

@@ -12,7 +12,7 @@ from environments.procgen import DistributionMode
 from interpretability.episodes import GAME_TIME_OUT, Episodes, play_episodes
 from interpretability.oracle_play import play_oracle
 from interpretability.outcomes import outcome_intervals
-from interpretability.statistics import Interval, join_metrics
+from interpretability.statistics import Interval, join_metrics, spreads
 from networks import Precision, load_network
 from networks.origin import frames_trained, how_trained
 from studies.arguments import check_at_least_one, check_not_negative
@@ -124,7 +124,7 @@ class LearningCurve(Study):
                 rows = [row for row, how in enumerate(self.trainings) if how == training]
                 rows.sort(key=lambda row: self.frames[row])
                 values = np.array([measured[row][name] for row in rows])  # value, low, high
-                errors = np.abs(values[:, 1:] - values[:, :1]).T
+                errors = spreads(values)
                 axes.errorbar(
                     [self.frames[row] for row in rows], values[:, 0], errors, marker="o", capsize=3, label=training
                 )

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from interpretability.report_page import Section, report_page
+from interpretability.statistics import spreads
 from studies.patching_mazes import SETS, Pair
 from studies.patching_moves import Moved
 from studies.report import Table
@@ -65,8 +66,7 @@ def draw_units(taps: Sequence[str], units: Table) -> Figure:
         of = [row for row in units.rows if row[0] == tap]
         shown, chance = of[:_UNITS], sorted((float(row[6]) for row in of), reverse=True)[:_UNITS]
         values = np.array([[float(cell) for cell in row[3:6]] for row in shown])
-        spread = np.abs(values[:, 1:] - values[:, :1]).T
-        axes.errorbar(range(len(shown)), values[:, 0], yerr=spread, fmt="o", markersize=4, label="agent")
+        axes.errorbar(range(len(shown)), values[:, 0], yerr=spreads(values), fmt="o", markersize=4, label="agent")
         axes.plot(range(len(chance)), chance, ".", color="0.6", label="random weights, highest first")
         axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
         axes.set_xticks(range(len(shown)), [str(row[1]) for row in shown], fontsize=8, rotation=90)

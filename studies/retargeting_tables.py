@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from environments.heist import DIRECTIONS, ENTITIES
 from interpretability.edit_search import FoundEdit
 from interpretability.statistics import Interval
+from studies.bars import grouped_bars
 from studies.report import Cell, Table
 from studies.retargeting_arms import Outcome
 
@@ -120,18 +121,11 @@ def draw_arms(outcomes: Mapping[str, Mapping[str, Outcome]], where: str) -> Figu
     """Bars with 95 % intervals, a group for each entity; `where` names the edited tap."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     axis = figure.subplots()
-    width = 0.85 / len(ARMS)
-    for place, (arm, title) in enumerate(ARMS.items()):
-        known = [(group, arms[arm].share) for group, arms in enumerate(outcomes.values()) if arm in arms]
-        if not known:
-            continue
-        values = [100 * interval.value for _, interval in known]
-        below = [100 * max(interval.value - interval.low, 0) for _, interval in known]
-        above = [100 * max(interval.high - interval.value, 0) for _, interval in known]
-        places = [group + (place - (len(ARMS) - 1) / 2) * width for group, _ in known]
-        axis.bar(places, values, width, yerr=[below, above], capsize=2, label=title, color=f"C{place}")
     names = [f"{entity.replace('_', ' ')}\n{len(arms['success'].rows)} mazes" for entity, arms in outcomes.items()]
-    axis.set_xticks(range(len(names)), names)
+    bars = {
+        title: [arms[arm].share if arm in arms else None for arms in outcomes.values()] for arm, title in ARMS.items()
+    }
+    grouped_bars(axis, names, bars, scale=100)
     axis.set(ylim=(0, 100), ylabel="% touched as asked, 95 % interval")
     axis.set_title(f"Where the unedited agent takes another entity first; edit at {where}")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))

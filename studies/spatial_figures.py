@@ -11,8 +11,9 @@ from interpretability.choices import retrace
 from interpretability.films import Film, film_of_replays
 from interpretability.replay import Replay
 from interpretability.report_page import Section, film_links, report_page
-from interpretability.statistics import Interval
+from interpretability.statistics import Interval, spreads
 from interpretability.visits import Visits
+from studies.bars import grouped_bars
 from studies.report import Table
 from studies.spatial_scenes import Scene
 from studies.spatial_trials import ARMS, EndMap
@@ -33,11 +34,10 @@ def draw_scan(
     order = sorted(range(len(shares)), key=lambda unit: -shares[unit].value)
     figure = Figure(figsize=(max(7.0, 0.24 * len(order) + 2), 4), layout="constrained")
     axis = figure.subplots()
-    values = np.array([shares[unit] for unit in order])
+    values = 100 * np.array([shares[unit] for unit in order])
     place = np.arange(len(order))
     colours = ["C1" if unit in chosen else "C0" for unit in order]
-    bounds = np.abs(values[:, 1:] - values[:, :1]).T * 100
-    axis.bar(place, 100 * values[:, 0], color=colours, yerr=bounds.tolist(), capsize=1.5, error_kw={"linewidth": 0.8})
+    axis.bar(place, values[:, 0], color=colours, yerr=spreads(values), capsize=1.5, error_kw={"linewidth": 0.8})
     drawn = sorted((interval.value for interval in random_agent), reverse=True)
     axis.plot(100 * np.array(drawn), ".", color="0.45", label="channels with random weights, in their own order")
     axis.axhline(100 * none.value, color="black", linewidth=1, label="no edit")
@@ -54,14 +54,8 @@ def draw_arms(arms: Mapping[str, Mapping[str, Interval]], title: str) -> Figure:
     """Bars with intervals: a group for each set of units, a colour for each arm."""
     figure = Figure(figsize=(max(7.0, 1.9 * len(arms) + 3), 3.8), layout="constrained")
     axis = figure.subplots()
-    width = 0.85 / len(ARMS)
-    for number, (arm, words) in enumerate(ARMS.items()):
-        known = [(group, found[arm]) for group, found in enumerate(arms.values()) if arm in found]
-        where = [group + (number - (len(ARMS) - 1) / 2) * width for group, _ in known]
-        values = 100 * np.array([interval for _, interval in known]).reshape(-1, 3)
-        bounds = np.abs(values[:, 1:] - values[:, :1]).T
-        axis.bar(where, values[:, 0], width, yerr=bounds.tolist(), capsize=2, label=words, color=f"C{number}")
-    axis.set_xticks(range(len(arms)), list(arms))
+    bars = {words: [found.get(arm) for found in arms.values()] for arm, words in ARMS.items()}
+    grouped_bars(axis, list(arms), bars, scale=100)
     axis.set(ylim=(0, 100), ylabel="% that come to the place, 95 % interval")
     axis.set_title(title, fontsize=10)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)

@@ -1,7 +1,6 @@
 """Table, plot and text of `benchmarks.sae_frontier`: each peer's autoencoder beside ours at the same L0."""
 
 import csv
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -169,12 +168,13 @@ def describe(
     spanned = [row for row in compared if row["best"] is not None]
     any_kind = sum(row["best"] >= row["explained_variance"] for row in spanned)
     fewer = sum(row["ours_dead"] <= row["dead_fraction"] for row in known)
+    versions = {record["library"]: record.get("version") for record in records}
+    peers = [f"{title} {versions[name]}" for (name, _), (*_, title) in _STYLES.items() if versions.get(name)]
     left = f"{unfinished} autoencoders are not trained yet, so that many settings lack rates: the same command goes on."
     lines = [
         "# Sparse autoencoders against peers, at matched sparsity",
         "",
-        "`python -m benchmarks.sae_frontier` made this page, with "
-        f"dictionary_learning {_version('dictionary-learning')} and SAELens {_version('sae-lens')} "
+        f"`python -m benchmarks.sae_frontier` made this page, with {' and '.join(peers) or 'no peer'} "
         "(`pip install -c constraints.txt -e '.[peers]'`).",
         "",
         f"All are 32 -> 128, trained for {steps:,} steps of 4 096 positions of `{agent}`, on the same batches in the "
@@ -235,10 +235,3 @@ def describe(
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:  # all points were known
-        return "(not installed now)"

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,6 +125,15 @@ def our_code() -> str:
     """A hash of the files that say how ours train: after a change of one, ours are trained anew."""
     root = Path(__file__).parents[1]
     return hashlib.sha256(b"\0".join((root / name).read_bytes() for name in _OUR_FILES)).hexdigest()[:16]
+
+
+@functools.cache
+def peer_version(library: str) -> str | None:
+    """Of a peer: after a change of it, its points are trained anew. None where it is not installed."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 def our_settings(point: Point) -> dict[str, Any]:

@@ -4,8 +4,9 @@
 
 One cache of activations for each tap; everybody trains 32 -> 128 on the same batches in the same order, for as many
 steps; one evaluator, ours, looks at all of them on held-out levels. Each finished autoencoder is a line in
-`runs/sae_frontier/points.jsonl`: the same command goes on where it was stopped, and begins anew for another agent, and
-ours for another of our configurations or other code. Writes `docs/sae_frontier.csv`, `.png` and `.md`.
+`runs/sae_frontier/points.jsonl`: the same command goes on where it was stopped, and begins anew for another agent, ours
+for another of our configurations or other code, a peer's for another version of it. Writes `docs/sae_frontier.csv`,
+`.png` and `.md`.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.frontier_report import write_report
-from benchmarks.frontier_trainers import Coder, Point, Samples, our_code, our_settings, train
+from benchmarks.frontier_trainers import Coder, Point, Samples, our_code, our_settings, peer_version, train
 from benchmarks.measure import machine, report, say
 from commands import quieten
 from datamodules import ActivationDataModule
@@ -78,6 +79,9 @@ def evaluate(coder: Coder, rows: Shaped[Tensor, "R C"]) -> dict[str, float]:
 class Results:
     """The finished points of one agent and one size of data, kept in a file of JSON lines.
 
+    Points of another version of a peer, or from before versions were noted, do not count. Of a peer that is not
+    installed now, those of the version that was noted last do.
+
     Args:
         path: of the file; lines of other agents and sizes stay in it.
         data: what decides the samples: the agent's hash, how many frames.
@@ -86,6 +90,7 @@ class Results:
     def __init__(self, path: Path, data: dict[str, Any]) -> None:
         self._path, self._data = path, data
         self.records: dict[str, dict[str, Any]] = {}
+        self._noted: dict[str, str | None] = {}
         for line in path.read_text().splitlines() if path.exists() else []:
             try:
                 record = json.loads(line)
@@ -93,15 +98,22 @@ class Results:
                 continue
             if record["data"] == data:
                 self.records[record["key"]] = record
+                self._noted[record["library"]] = record.get("version")
+
+    def version(self, library: str) -> str | None:
+        """Of a peer, as its points are looked for; None for ours."""
+        return None if library == "ours" else peer_version(library) or self._noted.get(library)
 
     def key(self, point: Point) -> str:
         """What decides a point's outcome."""
-        settings = our_settings(point) | {"code": our_code()} if point.library == "ours" else {}
+        own = point.library == "ours"
+        settings = our_settings(point) | {"code": our_code()} if own else {"version": self.version(point.library)}
         return json.dumps([self._data, point._asdict(), settings], sort_keys=True)
 
     def add(self, point: Point, values: dict[str, Any]) -> None:
         """Note a finished point."""
-        record = {"key": self.key(point), "data": self._data, **point._asdict(), **values}
+        known = {"key": self.key(point), "data": self._data, "version": self.version(point.library)}
+        record = {**known, **point._asdict(), **values}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
@@ -185,6 +197,8 @@ def main() -> None:
             frontier = Frontier(results, data, tap, arguments.steps, bar)
             records += frontier.points(arguments.libraries, arguments.finished_only)
             raw_l0[tap] = frontier.raw_l0
+    if not records:
+        parser.error("nothing is finished yet: leave --finished_only out")
     compared = write_report(
         records, raw_l0, arguments.output, arguments.agent, RATES, unfinished=per_tap * len(raw_l0) - len(records)
     )

@@ -18,7 +18,7 @@ from tests.sae_training import PlantedData
 def record(library: str, kind: str, l0: float, explained: float, dead: float = 0.0, tap: str = "conv4a") -> Any:
     names = {"tap": tap, "library": library, "kind": kind, "sparsity": 2.0, "learning_rate": 0.01, "steps": 100}
     values = {"l0": l0, "explained_variance": explained, "dead_fraction": dead, "l1": 1.0}
-    return names | values | {"frames": 10, "levels": 5}
+    return names | values | {"frames": 10, "levels": 5} | ({} if library == "ours" else {"version": "6.1"})
 
 
 def test_ours_are_read_between_two_points_or_at_one_of_less_l0() -> None:
@@ -47,6 +47,7 @@ def test_report_is_written_whole(tmp_path: Path) -> None:
     records = [record("ours", "l1", 2, 0.8), record("ours", "l1", 4, 1.0), record("sae_lens", "l1", 3, 0.84, 0.5)]
     write_report(records, {"conv4a": 2.5}, tmp_path, "agent.safetensors", [0.01, 0.1])
     text = (tmp_path / "sae_frontier.md").read_text()
+    assert "made this page, with SAELens 6.1 (" in text
     assert "explain at least as much in 1 (less" in text
     assert "| conv4a | sae_lens | L1 | 2 | 0.01 | 3.00 | 0.8400 | 0.9000 | +0.0600 | 0.9000 | 0.500 | 0.000 |" in text
     assert len((tmp_path / "sae_frontier.csv").read_text().splitlines()) == 4
@@ -130,6 +131,23 @@ def test_finished_points_are_not_trained_again(tmp_path: Path, monkeypatch: pyte
     assert len({json.dumps(row["key"]) for row in finished}) == 33
     points("b")
     assert len(trained) == 67, "another agent"
+
+
+def test_points_of_another_version_of_a_peer_are_trained_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point, path = Point("conv4a", "sae_lens", "l1", 2.0, 1e-2, 60), tmp_path / "points.jsonl"
+    unversioned = {"key": json.dumps([{}, point._asdict(), {}], sort_keys=True), "data": {}, **point._asdict()}
+    path.write_text(json.dumps(unversioned) + "\n")
+
+    def finished(installed: str | None) -> bool:
+        monkeypatch.setattr(sae_frontier, "peer_version", lambda library: installed)
+        results = Results(path, {})
+        return results.key(point) in results.records
+
+    assert not finished("6.1"), "of a version that nobody noted"
+    Results(path, {}).add(point, {"l0": 1.0})
+    assert finished("6.1")
+    assert not finished("6.2")
+    assert finished(None), "not installed: as it was noted last"
 
 
 def test_ours_are_trained_anew_for_other_settings_or_other_code(monkeypatch: pytest.MonkeyPatch) -> None:

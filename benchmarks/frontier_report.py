@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 Record = dict[str, Any]
 
-_TITLES = {"l1": "L1", "topk": "TopK", "batch_topk": "BatchTopK", "log": "log penalty"}
+_TITLES = {"l1": "L1", "l1_free": "L1, free", "topk": "TopK", "batch_topk": "BatchTopK", "log": "log penalty"}
 _STYLES = {
     ("ours", False): ("tab:red", "o", "-", "ours"),
     ("ours", True): ("tab:red", "D", ":", "ours, log penalty"),
@@ -74,10 +74,12 @@ def front(records: list[Record]) -> list[Record]:
 
 
 def fronts(records: list[Record], tap: str) -> dict[tuple[str, str], list[Record]]:
-    """The front of each library and kind at a tap."""
-    there = [record for record in records if record["tap"] == tap]
-    pairs = dict.fromkeys((record["library"], record["kind"]) for record in there)
-    return {pair: front([record for record in there if (record["library"], record["kind"]) == pair]) for pair in pairs}
+    """The front of each library and kind at a tap; L1 is one kind, whether directions are free or not."""
+    found: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record["tap"] == tap:
+            found.setdefault((record["library"], _kind(record)), []).append(record)
+    return {pair: front(of) for pair, of in found.items()}
 
 
 def compare(records: list[Record]) -> list[Record]:
@@ -120,7 +122,8 @@ def draw(records: list[Record], raw_l0: dict[str, float]) -> Figure:
     )  # fmt: skip
     for row, tap in enumerate(raw_l0):
         for column, kind in enumerate(kinds):
-            chosen = [r for r in records if r["tap"] == tap and r["kind"] in (kind, *(["log"] if kind == "l1" else []))]
+            shown = (kind, "log") if kind == "l1" else (kind,)
+            chosen = [record for record in records if record["tap"] == tap and _kind(record) in shown]
             _draw_kind(axes[2 * row, column], axes[2 * row + 1, column], chosen, raw_l0[tap])
             axes[2 * row, column].set_title(f"{tap}, {_TITLES[kind]}")
         axes[2 * row, 0].set_ylabel("unexplained variance")
@@ -184,7 +187,8 @@ def describe(
         f"{', '.join(f'{rate:g}' for rate in rates)}, in one schedule for all; what counts of a library is its "
         "frontier: what explains more than everything else of its kind that has no more L0, whatever the rate. Ours "
         "run as their configuration in `configs/` says (the log penalty as `sae_conv4.yaml`, "
-        "but with directions of length 1; plain L1 the same without knee and rare frequency). "
+        "but with directions of length 1; plain L1 the same without knee and rare frequency, and with directions of "
+        "length 1 or, where the table says free, of any). "
         "Peers are trained by their own trainers, on inputs of mean 0 and variance 1; dead latents count over a "
         "million inputs as in ours, so that a peer's revival acts in runs of this length.",
         "",
@@ -231,6 +235,10 @@ def describe(
             f"{row['l0']:.2f} | {_number(row['explained_variance'])} | {row['dead_fraction']:.3f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _kind(record: Record) -> str:
+    return "l1" if record["kind"] == "l1_free" else record["kind"]
 
 
 def _number(value: float | None) -> str:

@@ -35,8 +35,12 @@ _OUR_FILES = [
     *(f"networks/{name}.py" for name in ("sae_base", "sae_losses", "sae_penalised")),
     *(f"networks/{name}.py" for name in ("sparse_autoencoder", "topk_sae", "batch_topk_sae")),
     *(f"lightning_modules/{name}.py" for name in ("conv_sae", "sae_objective", "sae_revival", "sae_training")),
+    *(
+        f"lightning_modules/{name}"
+        for name in ("sae_kernel.py", "sae_kernel.cpp", "sae_kernel_tiles.h", "kernel_adam.py")
+    ),
 ]
-_OURS = {"log": "relu", "l1": "relu", "topk": "topk", "batch_topk": "batch_topk"}
+_OURS = {"log": "relu", "l1": "relu", "l1_free": "relu", "topk": "topk", "batch_topk": "batch_topk"}
 
 
 class Coder(NamedTuple):
@@ -51,7 +55,7 @@ class Point(NamedTuple):
 
     Attributes:
         library: ours, dictionary_learning or sae_lens.
-        kind: log (ours only), l1, topk or batch_topk.
+        kind: l1, topk or batch_topk; of ours also log, and l1_free: L1 with directions of any length.
         sparsity: weight of the penalty, or k.
         learning_rate: at its height.
     """
@@ -145,13 +149,14 @@ def our_settings(point: Point) -> dict[str, Any]:
     own = arguments["sae"]["init_args"]
     if config == "relu":
         own |= {"sparsity_coefficient": point.sparsity, "sparsity_warmup_steps": round(_SPARSITY_WARMUP * point.steps)}
-        own["unit_norm_decoder"] = True  # in runs of this length: as much explained at a third less L0
+        own["unit_norm_decoder"] = point.kind != "l1_free"  # of the log penalty as much explained at a third less L0
     else:
-        own["k"] = int(point.sparsity)
-    if point.kind == "l1":
+        own["k"] = point.sparsity if config == "batch_topk" else int(point.sparsity)
+    if point.kind in ("l1", "l1_free"):
         own |= {"sparsity_knee": None, "rare_frequency": None}
-    # eager, which computes the same: a library that dictionary_learning imports breaks compilation in this process
-    changes = {"learning_rate": point.learning_rate, "warmup_steps": round(_WARMUP * point.steps), "compile": False}
+    # the others by the kernel alone: a library that dictionary_learning imports breaks torch.compile in this process
+    compiled = config != "batch_topk"
+    changes = {"learning_rate": point.learning_rate, "warmup_steps": round(_WARMUP * point.steps), "compile": compiled}
     return arguments | {"tap": point.tap, "expansion": EXPANSION} | changes
 
 

@@ -29,8 +29,9 @@ from commands import quieten
 from datamodules import ActivationDataModule
 from lightning_modules.sae_metrics import ExplainedVariance, Sparsity
 
-PENALTIES = {"ours": [0.25, 0.8, 2.0, 4.0, 6.0], "peer": [0.5, 1.5, 4.5]}  # ours span more, to be compared everywhere
-PLACES = [1, 2, 3, 5]  # k
+# ours are many, to be compared with a peer's wherever it lies, and at its L0 rather than between two far from it
+PENALTIES = {"ours": [0.25, 0.5, 0.8, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0], "peer": [0.5, 1.5, 4.5]}
+PLACES = {"ours": [0.9, 1, 1.3, 1.6, 1.9, 2, 2.5, 3, 5], "peer": [1, 2, 3, 5]}  # k
 LIBRARIES = ["ours", "dictionary_learning", "sae_lens"]
 RATES = [1e-2, 3e-2, 1e-1]  # learning rates that everything is trained with
 _POSITIONS = 32  # of each validation frame: what everybody is evaluated on
@@ -39,12 +40,14 @@ _CHUNK = 16_384
 
 def kinds(library: str) -> list[str]:
     """The kinds of a library that are compared; log is our ReLU configuration's penalty, which nobody else has."""
-    return ["log", "l1", "topk", "batch_topk"] if library == "ours" else ["l1", "topk", "batch_topk"]
+    return [*(["log", "l1_free"] if library == "ours" else []), "l1", "topk", "batch_topk"]
 
 
 def sparsities(library: str, kind: str) -> list[float]:
     """The settings of a kind, the middle one first, so that a stopped run shows something of everything."""
-    settings = PLACES if "topk" in kind else PENALTIES["ours" if library == "ours" else "peer"]
+    settings = (PLACES if "topk" in kind else PENALTIES)["ours" if library == "ours" else "peer"]
+    if kind == "topk":
+        settings = [k for k in settings if k == int(k)]
     return sorted(settings, key=lambda value: abs(settings.index(value) - len(settings) // 2))
 
 
@@ -154,7 +157,7 @@ class Frontier:
         """Every setting of some libraries at every learning rate; of those, if asked, what is finished."""
         order = [
             Point(self._tap, library, kind, settings[place], rate, self._steps)
-            for place in range(max(len(PLACES), *map(len, PENALTIES.values())))
+            for place in range(max(map(len, [*PLACES.values(), *PENALTIES.values()])))
             for rate in RATES
             for library in libraries
             for kind in kinds(library)

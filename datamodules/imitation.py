@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from datamodules.ranks import rank, world_size
 from environments import FRAME_SHAPE, NUM_ACTIONS, EnvironmentSettings, State, VectorEnvironment, refuse_held_out
-from environments.heist import DIRECTION_ACTIONS, label_states, scatter_player
+from environments.heist import ACTION_STEPS, DIRECTION_ACTIONS, label_states, scatter_player
 from networks import Policy, Precision, autocast, sample_actions
 
 _DIRECTION_BITS = np.array([1 << bit for bit in range(4)])
@@ -180,7 +180,8 @@ class ImitationDataModule(L.LightningDataModule):
             self._frames[rows] = torch.from_numpy(frames)
             self._targets[rows] = torch.from_numpy(targets)
             random = self._rng.random(self.num_environments) < self.random_move_share
-            actions = np.where(random, self._rng.integers(9, size=self.num_environments), labels.oracle_action)
+            moves = self._rng.integers(len(ACTION_STEPS), size=self.num_environments)
+            actions = np.where(random, moves, labels.oracle_action)
             if self.env_steps >= self.student_from:
                 seen = torch.from_numpy(frames[self.students]).to(device)
                 with autocast(self.precision, device):

@@ -21,8 +21,9 @@ from tqdm import tqdm
 from datamodules.frame_patches import FramePacker
 from datamodules.recorder import Rows
 from datamodules.trajectory_recorder import BLOCK_FRAMES, TRAJECTORY_LABELS, RecordedEpisode, episode_columns
-from datamodules.trajectory_store import GEM_REWARD, TrajectoryStore
+from datamodules.trajectory_store import TrajectoryStore
 from environments import FRAME_SHAPE, NUM_ACTIONS, EnvironmentSettings
+from environments.heist import GEM_REWARD
 
 _PIXELS = (FRAME_SHAPE[0] * FRAME_SHAPE[1], FRAME_SHAPE[2])
 _CHUNK_FRAMES = 32

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from environments.heist import DIRECTION_STEPS, ENTITIES, label_states
+from environments.heist import DIRECTION_STEPS, ENTITIES, GEM_REWARD, label_states
 
-GEM_REWARD = 10.0
 _PLAYER = ENTITIES.index("player")
 _STEPS_XY = np.array([*DIRECTION_STEPS, (0, 0)])  # the last is that of direction -1: no move
 

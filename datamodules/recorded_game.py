@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Bool, Int, UInt8
 
 from environments import FRAME_SHAPE, State, VectorEnvironment
-from environments.heist import inside_maze
+from environments.heist import STAY, inside_maze
 from networks import AgentOutput, Player, Precision, TappedAgent, TappedNetwork, autocast
 
 _HOLD = 4  # steps for which a random opening action is held: single ones hardly leave the start
-_STAY = 4  # procgen's action for standing still
 
 
 class Watcher:
@@ -66,14 +65,14 @@ class RecordedGame:
         self._place(np.arange(count))
         self._fresh = np.ones(count, dtype=bool)
         moving = self._rng.integers(random_start + 1, size=count)
-        actions = np.full(count, _STAY)
+        actions = np.full(count, STAY)
         for step in range(random_start):
             if step % _HOLD == 0:
                 actions = self._rng.integers(self._environment.num_actions, size=count)
             for watcher in self._watchers:
                 if watcher.remembers:
                     watcher.look(self.frames, self._fresh)
-            self.act(np.where(step < moving, actions, _STAY))
+            self.act(np.where(step < moving, actions, STAY))
 
     def look(self) -> AgentOutput:
         """What the agent makes of the frames to act on; whoever is beside it sees them too, recorded or not."""

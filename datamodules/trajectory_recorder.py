@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int, Shaped, UInt8
 from datamodules.frame_patches import FramePacker
 from datamodules.recorder import Rows
 from environments import EnvironmentSettings, VectorEnvironment
-from environments.heist import Labels, label_states
+from environments.heist import ACTION_STEPS, STAY, Labels, label_states
 from networks import Precision, TappedAgent, autocast, hash_tensors, sample_actions
 from networks.padding import padded_batch
 
@@ -24,8 +24,6 @@ the action before left the player where it was. The oracle's action alone is hal
 `oracle_action` and `stuck` are what `datamodules.imitation.target_distribution` is made of."""
 
 ORACLE, RANDOM = "oracle", "random"
-_MOVES = 9  # procgen's actions from there on do nothing in heist
-_STAY = 4
 _ENVIRONMENTS = 64
 _SHORT = 32  # steps of a short episode: a small block keeps no more environments busy
 BLOCK_FRAMES = 16_384
@@ -164,7 +162,7 @@ class TrajectoryRecorder:
     ) -> Int[np.ndarray, " n"]:
         """What the source's player does, without the random moves of `epsilon`."""
         if self.source.player == RANDOM:
-            return rng.integers(_MOVES, size=len(frames))
+            return rng.integers(len(ACTION_STEPS), size=len(frames))
         if self.agent is None:
             return labels.oracle_action
         with torch.inference_mode(), autocast(self.precision, self.device):
@@ -219,7 +217,7 @@ class _Block:
         self._dealt: list[RecordedEpisode] = []
         self._playing = np.full(count, -1)  # index into dealt; -1 is idle
         self._held = np.zeros(count, dtype=np.int64)  # steps for which a random move is still to be kept up
-        self._random = np.full(count, _STAY)
+        self._random = np.full(count, STAY)
         self._steps = np.zeros(count, dtype=np.int64)
         self._ended: list[int] = []  # steps of the episodes that are over
         self._told = 0
@@ -233,7 +231,7 @@ class _Block:
             labels = label_states(environment.get_states(slots.tolist()))
             stuck = np.abs(labels.position - positions[slots]).max(-1) < 0.01  # False beside NaN: at the first step
             positions[slots] = labels.position
-            actions = np.full(len(self._playing), _STAY)
+            actions = np.full(len(self._playing), STAY)
             actions[slots] = self._disturb(slots, self._recorder.choose(frames[slots], labels, self._rng))
             self._keep(slots, frames, labels, stuck, actions)
             environment.act(actions)
@@ -257,7 +255,7 @@ class _Block:
     def _disturb(self, slots: Int[np.ndarray, " n"], actions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         source = self._recorder.source
         begins = (self._held[slots] == 0) & (self._rng.random(len(slots)) < source.epsilon)
-        moves = self._rng.integers(_MOVES, size=len(slots))
+        moves = self._rng.integers(len(ACTION_STEPS), size=len(slots))
         if source.player == RANDOM:
             begins, moves = self._held[slots] == 0, actions
         self._random[slots] = np.where(begins, moves, self._random[slots])

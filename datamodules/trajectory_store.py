@@ -12,9 +12,8 @@ from datamodules.frame_patches import PackedFrames
 from datamodules.recorder import Rows
 from datamodules.reused_memory import ReusedMemory
 from environments import FRAME_SHAPE
+from environments.heist import GEM_REWARD
 from networks import TrajectoryWindow
-
-GEM_REWARD = 10.0
 
 
 class TrajectoryBatch(NamedTuple):

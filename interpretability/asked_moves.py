@@ -9,9 +9,8 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from environments import EnvironmentSettings, State, render_states
-from environments.heist import DIRECTION_STEPS, Labels
+from environments.heist import ACTION_STEPS, DIRECTION_STEPS, STAY, Labels
 from environments.heist.asked import anywhere, label_asked
-from environments.heist.oracle import ACTION_STEPS, STAY
 from interpretability.choices import play_choices, retrace
 from networks.precision import Precision
 from networks.taps import Edit, TappedAgent

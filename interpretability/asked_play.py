@@ -8,8 +8,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from environments import EnvironmentSettings
-from environments.heist import ACTION_STEPS, DIRECTION_ACTIONS, label_states
-from environments.heist.oracle import DIRECTION_STEPS, DIRECTIONS, STAY
+from environments.heist import ACTION_STEPS, DIRECTION_ACTIONS, DIRECTION_STEPS, DIRECTIONS, STAY, label_states
 from interpretability.episodes import GAME_TIME_OUT, Episodes, play_episodes
 from interpretability.replay import ActionLog, Replay, replay
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, spreads
@@ -17,7 +16,6 @@ from networks import GAMMA, MAX_RETURN, DecisionTransformer, Edit, Precision
 
 ANSWERS = (*DIRECTIONS, "diagonal\nthat way", "other\ndiagonal", "stay")
 """Kinds of action in confusion matrices; a diagonal along a wall goes as fast as its straight part."""
-_MOVES = len(ACTION_STEPS)
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def confusion(shown: Sequence[Replay]) -> Int[np.ndarray, "4 7"]:
     alone (rows, `DIRECTIONS`).
     """
     counts = np.zeros((len(DIRECTIONS), len(ANSWERS)), dtype=np.int64)
-    kinds = np.full((len(DIRECTIONS), _MOVES), 5)  # by direction and action: another diagonal, unless ...
+    kinds = np.full((len(DIRECTIONS), len(ACTION_STEPS)), 5)  # by direction and action: another diagonal, unless ...
     for direction, step in enumerate(DIRECTION_STEPS):
         kinds[direction, (np.array(ACTION_STEPS) @ np.array(step)) == 1] = 4
     kinds[:, list(DIRECTION_ACTIONS)] = np.arange(len(DIRECTIONS))
@@ -132,7 +130,7 @@ def confusion(shown: Sequence[Replay]) -> Int[np.ndarray, "4 7"]:
         labels = label_states(each.states)
         known = (labels.direction >= 0) & ~labels.direction_tied
         directions, actions = labels.direction[known], each.actions[known]
-        np.add.at(counts, (directions, kinds[directions, np.where(actions < _MOVES, actions, STAY)]), 1)
+        np.add.at(counts, (directions, kinds[directions, np.where(actions < len(ACTION_STEPS), actions, STAY)]), 1)
     return counts
 
 

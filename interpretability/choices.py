@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from environments import EnvironmentSettings, State, VectorEnvironment
-from environments.heist import COLOURS, ENTITIES, HeistPart
-from interpretability.episodes import STAY
+from environments.heist import COLOURS, ENTITIES, STAY, HeistPart
 from interpretability.saved_play import play_saved
 from networks.precision import Precision
 from networks.taps import Edit, TappedAgent

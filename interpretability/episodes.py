@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from environments import EnvironmentSettings, VectorEnvironment
+from environments.heist import STAY
 from interpretability.frame_outputs import PlayedOutputs, played_outputs
 from interpretability.row_edits import check_trials
 from interpretability.state_edits import StateEdit, StateOutputs
@@ -24,7 +25,6 @@ from networks.precision import Precision
 from networks.taps import Edit, TappedNetwork
 
 GAME_TIME_OUT = 1_000
-STAY = 4  # the action that idle slots take
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from environments.heist import Labels
+from environments.heist import ACTION_STEPS, Labels
 from interpretability.episodes import evaluating
 from interpretability.replay import Replay
 from networks import Edit, Precision, SAEBase, TappedAgent, autocast
@@ -18,7 +18,6 @@ LATENTS = "sae"
 Shown = Mapping[str, int | list[int]]
 """Tap, or `sae` -> which units are shown, or how many: those that vary most over the episode."""
 _BATCH = 64
-_MOVES = 9
 
 ACTION_ARROWS = ("↙", "←", "↖", "↓", "•", "↑", "↘", "→", "↗")
 """Of procgen's actions 0 to 8 (dx = a // 3 - 1, dy = a % 3 - 1, y upwards); the others do not move."""
@@ -170,4 +169,5 @@ def _run(
 
 def _moves(logits: Tensor) -> np.ndarray:
     probabilities = logits.softmax(-1)
-    return torch.cat([probabilities[:, :_MOVES], probabilities[:, _MOVES:].sum(1, keepdim=True)], 1).numpy()
+    moves, others = probabilities.tensor_split([len(ACTION_STEPS)], 1)
+    return torch.cat([moves, others.sum(1, keepdim=True)], 1).numpy()

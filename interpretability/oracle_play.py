@@ -7,8 +7,8 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from environments import EnvironmentSettings, State, VectorEnvironment
-from environments.heist import label_states
-from interpretability.episodes import GAME_TIME_OUT, STAY, Episodes, first_states
+from environments.heist import STAY, label_states
+from interpretability.episodes import GAME_TIME_OUT, Episodes, first_states
 
 
 def play_oracle(

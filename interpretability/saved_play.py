@@ -9,8 +9,8 @@ from jaxtyping import Bool, Int
 from tqdm import tqdm
 
 from environments import EnvironmentSettings, State, VectorEnvironment
-from environments.heist import HeistPart
-from interpretability.episodes import STAY, ActionNoise, evaluating
+from environments.heist import STAY, HeistPart
+from interpretability.episodes import ActionNoise, evaluating
 from interpretability.frame_outputs import FrameOutputs
 from interpretability.row_edits import check_trials
 from networks.policy import sample_actions

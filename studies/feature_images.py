@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from datamodules import ActivationDataModule
 from environments import EnvironmentSettings
+from environments.heist import STAY
 from environments.procgen import DistributionMode
-from interpretability.episodes import STAY
 from interpretability.image_objectives import LayerDirection, Objective, Response, Unit, difference
 from interpretability.observed_episode import ACTION_NAMES, COMPASS
 from interpretability.optimised_images import Inside, OptimisationSettings, OptimisedImages, optimise_images

@@ -5,13 +5,14 @@ from environments.heist.corners import AXES, QUADRANTS, corner_scenes
 from environments.heist.deconfounded import deconfound, deconfounded_states
 from environments.heist.inside import inside_maze, maze_bounds
 from environments.heist.labels import Labels, label_states
-from environments.heist.layout import COLOURS, ENTITIES, HeistPart, Layout, Maze, read_layout
+from environments.heist.layout import COLOURS, ENTITIES, GEM_REWARD, HeistPart, Layout, Maze, read_layout
 from environments.heist.mazes import corner_maze, cross_maze, draw_maze, empty_room, t_maze, write_maze
 from environments.heist.oracle import (
     ACTION_STEPS,
     DIRECTION_ACTIONS,
     DIRECTION_STEPS,
     DIRECTIONS,
+    STAY,
     Advice,
     advise,
     main_action,
@@ -57,8 +58,10 @@ __all__ = [
     "DIRECTION_ACTIONS",
     "DIRECTION_STEPS",
     "ENTITIES",
+    "GEM_REWARD",
     "POSITION_TARGETS",
     "QUADRANTS",
+    "STAY",
     "TARGETS",
     "Advice",
     "ClassTarget",

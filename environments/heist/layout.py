@@ -14,6 +14,9 @@ KEY: Final = 2
 GEM: Final = 9
 KEY_ON_RING: Final = 11
 
+GEM_REWARD: Final = 10.0
+"""What the game pays, once, for the gem."""
+
 COLOURS: Final = ("blue", "green", "red")
 """Key colours by procgen's `image_theme`."""
 

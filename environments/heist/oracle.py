@@ -20,6 +20,7 @@ ACTION_STEPS: Final = tuple((action // 3 - 1, action % 3 - 1) for action in rang
 DIRECTION_ACTIONS: Final = tuple(ACTION_STEPS.index(step) for step in DIRECTION_STEPS)
 """procgen's action for each direction."""
 STAY: Final = 4
+"""procgen's action for standing still."""
 DEAD_BAND: Final = 0.1
 """Cells off a cell's centre that steering ignores; with 0.2 the player gets stuck at corners (0.6 % of levels)."""
 

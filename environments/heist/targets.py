@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from environments.heist.layout import COLOURS, ENTITIES
-from environments.heist.oracle import DIRECTIONS
+from environments.heist.oracle import ACTION_STEPS, DIRECTIONS, STAY
 
 LabelColumns = Mapping[str, Shaped[np.ndarray, "N ..."]]
 """Labels by name: the fields of `Labels`; from recorded play also `pursued` and `steps_to_pickup` (see
@@ -139,7 +139,7 @@ TARGETS: Final[tuple[Target, ...]] = (
         "action",
         _MOVES,
         "the agent's own likeliest action; procgen's actions 9 to 14 do nothing in heist and count as stay",
-        lambda labels: np.where(labels["action"] > 8, 4, labels["action"]),
+        lambda labels: np.where(labels["action"] >= len(ACTION_STEPS), STAY, labels["action"]),
     ),
     ClassTarget(
         "after_target",

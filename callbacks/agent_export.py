@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from callbacks.trainer_access import misplaced
 from networks import save_weights
 
 
@@ -35,10 +36,7 @@ class AgentExport(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look whether there is something to save."""
         if not hasattr(pl_module, "agent_metadata"):
-            raise ValueError(
-                f"AgentExport saves the agent being trained, and {type(pl_module).__name__} trains none: take it out "
-                "of trainer.callbacks"
-            )
+            raise misplaced(pl_module, "AgentExport saves the agent being trained", "trains none")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save every so many epochs, and what the ladder asks for."""

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
 
-from callbacks.trainer_access import log_now, trainer_precision
+from callbacks.trainer_access import log_now, misplaced, trainer_precision
 from environments import held_out_levels
 from interpretability.asked_play import (
     AskedPlay,
@@ -86,10 +86,7 @@ class AskedReturns(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot be played before any work."""
         if not isinstance(getattr(pl_module, "agent", None), DecisionTransformer):
-            raise ValueError(
-                f"AskedReturns plays a decision transformer, and {type(pl_module).__name__} trains none: take it out "
-                "of trainer.callbacks"
-            )
+            raise misplaced(pl_module, "AskedReturns plays a decision transformer", "trains none")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Play before every so-many-th epoch."""

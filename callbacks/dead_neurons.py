@@ -6,6 +6,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from callbacks.trainer_access import misplaced
+
 
 class DeadNeurons(Callback):
     """Reads the firing counter beside the autoencoder (`module.firing`, a `networks.FiringCounter`); changes nothing.
@@ -31,10 +33,7 @@ class DeadNeurons(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look whether there is a counter."""
         if not hasattr(pl_module, "firing"):
-            raise ValueError(
-                f"DeadNeurons needs a module that counts firings, and {type(pl_module).__name__} does not: "
-                "take it out of trainer.callbacks"
-            )
+            raise misplaced(pl_module, "DeadNeurons needs a module that counts firings", "does not")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

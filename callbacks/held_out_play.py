@@ -6,7 +6,7 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks.trainer_access import log_now, trainer_precision
+from callbacks.trainer_access import log_now, misplaced, trainer_precision
 from environments import held_out_levels
 from interpretability.episodes import GAME_TIME_OUT, Episodes, play_episodes
 from networks import TappedNetwork
@@ -67,10 +67,7 @@ class HeldOutPlay(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot be played before any work."""
         if not isinstance(getattr(pl_module, "agent", None), TappedNetwork):
-            raise ValueError(
-                f"HeldOutPlay plays the agent being trained, and {type(pl_module).__name__} trains none: "
-                "take it out of trainer.callbacks"
-            )
+            raise misplaced(pl_module, "HeldOutPlay plays the agent being trained", "trains none")
         if not hasattr(getattr(trainer, "datamodule", None), "environment"):
             raise ValueError("HeldOutPlay plays the game of the data, and these have no environment: take it out")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.trainer_access import misplaced
 from networks import LinearReadout, save_weights
 
 
@@ -22,10 +23,7 @@ class ProbeExport(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look whether there will be something to save."""
         if not hasattr(pl_module, "readouts"):
-            raise ValueError(
-                f"ProbeExport saves fitted probes, and {type(pl_module).__name__} fits none: take it out of "
-                "trainer.callbacks"
-            )
+            raise misplaced(pl_module, "ProbeExport saves fitted probes", "fits none")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save them."""

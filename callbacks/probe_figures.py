@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from callbacks.trainer_access import misplaced
 from interpretability import ProbeResult, draw_confusion, draw_heat_map, draw_written_by, written_by
 from interpretability.pictures import save_png
 from networks import TappedAgent, TappedNetwork
@@ -32,10 +33,7 @@ class ProbeFigures(Callback):
             ValueError: a module without.
         """
         if not hasattr(pl_module, "results"):
-            raise ValueError(
-                f"ProbeFigures needs a module with results of probes, and {type(pl_module).__name__} has none: "
-                "take it out of trainer.callbacks"
-            )
+            raise misplaced(pl_module, "ProbeFigures needs a module with results of probes", "has none")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.trainer_access import misplaced
 from networks import save_weights
 
 
@@ -27,9 +28,8 @@ class SAEExport(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look whether there is something to save."""
         if not hasattr(pl_module, "sae"):
-            raise ValueError(
-                f"SAEExport needs a module with one autoencoder, and {type(pl_module).__name__} is none: take it out "
-                "of trainer.callbacks, or use SAESweepReport for a sweep"
+            raise misplaced(
+                pl_module, "SAEExport needs a module with one autoencoder", "is none", "use SAESweepReport for a sweep"
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

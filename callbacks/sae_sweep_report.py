@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from callbacks.trainer_access import misplaced
 from interpretability.frontier import FrontierPoint, draw_frontier
 from interpretability.pictures import save_png
 from interpretability.seed_stability import seed_cosines
@@ -36,10 +37,7 @@ class SAESweepReport(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look whether there are members."""
         if not hasattr(pl_module, "saes"):
-            raise ValueError(
-                f"SAESweepReport needs a sweep, and {type(pl_module).__name__} is none: take it out of "
-                "trainer.callbacks, or use SAEExport"
-            )
+            raise misplaced(pl_module, "SAESweepReport needs a sweep", "is none", "use SAEExport")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last weights."""

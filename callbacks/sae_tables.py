@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from callbacks.trainer_access import misplaced
 from interpretability.sae_figures import draw_channels, draw_latents
 from networks.files import write_atomically
 
@@ -32,10 +33,7 @@ class SAETables(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look whether there is something to write."""
         if not hasattr(pl_module, "latent_columns"):
-            raise ValueError(
-                f"SAETables needs a module with an autoencoder, and {type(pl_module).__name__} has none: "
-                "take it out of trainer.callbacks"
-            )
+            raise misplaced(pl_module, "SAETables needs a module with an autoencoder", "has none")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and draw."""

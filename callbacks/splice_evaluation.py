@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks.trainer_access import log_now
+from callbacks.trainer_access import log_now, misplaced
 from environments import held_out_levels
 from interpretability.episodes import GAME_TIME_OUT
 from interpretability.splice import SpliceResult, evaluate_splice
@@ -64,10 +64,7 @@ class SpliceEvaluation(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look whether there is something to splice in."""
         if not hasattr(pl_module, "sae"):
-            raise ValueError(
-                f"SpliceEvaluation needs a module with one autoencoder, and {type(pl_module).__name__} is none: "
-                "take it out of trainer.callbacks"
-            )
+            raise misplaced(pl_module, "SpliceEvaluation needs a module with one autoencoder", "is none")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate after every so many validations of a fit."""

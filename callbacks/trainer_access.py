@@ -1,4 +1,4 @@
-"""What several callbacks ask of a trainer."""
+"""What several callbacks ask of a trainer and of what it trains."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +7,18 @@ import torch
 from lightning.pytorch import Trainer
 
 from networks import Precision
+
+
+def misplaced(module: object, need: str, lack: str, instead: str = "") -> ValueError:
+    """What a callback raises that has nothing to do with the module being trained.
+
+    Args:
+        need: the callback's name and what it needs or does.
+        lack: how the module falls short of it.
+        instead: what else to do than to take the callback out.
+    """
+    mend = f"take it out of trainer.callbacks{f', or {instead}' if instead else ''}"
+    return ValueError(f"{need}, and {type(module).__name__} {lack}: {mend}")
 
 
 def trainer_precision(trainer: Trainer) -> Precision:

@@ -10,7 +10,7 @@ from jaxtyping import Int, UInt8
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from callbacks.trainer_access import trainer_precision
+from callbacks.trainer_access import misplaced, trainer_precision
 from environments import VALIDATION_LEVELS, EnvironmentSettings
 from interpretability import PlayedStep, play_episodes
 from networks import Precision, SAEBase, TappedAgent, TappedNetwork, autocast
@@ -43,10 +43,7 @@ class VisualisedSubject:
         self.sae: SAEBase | None = getattr(module, "sae", None)
         agent = getattr(module if self.sae is None else self._data, "agent", None)
         if not isinstance(agent, TappedNetwork if self.sae is not None else TappedAgent):
-            raise ValueError(
-                f"FeatureVisualisation needs an autoencoder or an agent, and {type(module).__name__} has neither: "
-                "take it out of trainer.callbacks"
-            )
+            raise misplaced(module, "FeatureVisualisation needs an autoencoder or an agent", "has neither")
         # a shallow copy shares everything but the compiled call: no recompilation for other batch sizes and taps
         self.agent: TappedNetwork = copy.copy(agent.to(self._device))
         if self.sae is not None:

@@ -8,25 +8,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from environments.heist import ENTITIES
-from interpretability.statistics import Interval, bootstrap_interval, bootstrap_of_sums
+from interpretability.statistics import Interval, bootstrap_of_sums
 from interpretability.unit_numbers import entity_positions
 from interpretability.value_counts import ValueCounts, binned_auc, value_bins
-
-
-class Concepts(NamedTuple):
-    """What units stand for.
-
-    Attributes:
-        per_unit: mean over units of the AUC for each unit's own entity; the interval is over units.
-        per_entity: mean over entities of the AUC of each entity's own unit.
-        of_entity: that AUC by entity; NaN for an entity that the frames of a half do not show.
-        unit_of: the unit chosen for each entity.
-    """
-
-    per_unit: Interval
-    per_entity: float
-    of_entity: dict[str, float]
-    unit_of: dict[str, int]
 
 
 class Detectors(NamedTuple):
@@ -87,24 +71,14 @@ class ConceptScore:
             for counts, mask in zip(self._there[half], present, strict=True):
                 counts.update(rows[own][mask[own]])
 
-    def compute(self) -> Concepts:
-        """The scores so far; units that are never active on levels of even seed stand for nothing and are left out."""
+    def entity_auc(self) -> float:
+        """Mean over entities of the AUC of each one's own unit; an entity that a half does not show is left out."""
         distance, oriented, _ = self._choice()
-        own = self._own(distance)
-        values = oriented.reshape(len(ENTITIES) * 2, self._units)[own]
-        values = values[np.isfinite(values)]
-        nothing = Interval(float("nan"), float("nan"), float("nan"))
-        best = distance.argmax(1)
-        found: Shaped[np.ndarray, " K"] = oriented[np.arange(len(ENTITIES)), best]
-        return Concepts(
-            bootstrap_interval(values) if len(values) else nothing,
-            float(np.nanmean(found)) if np.isfinite(found).any() else float("nan"),
-            dict(zip(ENTITIES, found.tolist(), strict=True)),
-            dict(zip(ENTITIES, (best % self._units).tolist(), strict=True)),
-        )
+        found: Shaped[np.ndarray, " K"] = oriented[np.arange(len(ENTITIES)), distance.argmax(1)]
+        return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
 
     def detectors(self) -> Detectors:
-        """Every unit that stands for something, for its own entity: the mean of their `auc` is `Concepts.per_unit`."""
+        """Every unit that was active on levels of even seed, for its own entity; the others stand for nothing."""
         distance, oriented, sign = self._choice()
         rows, units = self._own(distance)
         auc = oriented.reshape(len(ENTITIES) * 2, self._units)[rows, units]

@@ -58,7 +58,7 @@ def measure_concepts(
     measured: Measured = {}
     for name, score in scores.items():
         over_levels = join_metrics({"concept_auc": auc_over_levels(by_level[name])})
-        measured[name] = over_levels | {"entity_auc": score.compute().per_entity}
+        measured[name] = over_levels | {"entity_auc": score.entity_auc()}
     return measured, by_level
 
 

@@ -30,21 +30,24 @@ def test_a_detector_a_silence_and_noise() -> None:
     generator = torch.Generator().manual_seed(1)
     noise = torch.rand(400, 3, 9, 9, generator=generator)
     maps = torch.stack([present[GEM], -present[0], 1 - present[PLAYER], torch.zeros_like(present[0])], 1)
-    found = score(torch.cat([maps, noise], 1), labels).compute()
-    assert found.of_entity["gem"] == found.of_entity["blue_key"] == found.of_entity["player"] == 1
-    assert (found.unit_of["gem"], found.unit_of["blue_key"], found.unit_of["player"]) == (0, 1, 2)
-    assert np.isnan(found.of_entity["red_lock"])
-    assert found.per_entity == 1
-    # the silent unit is left out; three stand for something, three for nothing: (3 x 1 + 3 x .5) / 6
-    assert found.per_unit.value == pytest.approx(0.75, abs=0.02)
+    made = score(torch.cat([maps, noise], 1), labels)
+    assert made.entity_auc() == 1  # of those that are there
+    found = made.detectors()
+    assert found.units.tolist() == [0, 1, 2, 4, 5, 6], "the unit that is never active stands for nothing"
+    assert found.entities[:3].tolist() == [GEM, 0, PLAYER]
+    assert found.negative[:2].tolist() == [False, True]
+    assert found.sign[[0, 2]].tolist() == [1, -1]
+    assert found.auc[:3].tolist() == [1, 1, 1]
+    assert found.auc[3:] == pytest.approx(0.5, abs=0.05)
 
 
 def test_trying_many_units_gains_nothing() -> None:
     labels = frames()
     maps = torch.rand(400, 60, 9, 9, generator=torch.Generator().manual_seed(2))
-    found = score(maps, labels).compute()
-    assert found.per_unit.low < 0.5 < found.per_unit.high
-    assert found.per_entity == pytest.approx(0.5, abs=0.04)
+    made = score(maps, labels)
+    aucs = made.detectors().auc
+    assert abs(aucs.mean() - 0.5) < 3 * aucs.std() / len(aucs) ** 0.5
+    assert made.entity_auc() == pytest.approx(0.5, abs=0.04)
 
 
 def by_level(maps: torch.Tensor, labels: dict[str, torch.Tensor], rows: torch.Tensor | None = None) -> LevelAUC:
@@ -66,10 +69,8 @@ def noisy(strength: float, seed: int, labels: dict[str, torch.Tensor]) -> torch.
 def test_level_aucs_add_up_to_those_of_all_levels() -> None:
     labels = frames()
     maps = torch.cat([noisy(0.3, 3, labels), -noisy(0.3, 4, labels)], 1)
-    concepts = score(maps, labels).compute()
     found = by_level(maps, labels)
-    assert auc_over_levels(found).value == pytest.approx(concepts.per_unit.value, abs=1e-6)
-    assert found.detectors.auc.mean() == pytest.approx(concepts.per_unit.value, abs=1e-9)
+    assert auc_over_levels(found).value == pytest.approx(found.detectors.auc.mean(), abs=1e-6)
     assert len(found.sums()) == len({int(level) for level in labels["levels"] if level % 2})
 
 

@@ -30,8 +30,8 @@ from datamodules import ActivationDataModule
 from lightning_modules.sae_metrics import ExplainedVariance, Sparsity
 
 # ours are many, to be compared with a peer's wherever it lies, and at its L0 rather than between two far from it
-PENALTIES = {"ours": [0.25, 0.5, 0.8, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0], "peer": [0.5, 1.5, 4.5]}
-PLACES = {"ours": [0.9, 1, 1.3, 1.6, 1.9, 2, 2.5, 3, 5], "peer": [1, 2, 3, 5]}  # k
+PENALTIES: dict[str, list[float]] = {"ours": [0.25, 0.5, 0.8, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0], "peer": [0.5, 1.5, 4.5]}
+PLACES: dict[str, list[float]] = {"ours": [0.9, 1, 1.3, 1.6, 1.9, 2, 2.5, 3, 5], "peer": [1, 2, 3, 5]}  # k
 LIBRARIES = ["ours", "dictionary_learning", "sae_lens"]
 RATES = [1e-2, 3e-2, 1e-1]  # learning rates that everything is trained with
 _POSITIONS = 32  # of each validation frame: what everybody is evaluated on

@@ -29,7 +29,7 @@ def run_jobs(
         progress: called here with all that jobs tell.
 
     Raises:
-        ValueError: a job's own; the others are stopped.
+        ValueError: a job's own, or a process was killed; the others are stopped.
     """
     if processes == 1:
         yield from ((number, job(number, progress)) for number in numbers)
@@ -53,7 +53,8 @@ def run_jobs(
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     try:
-        for number, result in results:
+        while (found := _next(results)) is not None:
+            number, result = found
             if isinstance(result, ValueError):
                 raise result
             yield number, result
@@ -61,6 +62,18 @@ def run_jobs(
         del results  # stops the processes
         told.put(None)
         listener.join()
+
+
+def _next(results: Iterator[tuple[int, Any]]) -> tuple[int, Any] | None:
+    try:
+        return next(results, None)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ValueError(
+            "a process that recorded was killed, as happens when memory runs out: free some, or set OMP_NUM_THREADS=1 "
+            "to record in one process; what is finished is kept, and the same command goes on"
+        ) from error
 
 
 class _Jobs(Dataset[tuple[int, Any]]):

@@ -149,6 +149,21 @@ def test_what_stops_one_of_two_processes_stops_the_build(
     assert not list(cache.folder.glob("*.partial"))
 
 
+def test_a_recording_process_that_is_killed_is_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None
+) -> None:
+    def die(tensors: Rows, path: Path) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
+
+    monkeypatch.setattr(cache_module, "save_file", die)
+    with pytest.raises(ValueError, match=r"a process that recorded was killed.* set OMP_NUM_THREADS=1"):
+        make(tmp_path, ForkingToy(), frames=650).build()
+    monkeypatch.undo()
+    cache = make(tmp_path, ForkingToy(), frames=650)
+    cache.build()
+    assert not cache.missing()
+
+
 def test_another_description_is_another_folder(tmp_path: Path) -> None:
     assert make(tmp_path, ToyRecorder(0)).folder != make(tmp_path, ToyRecorder(1)).folder
 

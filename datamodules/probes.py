@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, Literal
@@ -26,6 +27,9 @@ CONTROLS: tuple[Control, ...] = ("pixels", "pixels_pca", "random_agent")
 _ENVIRONMENT = EnvironmentSettings()
 # few levels teach no rule; in longer play, levels that the agent is stuck in would fill the data
 PROBED_PLAY = PlaySettings(environments=64, steps=16, every=4)
+_PATH_ROWS = 25_000  # of `lightning_modules.LinearProbe`, where it is not asked
+_BYTES_OF_LOSSES = 4_000  # of a row: scores, slopes and answers, by 60 outputs of all targets and as many shuffled
+_BYTES_OF_SPECTRUM = 4 + 8 + 8 + 16  # of a moment: itself, in float64, of eigenvectors, of LAPACK's workspace
 _AT_ONCE = 64  # frames of one pass: of more, maps of 64 x 64 no longer fit into a processor's cache
 
 
@@ -152,13 +156,27 @@ class ProbeDataModule(LightningDataModule):
                 f"probes are fitted in one process, not {self.trainer.world_size}: set trainer.devices to 1"
             )
 
+    def bytes_held(self) -> int:
+        """Memory that is held at most at once, beside the program and pages of the caches, which can be dropped.
+
+        That is all activations of a network in bfloat16 and, as one of its taps is fitted in the flat form, its
+        features in float32 with each channel's mean beside them, those rows of them again on which penalties are
+        chosen, and first second moments with what their eigenvectors take (in float64, where float32 does not
+        converge), then the losses of all targets.
+        """
+        training, fitted = self.frames["training"], self.frames["training"] + self.frames["validation"]
+        path = getattr(self.trainer and self.trainer.lightning_module, "path_rows", _PATH_ROWS)
+        rows, losses = fitted + (path if path < training else 0), _BYTES_OF_LOSSES * training
+        held, fits = Counter[str](), Counter[str]()
+        for network, _, shape, reduced in self.subjects:
+            size = int(torch.Size(reduced).numel())
+            columns = size + (shape[0] if len(shape) == 3 else 0)
+            held[network] += 2 * size
+            fits[network] = max(fits[network], 4 * rows * columns + max(_BYTES_OF_SPECTRUM * columns**2, losses))
+        return max(max(fitted * size + fits[network], self.frames["test"] * size) for network, size in held.items())
+
     def _refuse_if_too_large(self) -> None:
-        features: dict[str, list[int]] = {}
-        for subject in self.subjects:
-            features.setdefault(subject.network, []).append(int(torch.Size(subject.reduced).numel()))
-        frames = self.frames["training"] + self.frames["validation"]
-        # all taps of a network in bfloat16, one of them in float32
-        needed = frames * max(2 * sum(sizes) + 5 * max(sizes) for sizes in features.values())
+        frames, needed = self.frames["training"] + self.frames["validation"], self.bytes_held()
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if needed > 0.9 * there:
             raise ValueError(

@@ -1,14 +1,21 @@
+import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 
 from datamodules import PlaySettings, ProbeDataModule
+from datamodules.probe_batch import Examples
 from environments import TEST_LEVELS, TRAINING_START, VALIDATION_LEVELS, EnvironmentSettings
 from environments.heist import deconfound
+from lightning_modules import LinearProbe
 from networks import CustomCNN, DecisionTransformer, TrajectoryWindow, autocast, save_weights
+from tests.probe_training import PlantedProbes
 
 CONTROLS = (("pixels", "pixels"), ("pixels_pca", "pixels_pca"))
 
@@ -22,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def make(folder: Path, **changes: Any) -> ProbeDataModule:
+def make(folder: Path, kind: type[ProbeDataModule] = ProbeDataModule, **changes: Any) -> ProbeDataModule:
     arguments: dict[str, Any] = {
         "taps": ["conv1a", "conv4a", "fc1"],
         "num_frames": 40,
@@ -32,7 +39,7 @@ def make(folder: Path, **changes: Any) -> ProbeDataModule:
         "play": PlaySettings(environments=4, steps=8, random_start=0),
         "cache_dir": str(folder / "cache"),
     }
-    return ProbeDataModule(str(folder / "agent.safetensors"), **(arguments | changes))
+    return kind(str(folder / "agent.safetensors"), **(arguments | changes))
 
 
 def test_every_subject_once_with_the_pooled_activations_of_the_same_frames(folder: Path) -> None:
@@ -124,6 +131,56 @@ def test_a_decision_transformer_is_recorded_while_it_plays(tmp_path: Path, state
         if name == "agent" and states:
             labels = shown["pixels", "pixels"].labels["action"]
             assert (labels == alone.logits[:, 0].argmax(1).numpy()).all()
+
+
+class HeldCount(Callback):
+    """Counts what a training step holds at most, as PyTorch hands it out."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.held = sum(examples.activations.nbytes for examples in batch.examples.values())
+        self.profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self.profile.start()
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        self.profile.stop()
+        events = [each for each in self.profile.profiler.kineto_results.events() if each.name() == "[memory]"]
+        events.sort(key=lambda event: event.start_ns())
+        self.held += max(itertools.accumulate(event.nbytes() for event in events))
+
+
+@pytest.mark.parametrize("path_rows", [1_000, 25_000])
+def test_the_memory_that_is_refused_is_what_a_fit_holds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, path_rows: int
+) -> None:
+    def eigh(matrix: torch.Tensor) -> Any:
+        if matrix.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("does not converge")
+        return plain(matrix)
+
+    plain = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    frames: dict[Any, int] = {"training": 4_000, "validation": 400}
+
+    class Drawn(ProbeDataModule):
+        def prepare_data(self) -> None: ...
+
+        def examples(self, network: str, splits: Any) -> dict[str, dict[str, Examples]]:
+            drawn = {}
+            for split in splits:
+                count = frames[split]
+                more = ("pursued", "action", "after_target", "wall_between", "steps_to_pickup", "straight_length")
+                labels = PlantedProbes().labels(split) | dict.fromkeys(more, np.arange(count) % 2)
+                drawn[split] = Examples(torch.randn(count, 16, 4, 4).bfloat16(), labels, torch.arange(count))
+            return {"conv1a": drawn}
+
+    monkeypatch.setattr("tests.probe_training.ROWS", frames)
+    data = make(
+        folder, Drawn, taps=["conv1a"], num_frames=4_000, validation_frames=400, max_features=256, controls=()
+    )  # fmt: skip
+    probe, count = LinearProbe(forms=("flat",), strengths=(0.1,), path_rows=path_rows), HeldCount()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    Trainer(max_epochs=1, accelerator="cpu", callbacks=[count], **quiet).fit(probe, datamodule=data)
+    assert data.bytes_held() == pytest.approx(count.held, rel=0.15)
 
 
 def test_taps_by_default(folder: Path) -> None:

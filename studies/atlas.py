@@ -1,6 +1,6 @@
 """What does each latent mean? An atlas to browse: pictures, examples and numbers of every one, beside raw channels."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -90,9 +90,12 @@ class Atlas(Study):
     def run(self) -> Report:
         """Record, look, optimise, draw."""
         loader = self.data.val_dataloader()
+        levels: set[int] = set()
 
-        def batches() -> Iterable[ActivationBatch]:
-            return tqdm(loader, desc=f"look through {self.num_frames} frames", unit="batch", leave=False)
+        def batches() -> Iterator[ActivationBatch]:
+            for batch in tqdm(loader, desc=f"look through {self.num_frames} frames", unit="batch", leave=False):
+                levels.update(batch.levels.tolist())
+                yield batch
 
         whole_world = shows_whole_maze(self.environment)
         groups = gather_units(
@@ -115,7 +118,7 @@ class Atlas(Study):
         site, units = draw_atlas(
             groups,
             title=f"{self.tap}: {what}",
-            lines=self._describe(len({int(level) for batch in loader for level in batch.levels})),
+            lines=self._describe(len(levels)),
             field=field,
             labelled=whole_world,
         )

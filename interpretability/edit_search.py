@@ -283,14 +283,13 @@ def _reading_change(
 
 
 @torch.inference_mode()
-def _acts(agent: TappedAgent, tap: str, frames: Tensor) -> Tensor:
+def _acts(agent: TappedAgent, tap: str, frames: Tensor) -> Float[Tensor, "B C *HW"]:
     device = next(agent.parameters()).device
-    acts = agent.forward(frames[:NORM_FRAMES].to(device), record=(tap,), outputs=False).activations[tap]
-    return acts.movedim(1, -1).flatten(0, -2)
+    return agent.forward(frames[:NORM_FRAMES].to(device), record=(tap,), outputs=False).activations[tap]
 
 
 def _mean_squares(agent: TappedAgent, tap: str, frames: Tensor) -> Float[Tensor, " C"]:
-    return _acts(agent, tap, frames).square().mean(0).clone()
+    return _acts(agent, tap, frames).square().movedim(1, -1).flatten(0, -2).mean(0).clone()
 
 
 @torch.inference_mode()

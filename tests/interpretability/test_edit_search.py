@@ -93,11 +93,13 @@ def test_the_smallest_edit_that_works_at_the_earliest_tap_is_taken():
 
 def test_sizes_are_what_was_asked_for_and_norms_those_of_a_plain_loop(moves):
     agent = PeakFollower().eval()
-    edits = [(ChannelEdit(3), 2), (MixingEdit(3, 5), 5), (RepaintEdit(3, 4, kernel=1), 4)]
+    edits = [(ChannelEdit(3), 2), (MixingEdit(3, 5), 5), (RepaintEdit(3, 4, kernel=3), 4)]
     edits[0][0].shift.data[:2] = 1.0
+    edits[1][0].write.data.normal_()
+    edits[2][0].write.weight.data.normal_()
+    acts = agent(moves.frames, record=("map",)).activations["map"].detach()
     for edit, size in edits:
         assert edit_size(edit) == size
-    acts = agent(moves.frames, record=("map",)).activations["map"].detach()
-    changed = edits[0][0].change(acts).detach()
-    lengths = [changed[row, :, y, x].norm() ** 2 for row in range(len(acts)) for y in range(8) for x in range(8)]
-    assert change_norm(agent, "map", edits[0][0], moves) == pytest.approx(float(torch.stack(lengths).mean().sqrt()))
+        changed = edit.change(acts).detach()
+        lengths = [changed[row, :, y, x].norm() ** 2 for row in range(len(acts)) for y in range(8) for x in range(8)]
+        assert change_norm(agent, "map", edit, moves) == pytest.approx(float(torch.stack(lengths).mean().sqrt()))

@@ -10,7 +10,8 @@ from torch import Tensor
 from environments import EnvironmentSettings, State, held_out_levels, render_states
 from environments.heist import ENTITIES, empty_room, find_entity, walk_square
 from interpretability.episodes import first_states
-from interpretability.report_page import Section, report_page
+from interpretability.report_page import Section, percent, report_page
+from interpretability.statistics import Interval, join_metrics, wilson_interval
 from interpretability.tracking import TrackingScores, tracking_scores
 from networks import TappedAgent, load_agent, load_sae
 from studies.arguments import check_at_least_one, check_not_empty
@@ -34,7 +35,8 @@ class EntityTracking(Study):
     `tracking_scores`), and how far the overlap varies with the player's place. Summary, for each tap (and the
     autoencoder's `latents`): `tracking/TAP/ENTITY`, the share of units that track it, `tracking/TAP/several`, of units
     that track more than one, and `tracking/TAP/stable`, of units that track an entity at one place of the player those
-    that do at every place; each also for an agent with random weights as `tracking/TAP/random_agent_...`.
+    that do at every place; each also for an agent with random weights as `tracking/TAP/random_agent_...`. All with
+    Wilson's intervals over units.
 
     Args:
         agent: path of the agent's weights.
@@ -82,7 +84,7 @@ class EntityTracking(Study):
     def run(self) -> Report:
         """Walk, record, score."""
         drawn = self.agent.untrained(self.seed).to(next(self.agent.parameters()).device)
-        summary: dict[str, float] = {}
+        summary: dict[str, Interval] = {}
         rows: list[list[Cell]] = []
         figures: dict[str, Figure] = {}
         scores = self._scores(self.agent)
@@ -94,17 +96,16 @@ class EntityTracking(Study):
             if tap != LATENTS:
                 summary |= _shares(f"tracking/{tap}/random_agent_", found)
         table = Table(_COLUMNS, rows, printed=False)
-        shares = Table(
-            ["tap", *WALKING, "several", "stable"],
-            [
-                [f"{tap}{', random weights' if arm else ''}"]
-                + [summary[f"tracking/{tap}/{arm}{name}"] for name in (*WALKING, "several", "stable")]
-                for tap in scores
-                for arm in ("", "random_agent_")
-                if f"tracking/{tap}/{arm}several" in summary
-            ],
-        )
-        return Report(summary, {"shares": shares, "units": table}, figures, pages={"tracking": _page(shares, figures)})
+        names = (*WALKING, "several", "stable")
+        counted: list[list[Cell]] = [
+            [tap + ", random weights" * bool(arm), *(percent(summary[f"tracking/{tap}/{arm}{n}"]) for n in names)]
+            for tap in scores
+            for arm in ("", "random_agent_")
+            if f"tracking/{tap}/{arm}several" in summary
+        ]
+        shares = Table(["tap", *names], counted)
+        tables = {"shares": shares, "units": table}
+        return Report(join_metrics(summary), tables, figures, pages={"tracking": _page(shares, figures)})
 
     def _scores(self, agent: TappedAgent) -> dict[str, dict[str, list[TrackingScores]]]:
         """By tap and entity, the scores for all places of the player together, and then for each."""
@@ -156,14 +157,16 @@ def _places(walk: list[State], name: str) -> np.ndarray:
     return np.array([(float(row["x"]), float(row["y"])) for row in rows])
 
 
-def _shares(prefix: str, found: dict[str, list[TrackingScores]]) -> dict[str, float]:
+def _shares(prefix: str, found: dict[str, list[TrackingScores]]) -> dict[str, Interval]:
     tracks = np.stack([scores[0].tracks for scores in found.values()])
     single = np.stack([[one.tracks for one in scores[1:]] for scores in found.values()])
-    ever = single.any(1)
-    stable = float(single.all(1)[ever].mean()) if ever.any() else float("nan")
-    shares = {name: float(row.mean()) for name, row in zip(found, tracks, strict=True)}
-    shares |= {"several": float((tracks.sum(0) > 1).mean()), "stable": stable}
-    return {f"{prefix}{name}": share for name, share in shares.items()}
+    counted = dict(zip(found, tracks, strict=True))
+    counted |= {"several": tracks.sum(0) > 1, "stable": single.all(1)[single.any(1)]}
+    unknown = Interval(np.nan, np.nan, np.nan)
+    return {
+        f"{prefix}{name}": wilson_interval(int(stands.sum()), len(stands)) if len(stands) else unknown
+        for name, stands in counted.items()
+    }
 
 
 def _rows(tap: str, found: dict[str, list[TrackingScores]]) -> list[list[Cell]]:
@@ -193,7 +196,7 @@ def _draw(tap: str, found: dict[str, list[TrackingScores]]) -> Figure:
     axis.set_xticks(range(len(chosen)), [str(unit) for unit in chosen])
     axis.set_yticks(range(len(found)), [name.replace("_", " ") for name in found])
     axis.set(xlabel="unit", title=f"{tap}: share of the response near the entity; framed: tracks it")
-    figure.colorbar(image, shrink=0.8)
+    figure.colorbar(image, label="share of the response", shrink=0.8)
     return figure
 
 
@@ -205,7 +208,7 @@ def _page(shares: Table, figures: dict[str, Figure]) -> str:
         "(false-discovery rate .05 over the units of a tap).",
         "Several: units that track more than one entity. Stable: of the units that track an entity at one place of the "
         "player, the share that does at every one. An agent with random weights stands beside each tap: its filters "
-        "see colours too.",
+        "see colours too. In per cent, with 95 % intervals over units.",
     ]
     sections = [Section("Shares of units", columns=shares.columns, rows=shares.rows)]
     sections += [

@@ -36,6 +36,9 @@ def test_the_planted_agents_channels_follow_what_has_their_colour(agent: str) ->
     assert report.summary["tracking/map/red_key"] > 0
     assert report.summary["tracking/map/several"] > 0
     assert report.summary["tracking/map/stable"] > 0.5
+    share, low, high = (report.summary[f"tracking/map/red_key{end}"] for end in ("", "_low", "_high"))
+    assert 0 < low < share <= high
+    assert f"{100 * share:.0f} ({100 * low:.0f} to {100 * high:.0f})" in report.tables["shares"].rows[0]
 
 
 def test_scores_every_unit_beside_an_agent_with_random_weights(agent: str) -> None:

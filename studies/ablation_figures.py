@@ -99,7 +99,7 @@ def draw_pairs(synergy: Mapping[str, Mapping[tuple[int, int], Interval]], units:
         axis.title.set_fontsize(9)
         for edge in ("top", "right"):
             axis.spines[edge].set_visible(False)
-        figure.colorbar(image, ax=axis, shrink=0.8)
+        figure.colorbar(image, ax=axis, label=name, shrink=0.8)
     figure.suptitle(title, fontsize=10)
     return figure
 

@@ -45,6 +45,7 @@ def draw_sets(taps: Sequence[str], summary: Mapping[str, float]) -> Figure:
         axes.set_title(tap, fontsize=10)
         axes.set_xlim(-0.5, 1.25)
         axes.tick_params(labelsize=8, labelbottom=True)
+        axes.set_xlabel("recovered", fontsize=8)
         axes.grid(axis="x", alpha=0.2)
     panels[0, 0].set_yticks(range(len(SETS)), list(SETS.values()))
     panels[0, 0].invert_yaxis()
@@ -71,6 +72,7 @@ def draw_units(taps: Sequence[str], units: Table) -> Figure:
         axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
         axes.set_xticks(range(len(shown)), [str(row[1]) for row in shown], fontsize=8, rotation=90)
         axes.set_title(tap, fontsize=10)
+        axes.set_xlabel("channel", fontsize=9)
     for row in panels:
         row[0].set_ylabel("recovered by one channel", fontsize=9)
     handles, names = panels[0, 0].get_legend_handles_labels()

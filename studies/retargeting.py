@@ -223,7 +223,8 @@ class Retargeting(Study):
         }
         figures = {"arms": draw_arms(outcomes, taps)}
         if self.searches:
-            tables["frontier"], figures["frontier"] = frontier_table(frontier), draw_frontier(frontier)
+            tables["frontier"] = frontier_table(frontier, self.search.judged)
+            figures["frontier"] = draw_frontier(frontier)
         summary |= join_metrics(intervals)
         page = retargeting_page(self.name, taps, (self.map_taps, self.goal_tap), summary, tables, figures, list(films),
             kept_seen=bool(self.searches) and self.search.keep_seen > 0,

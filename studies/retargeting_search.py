@@ -93,6 +93,11 @@ class SearchSettings:
         if self.taps is not None and len(set(self.taps)) != max(1, len(self.taps)):
             raise ValueError(f"search.taps {self.taps} must name different taps: leave it null for the study's own")
 
+    @property
+    def judged(self) -> int:
+        """Mazes that validate."""
+        return max(1, self.mazes // 4)
+
 
 class Kept:
     """What has been worked out before, in a folder of files; an interrupted study finds it again.
@@ -228,7 +233,7 @@ class EditSearch:
     def _tuning_mazes(self, entity: str, most: int | None = None) -> tuple[list[State], list[State]]:
         """(mazes to fit on, mazes to judge on), or the first few of them."""
         tuning = self.search.mazes
-        count = tuning + max(1, tuning // 4)
+        count = tuning + self.search.judged
         start = TRAINING_START + ASKED.index(entity) * count * (_DRAWN if self.search.elsewhere else 1)
         if not self.search.elsewhere:
             mazes = self._drawn(entity, start, min(count, most or count))

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from environments.heist import DIRECTIONS, ENTITIES
 from interpretability.edit_search import FoundEdit
-from interpretability.statistics import Interval
+from interpretability.statistics import Interval, wilson_interval
 from studies.bars import grouped_bars
 from studies.report import Cell, Table
 from studies.retargeting_arms import Outcome
@@ -72,17 +72,19 @@ def preference_table(pairs: Sequence[tuple[str, str]], touched: Int[np.ndarray, 
     rows: list[list[Cell]] = []
     for pair in sorted(set(pairs)):
         chosen = touched[[one == pair for one in pairs]]
-        shares = [float((chosen == ENTITIES.index(name)).mean()) for name in pair]
-        rows.append([*pair, len(chosen), *shares, float((chosen < 0).mean())])
-    return Table(["one", "other", "mazes", "one first", "other first", "neither"], rows)
+        hits = [chosen == ENTITIES.index(pair[0]), chosen == ENTITIES.index(pair[1]), chosen < 0]
+        shares = [bound for hit in hits for bound in wilson_interval(int(hit.sum()), len(chosen))]
+        rows.append([*pair, len(chosen), *shares])
+    bounds = [column for name in ("one first", "other first", "neither") for column in (name, "low", "high")]
+    return Table(["one", "other", "mazes", *bounds], rows)
 
 
-def frontier_table(frontier: Frontier) -> Table:
-    """Edits of every tap and size, measured on the search's own validation mazes."""
+def frontier_table(frontier: Frontier, mazes: int) -> Table:
+    """Edits of every tap and size, measured on so many validation mazes of the search's own."""
     return Table(
-        ["entity", "tap", "size", "norm", "probability of asked moves", "touched as asked"],
+        ["entity", "tap", "size", "norm", "probability of asked moves", "touched as asked", "low", "high"],
         [
-            [entity, tap, one.size, one.norm, one.probability, one.reached]
+            [entity, tap, one.size, one.norm, one.probability, *wilson_interval(round(one.reached * mazes), mazes)]
             for entity, taps in frontier.items()
             for tap, found in taps.items()
             for one in found

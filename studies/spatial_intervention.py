@@ -67,6 +67,7 @@ class SpatialIntervention(Study):
         starts: places of the player for the map of ends; 0 leaves the map out.
         filmed: scenes of the film; 0 for none.
         frame_levels: validation levels on whose play the heights are measured.
+        distribution_mode: of heist.
         seed: of scenes, noise and controls.
         num_environments: scenes played at a time.
         precision: in which the agent plays.

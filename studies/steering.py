@@ -53,13 +53,13 @@ class Steering(Study):
     what the direction itself does; a change of what is seen is not a change of what is wanted (`Retargeting` tells them
     apart by probes).
 
-    Writes the page `pages/steering.html`, the tables `methods` and `doses`, the figure `doses`, and films of the first
-    counted mazes with each entity's best method. Summary, each with
-    95 % Wilson bounds over mazes: `steering/TAP/SOURCE_OPERATION/ENTITY/success`, `.../random_direction`,
-    `.../random_agent`, `.../strength` (chosen on validation levels), `.../norm` (root mean square over positions),
-    `.../kl` and `.../action_agreement` with the unedited agent on natural play of validation levels;
-    `steering/ENTITY/success` and so on, of the method that was best on validation levels; `steering/ENTITY/none`,
-    `steering/ENTITY/counted`.
+    Writes the page `pages/steering.html`, the tables `best`, `methods` and `doses`, the figure `doses`, and films of
+    the first counted mazes with each entity's best method. Summary: `steering/TAP/SOURCE_OPERATION/ENTITY/success`,
+    `.../random_direction` and `.../random_agent`, with 95 % Wilson bounds over mazes; `.../kl` and
+    `.../action_agreement` with the unedited agent on natural play of validation levels, with 95 % bounds over levels;
+    `.../strength` (chosen on validation levels) and `.../norm` (root mean square over positions);
+    `steering/ENTITY/success` and so on, of the method that was best on validation levels; `steering/ENTITY/none`, with
+    Wilson bounds; `steering/ENTITY/counted`, `steering/levels`.
 
     Args:
         agent: path of the agent's weights.

@@ -151,13 +151,14 @@ def steering_tables(
         key = f"steering/{method.key}/{entity}"
         if f"{key}/success" in summary:
             row: list[Cell] = [entity, *method, summary[f"{key}/strength"], int(summary[f"steering/{entity}/counted"])]
-            for arm in ("success", "random_direction", "random_agent"):
-                row += [summary[f"{key}/{arm}{ending}"] for ending in ("", "_low", "_high")]
-            row += [summary[f"steering/{entity}/none"]]
-            rows.append([*row, *(summary[f"{key}/{name}"] for name in ("norm", "kl", "action_agreement"))])
+            arms = [f"{key}/{arm}" for arm in ("success", "random_direction", "random_agent")]
+            for name in (*arms, f"steering/{entity}/none", f"{key}/kl", f"{key}/action_agreement"):
+                row += [summary[f"{name}{ending}"] for ending in ("", "_low", "_high")]
+            rows.append([*row, summary[f"{key}/norm"]])
     what = ["entity", "tap", "directions", "operation", "strength"]
     columns = [*what, "mazes", "touched as asked", "low", "high", "random direction", "low", "high",
-               "random agent's", "low", "high", "no edit", "norm", "KL", "same action"]  # fmt: skip
+               "random agent's", "low", "high", "no edit", "low", "high", "KL", "low", "high", "same action", "low",
+               "high", "norm"]  # fmt: skip
     order = {entity: number for number, entity in enumerate(SEEN)}
     rows.sort(key=lambda row: (order[str(row[0])], -float(row[6])))
     top = [row for row in rows if tuple(row[1:4]) == tuple(best.get(str(row[0]), ()))]

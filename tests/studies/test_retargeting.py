@@ -13,12 +13,14 @@ from interpretability.choices import GEM, Choices
 from interpretability.edit_search import FoundEdit, seen_change
 from interpretability.episodes import first_states
 from interpretability.perception import cell_readers
+from interpretability.statistics import wilson_interval
 from networks import ChannelEdit, CustomCNN, ResidualImpala, load_agent, save_weights
 from studies import retargeting
 from studies.retargeting import Retargeting
 from studies.retargeting_arms import RetargetingArms
 from studies.retargeting_goal import choice_views, perception_and_goal
 from studies.retargeting_search import ASKED, EditSearch, SearchSettings, choice_mazes
+from studies.retargeting_tables import frontier_table, preference_table
 from tests.figures import cut_off
 
 SMALL = {
@@ -90,6 +92,15 @@ def test_an_edit_that_does_nothing_redirects_nobody(agent: str, tmp_path: Path) 
         )
     assert set(report.films) == set(counted)
     assert "Did it go where it was sent?" in report.pages["retargeting"]
+
+
+def test_shares_of_tables_have_intervals() -> None:
+    touched = np.array([ENTITIES.index(name) for name in ("blue_key", "gem", "gem")] + [-1])
+    (row,) = preference_table([("blue_key", "gem")] * 4, touched).rows
+    assert row == ["blue_key", "gem", 4, *wilson_interval(1, 4), *wilson_interval(2, 4), *wilson_interval(1, 4)]
+    found = FoundEdit(ChannelEdit(1), 1, 0.5, 0.1, 0.75)
+    (row,) = frontier_table({"gem": {"pool1": [found]}}, 8).rows
+    assert row == ["gem", "pool1", 1, 0.5, 0.1, *wilson_interval(6, 8)]
 
 
 def test_each_maze_offers_its_pair_and_nothing_else_at_once() -> None:

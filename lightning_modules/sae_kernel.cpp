@@ -5,12 +5,19 @@
 // processor multiplies matrices by itself, `sae_kernel_tiles.h` computes all of them. Written with vector types that
 // every compiler maps to what the machine has. CHANNELS and LATENTS are set when this is compiled.
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <atomic>
 #include <cfloat>
+#include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <iterator>
+#include <mutex>
 #include <optional>
 #include <thread>
 #include <vector>
@@ -308,6 +315,69 @@ void step_rows(const float* rows, int64_t count, const float* mean, float scale,
   }
 }
 
+// Threads that stay from step to step, since starting one takes as long as a thousand rows. Waking one takes long as well,
+// so that they look out for the next step for a while before they sleep.
+class Helpers {
+ public:
+  // Of this process: a fork has none of its parent's threads. Never destroyed, for they may wait until the end.
+  static Helpers& here() {
+    static std::mutex making;
+    static Helpers* made = nullptr;
+    static pid_t owner = 0;
+    const std::lock_guard<std::mutex> lock(making);
+    if (owner != getpid()) {
+      made = new Helpers;
+      owner = getpid();
+    }
+    return *made;
+  }
+
+  // work(0) is done here, work(1) to work(threads - 1) by as many others.
+  void run(int threads, const std::function<void(int)>& work) {
+    const std::lock_guard<std::mutex> one_at_a_time(busy_);
+    while (count_ < threads - 1) std::thread(&Helpers::serve, this, ++count_, round_.load()).detach();
+    work_ = &work;
+    threads_ = threads;
+    left_ = count_;
+    {
+      const std::lock_guard<std::mutex> lock(sleeping_);
+      ++round_;
+    }
+    wake_.notify_all();
+    work(0);
+    while (left_ > 0) std::this_thread::yield();
+  }
+
+ private:
+  void serve(int index, uint64_t seen) {
+    for (;; seen++) {
+      const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(300);
+      while (round_ == seen && std::chrono::steady_clock::now() < end) rest();
+      if (round_ == seen) {
+        std::unique_lock<std::mutex> lock(sleeping_);
+        wake_.wait(lock, [&] { return round_ != seen; });
+      }
+      if (index < threads_) (*work_)(index);
+      --left_;
+    }
+  }
+
+  static void rest() {
+#if defined(__x86_64__)
+    for (int i = 0; i < 16; i++) __builtin_ia32_pause();
+#else
+    std::this_thread::yield();
+#endif
+  }
+
+  std::mutex busy_, sleeping_;
+  std::condition_variable wake_;
+  std::atomic<uint64_t> round_{0};
+  std::atomic<int> left_{0};  // helpers that are not done with this round
+  const std::function<void(int)>* work_ = nullptr;
+  int threads_ = 0, count_ = 0;
+};
+
 }  // namespace
 
 // All arrays are contiguous float32 unless said otherwise; gradients and losses are of the mean over rows.
@@ -327,10 +397,10 @@ extern "C" void sae_step(
     const auto step = !coefficients ? step_rows<NONE> : knee > 0 ? step_rows<LOGARITHM> : step_rows<L1>;
     step(rows + start * C, size, mean, scale, weights, tiles ? &*tiles : nullptr, k, coefficients, sums[thread]);
   };
-  std::vector<std::thread> others;
-  for (int thread = 1; thread < threads; thread++) others.emplace_back(work, thread);
-  work(0);
-  for (auto& other : others) other.join();
+  if (threads > 1)
+    Helpers::here().run(threads, work);
+  else
+    work(0);
 
   double squares = 0, penalties = 0, active = 0;
   for (const Sums& part : sums) {

@@ -1,8 +1,12 @@
 """The compiled training step against torch's own arithmetic in float64, and what happens where it cannot be had."""
 
 import copy
+import multiprocessing
 import shutil
 import subprocess
+import sys
+import time
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pytest
@@ -68,6 +72,31 @@ def test_agrees_with_autograd_in_float64(sae, threads, monkeypatch):
         assert numbers[name].item() == pytest.approx(number.item(), rel=1e-5, abs=1e-6), name
     for (name, got), wanted in zip(ours.named_parameters(), exact.parameters(), strict=True):
         assert (got.grad - wanted.grad).norm() <= 1e-5 * wanted.grad.norm(), name
+
+
+def test_several_threads_of_python_and_forks_share_its_own_threads(monkeypatch):
+    sae, acts = rough(SparseAutoencoder(32, 4)), torch.randn(500, 32)
+    kernel = SAEKernel(32, 128)
+    terms = kernel.takes(sae, acts, progress_of(128))
+
+    def gradients(threads: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        return kernel.run(sae, acts, terms)[2]
+
+    def same(got: list[torch.Tensor]) -> bool:
+        return all((one - other).norm() <= 1e-5 * other.norm() for one, other in zip(got, alone, strict=True))
+
+    alone = gradients(1)
+    assert all(same(gradients(threads)) for threads in (2, 4, 3, 1, 2) * 20), "more of them, and fewer"
+    time.sleep(0.01)  # they are asleep by then
+    assert same(gradients(2))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with ThreadPool(3) as pool:
+        assert all(same(got[2]) for got in pool.map(lambda _: kernel.run(sae, acts, terms), range(60)))
+    fork = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(0 if same(gradients(2)) else 1))
+    fork.start()
+    fork.join(60)
+    assert fork.exitcode == 0, "a fork has none of the threads of what it was forked from"
 
 
 def test_topk_keeps_exactly_k_where_latents_are_equal():

@@ -53,27 +53,21 @@ def run_jobs(
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     try:
-        while (found := _next(results)) is not None:
-            number, result = found
+        for number, result in results:
             if isinstance(result, ValueError):
                 raise result
             yield number, result
-    finally:
-        del results  # stops the processes
-        told.put(None)
-        listener.join()
-
-
-def _next(results: Iterator[tuple[int, Any]]) -> tuple[int, Any] | None:
-    try:
-        return next(results, None)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not str(error).startswith("DataLoader worker (pid"):  # a job's own begins with "Caught"
             raise
         raise ValueError(
             "a process that recorded was killed, as happens when memory runs out: free some, or set OMP_NUM_THREADS=1 "
             "to record in one process; what is finished is kept, and the same command goes on"
         ) from error
+    finally:
+        del results  # stops the processes
+        told.put(None)
+        listener.join()
 
 
 class _Jobs(Dataset[tuple[int, Any]]):

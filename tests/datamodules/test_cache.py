@@ -164,6 +164,17 @@ def test_a_recording_process_that_is_killed_is_said_so(
     assert not cache.missing()
 
 
+def test_what_a_recording_process_raises_is_not_taken_for_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None
+) -> None:
+    def fail(tensors: Rows, path: Path) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(cache_module, "save_file", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        make(tmp_path, ForkingToy(), frames=650).build()
+
+
 def test_another_description_is_another_folder(tmp_path: Path) -> None:
     assert make(tmp_path, ToyRecorder(0)).folder != make(tmp_path, ToyRecorder(1)).folder
 

@@ -212,6 +212,15 @@ def _cells(
     for row, taken in enumerate(where):
         lying = [(row, taken[ENTITIES.index(name)], place) for place, name in enumerate(SEEN)]
         found += [one for one in lying if one[1] >= 0]
-        found.append((row, rng.choice(np.setdiff1d(np.arange(height * width), taken)), _EMPTY))
+        inside = _inside_entities(views.labels, row, height, width)  # on a fine map more than their middles
+        found.append((row, rng.choice(np.setdiff1d(np.flatnonzero(~inside), taken)), _EMPTY))
     rows, places, classes = np.array(found).T
     return rows, places, classes
+
+
+def _inside_entities(labels: Labels, row: int, height: int, width: int) -> Bool[np.ndarray, " HW"]:
+    """Which positions of a map have their middle in the cell of an entity, of one frame."""
+    side, cells = int(labels.world_dim[row]), labels.cells[row]
+    columns = ((np.arange(width) + 0.5) / width * side).astype(int)
+    lines = (side - (np.arange(height) + 0.5) / height * side).astype(int)  # row 0 is the top, cells count from below
+    return ((columns[None, :, None] == cells[:, 0]) & (lines[:, None, None] == cells[:, 1])).any(-1).ravel()

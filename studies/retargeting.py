@@ -253,7 +253,8 @@ class Retargeting(Study):
             )
             for part in (states[: self.probe_mazes], states[self.probe_mazes :])
         )  # fmt: skip
-        return perception_and_goal(self.agent, fitted, tested, edits, self.map_taps, self.goal_tap)
+        pairs = [pair for _, pair in mazes[self.probe_mazes :]]
+        return perception_and_goal(self.agent, fitted, tested, pairs, edits, self.map_taps, self.goal_tap)
 
     def _compare(self, edits: dict[str, tuple[str, TapEdit]]) -> dict[str, Interval]:
         """How far each edit changes the policy on natural play, where nobody asked for anything."""

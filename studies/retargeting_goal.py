@@ -70,19 +70,21 @@ def perception_and_goal(
     agent: TappedAgent,
     fitted: Views,
     tested: Views,
+    pairs: Sequence[tuple[str, str]],
     edits: Mapping[str, Edit],
     map_taps: Sequence[str] = ("conv2b", "conv3a"),
     goal_tap: str = "fc1",
 ) -> tuple[dict[str, Interval], Table]:
     """Shares of cells read rightly and of frames read as after the asked entity, without and with each edit.
 
-    Measured on frames of tested mazes that hold the asked entity and in which the unedited agent goes to the other.
-    An edit leaves what is read before it as it was, whatever it does, and one at `goal_tap` or behind is not read by
-    way of the agent: what cannot be measured is left out, and the table says so.
+    Measured on frames of tested mazes in which the asked entity can be fetched and the unedited agent goes to the
+    other. An edit leaves what is read before it as it was, whatever it does, and one at `goal_tap` or behind is not
+    read by way of the agent: what cannot be measured is left out, and the table says so.
 
     Args:
         agent: whose taps are read.
         fitted, tested: views of different mazes.
+        pairs: the two entities that can be fetched, of each tested maze.
         edits: by asked entity.
         map_taps: maps, of whose cells is asked what lies there.
         goal_tap: a flat tap, of which is asked what is touched next.
@@ -101,8 +103,8 @@ def perception_and_goal(
     table: list[list[Cell]] = []
     for entity, edit in edits.items():
         asked = SEEN.index(entity)
-        there = tested.labels.cells[:, ENTITIES.index(entity), 0] >= 0
-        counted = there & (tested.pursued >= 0) & (tested.pursued != asked)
+        offered = np.array([entity in pair for pair in pairs])[tested.maze]  # a gem behind locks is none to go to
+        counted = offered & (tested.pursued >= 0) & (tested.pursued != asked)
         if not counted.any():
             continue
         can = [f"seen/{tap}" for tap in readable_maps(agent, edit[0], map_taps)]

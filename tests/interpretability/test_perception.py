@@ -5,10 +5,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from environments import EnvironmentSettings, VectorEnvironment
-from environments.heist import label_states
+from environments.heist import ENTITIES, Labels, label_states, positions
 from environments.heist.asked import anywhere
 from interpretability.episodes import first_states
-from interpretability.perception import SEEN, CellReader, PerceptionProbes, Ridge, Views
+from interpretability.perception import SEEN, CellReader, PerceptionProbes, Ridge, Views, _cells
 from networks import CustomCNN
 from studies.retargeting_search import choice_mazes
 
@@ -65,6 +65,21 @@ def test_a_reader_is_a_convolution_of_logistic_regression_on_neighbourhoods(kind
     found = scores.softmax(1).numpy()
     assert np.abs(found[:, peer.classes_] - peer.predict_proba(deviations)).max() < 1e-3
     assert found[:, kinds - 1].max() == 0
+
+
+def test_empty_cells_of_a_fine_map_are_clear_of_entities():
+    asked = views(0, 32)
+    where = positions({name: getattr(asked.labels, name) for name in Labels.__slots__}, 64, 64)
+    drawn = [_cells(CustomCNN(), asked, "conv1a", seed) for seed in range(8)]
+    rows, places, classes = (np.concatenate(columns) for columns in zip(*drawn, strict=True))
+    empty = classes == len(SEEN)
+    assert np.array_equal(rows[empty], np.tile(np.arange(32), 8)), "one of each frame"
+    for row, place in zip(rows[empty], places[empty], strict=True):
+        half = 64 / asked.labels.world_dim[row] / 2
+        others = np.delete(where[row], ENTITIES.index("player"))  # it stands anywhere in its cell
+        for middle in others[others >= 0]:
+            apart = max(abs(middle // 64 - place // 64), abs(middle % 64 - place % 64))
+            assert apart > half - 1, "rounded to whole positions"
 
 
 def test_probes_read_what_lies_there_and_an_edit_that_blinds_them_not():

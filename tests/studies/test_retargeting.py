@@ -221,22 +221,37 @@ def test_an_edit_is_found_that_keeps_what_is_seen(agent: str, tmp_path: Path) ->
 def test_probes_say_what_they_cannot_measure(agent: str) -> None:
     loaded = load_agent(agent)
     bases = first_states(range(24), EnvironmentSettings())
-    states = [maze.to_bytes() for maze, _ in choice_mazes(bases, 0, (1, 1))]
+    mazes = choice_mazes(bases, 0, (1, 1))
+    states, pairs = [maze.to_bytes() for maze, _ in mazes], [pair for _, pair in mazes]
     views = choice_views(
         loaded, states, settings=EnvironmentSettings(), seed=0, num_environments=24, max_steps=12, precision="fp32"
     )
     edits = {"blue_key": ("conv3a", ChannelEdit(32)), "green_key": ("pool3", ChannelEdit(32)),
              "red_key": ("fc1", ChannelEdit(256))}  # fmt: skip
-    intervals, table = perception_and_goal(loaded, views, views, edits)
+    intervals, table = perception_and_goal(loaded, views, views, pairs, edits)
     measured = {name.removeprefix("retarget/") for name in intervals if not name.endswith("before")}
     assert measured == {"blue_key/seen/conv3a", "blue_key/pursued", "green_key/pursued"}
     assert [row[-1] for row in table.rows] == ["neither", "not measurable", "not measurable"]
     assert [row.count("not measurable") for row in table.rows] == [2, 5, 7]
-    intervals, _ = perception_and_goal(loaded, views, views, edits, ["pool3"], "fc2")
+    intervals, _ = perception_and_goal(loaded, views, views, pairs, edits, ["pool3"], "fc2")
     assert "retarget/green_key/seen/pool3" in intervals
     assert "retarget/red_key/pursued" in intervals
     nothing = dataclasses.replace(views, pursued=np.full(len(views.pursued), -1))
-    assert perception_and_goal(loaded, nothing, views, edits)[1].rows == [], "nobody pursues anything"
+    assert perception_and_goal(loaded, nothing, views, pairs, edits)[1].rows == [], "nobody pursues anything"
+
+
+def test_probes_ask_only_of_mazes_in_which_the_entity_can_be_fetched(agent: str) -> None:
+    loaded = load_agent(agent)
+    mazes = choice_mazes(first_states(range(24), EnvironmentSettings()), 0, (1, 1))
+    views = choice_views(
+        loaded, [maze.to_bytes() for maze, _ in mazes], settings=EnvironmentSettings(), seed=0, num_environments=24,
+        max_steps=1, precision="fp32",
+    )  # fmt: skip
+    views = dataclasses.replace(views, pursued=np.zeros(len(views.maze), int))  # the blue key, everywhere
+    assert (views.labels.cells[:, ENTITIES.index("gem"), 0] >= 0).all(), "every maze has a gem, most behind locks"
+    edits = {"gem": ("conv3a", ChannelEdit(32)), "blue_key": ("conv3a", ChannelEdit(32))}
+    _, table = perception_and_goal(loaded, views, views, [pair for _, pair in mazes], edits)
+    assert [row[:3] for row in table.rows] == [["gem", "conv3a", sum("gem" in pair for _, pair in mazes)]]
 
 
 def test_searches_several_taps_and_takes_the_earliest_that_works(agent: str, tmp_path: Path) -> None:

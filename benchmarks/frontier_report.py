@@ -173,7 +173,7 @@ def describe(
     fewer = sum(row["ours_dead"] <= row["dead_fraction"] for row in known)
     versions = {record["library"]: record.get("version") for record in records}
     peers = [f"{title} {versions[name]}" for (name, _), (*_, title) in _STYLES.items() if versions.get(name)]
-    left = f"{unfinished} autoencoders are not trained yet, so that many settings lack rates: the same command goes on."
+    left = f"{unfinished} autoencoders are not trained yet, so many settings lack rates: the same command continues."
     lines = [
         "# Sparse autoencoders against peers, at matched sparsity",
         "",
@@ -181,28 +181,31 @@ def describe(
         "(`pip install -c constraints.txt -e '.[peers]'`).",
         "",
         f"All are 32 -> 128, trained for {steps:,} steps of 4 096 positions of `{agent}`, on the same batches in the "
-        f"same order, in float32, and evaluated by the same code on {first['frames']:,} frames of {first['levels']:,} "
-        "held-out levels (32 random positions of each). Explained variance is about the mean; a latent is dead if it "
-        "is never above 0 there. Every setting is trained with learning rates of "
-        f"{', '.join(f'{rate:g}' for rate in rates)}, in one schedule for all; what counts of a library is its "
-        "frontier: what explains more than everything else of its kind that has no more L0, whatever the rate. Ours "
-        "run as their configuration in `configs/` says (the log penalty as `sae_conv4.yaml`, "
-        "but with directions of length 1; plain L1 the same without knee and rare frequency, and with directions of "
-        "length 1 or, where the table says free, of any). "
-        "Peers are trained by their own trainers, on inputs of mean 0 and variance 1; dead latents count over a "
+        f"same order, in float32. All are evaluated by the same code on {first['frames']:,} frames of "
+        f"{first['levels']:,} held-out levels (32 random positions of each). Explained variance is about the mean; a "
+        "latent is dead if it is never above 0 there.",
+        "",
+        "- **Settings.** Every setting is trained with learning rates of "
+        f"{', '.join(f'{rate:g}' for rate in rates)}, in one schedule for all.",
+        "- **Frontier.** What counts of a library is its frontier: the autoencoders that explain more than every other "
+        "of their kind that has no more L0, whatever the rate.",
+        "- **Ours** run as their configuration in `configs/` says. The log penalty is that of `sae_conv4.yaml`, but "
+        "with directions of length 1. Plain L1 is the same without knee and rare frequency, with directions of length "
+        "1 or, where the table says free, of any length.",
+        "- **Peers** are trained by their own trainers, on inputs of mean 0 and variance 1. Dead latents count over a "
         "million inputs as in ours, so that a peer's revival acts in runs of this length.",
         "",
         "![Unexplained variance and dead latents over L0](sae_frontier.png)",
         "",
         *([left, ""] if unfinished else []),
         f"Of {len(compared)} autoencoders on peers' frontiers {len(known)} have an L0 that ours of the same kind "
-        f"reach, or miss by no more than {_SLACK:g}. At that L0 ours, read linearly between two on our frontier, "
-        f"explain at least as much in {ahead} (less by no more than 0.001 in {close} others), and have no more dead "
-        f"latents in {fewer}. `best` is the highest of any kind of ours, the log penalty of `sae_conv4.yaml` included: "
-        f"at least as much in {any_kind} of "
-        f"{len(spanned)}. Differences below 0.001 are within what another seed changes; there is one seed.",
+        f"reach, or miss by no more than {_SLACK:g}. At that L0 ours, interpolated linearly between two on our "
+        f"frontier, explain at least as much in {ahead} (less by no more than 0.001 in {close} others), and have no "
+        f"more dead latents in {fewer}. `best` is the highest of any kind of ours, the log penalty of `sae_conv4.yaml` "
+        f"included: it explains at least as much in {any_kind} of {len(spanned)}. Differences below 0.001 are within "
+        "what another seed changes; there is one seed.",
         "",
-        *(f"The raw tap {tap} has {l0:.2f} of its channels above 0." for tap, l0 in raw_l0.items()),
+        *(f"The raw tap {tap} has {l0:.2f} of its channels above 0 at a position." for tap, l0 in raw_l0.items()),
         "",
         "| tap | peer | kind | setting | rate | L0 | explained variance | ours | difference | best | dead | ours |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",

@@ -14,6 +14,7 @@ from datamodules.recorded_game import RecordedGame, Watcher
 from environments import EnvironmentSettings, VectorEnvironment
 from environments.heist import Labels, label_states
 from networks import Precision, TappedNetwork, hash_tensors, sample_actions
+from networks.origin import warn_of_another_game
 
 Rows = dict[str, Tensor]
 """Columns of equal length by name: `activations/TAP`, `beside/TAP`, `inside/TAP`, `labels/NAME`, `frames`, `levels`."""
@@ -99,6 +100,7 @@ class Recorder:
         device: torch.device | str = "cpu",
     ) -> None:
         agent.check_taps(taps)
+        warn_of_another_game(agent.metadata, settings.game)
         if labels and settings.game != "heist":
             raise ValueError(f"labels exist for heist, not for {settings.game}: set labels to false")
         if frames and positions_per_frame is not None:

@@ -40,7 +40,7 @@ def episode_page(episode: ObservedEpisode, title: str, lines: Sequence[str]) -> 
         "actions": np.minimum(replay.actions, len(ACTION_NAMES) - 1).tolist(),
         "rewards": _rounded(replay.rewards),
         "oracle": None if episode.labels is None else _oracle(episode.labels),
-        "divergence": None if divergence is None else _rounded(divergence),
+        "divergence": None if divergence is None else _rounded(divergence, 9),  # that of a small edit is small
         "arms": [
             {"name": arm.name, "probabilities": _rounded(arm.probabilities), "values": _rounded(arm.values)}
             for arm in episode.arms
@@ -119,5 +119,5 @@ def _oracle(labels: Labels) -> dict[str, Any]:
     return {"moves": labels.main_action.tolist(), "targets": targets, "lengths": labels.total_length.tolist()}
 
 
-def _rounded(values: np.ndarray) -> list[Any]:
-    return np.round(np.nan_to_num(values.astype(np.float64)), 4).tolist()
+def _rounded(values: np.ndarray, decimals: int = 4) -> list[Any]:
+    return np.round(np.nan_to_num(values.astype(np.float64)), decimals).tolist()

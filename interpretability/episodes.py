@@ -20,6 +20,7 @@ from interpretability.frame_outputs import PlayedOutputs, played_outputs
 from interpretability.row_edits import check_trials
 from interpretability.state_edits import StateEdit, StateOutputs
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
+from networks.origin import warn_of_another_game
 from networks.policy import sample_actions
 from networks.precision import Precision
 from networks.taps import Edit, TappedNetwork
@@ -142,6 +143,7 @@ def play_episodes(
             f"max_steps {max_steps} and num_environments {num_environments} must be at least 1, seed {seed} at least 0"
         )
     agent.check_taps([tap for tap, _ in edits])
+    warn_of_another_game(agent.metadata, settings.game)
     environment = VectorEnvironment(settings, min(num_environments, len(seeds)))
     bar = tqdm(total=len(seeds), desc=progress, unit="level", disable=progress is None, leave=False)
     try:

@@ -174,7 +174,8 @@ class DecisionTransformer(TappedNetwork):
         Raises:
             ValueError: an unknown tap, or one of the encoder where features are given.
         """
-        self.check_taps([*record, *(tap for tap, _ in edits)])
+        self.check_taps(record)
+        self.check_taps([tap for tap, _ in edits])
         passes = TapPass(record, edits)
         if features is None:
             features = self.encode(window.frames, passes, record, edits)

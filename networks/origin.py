@@ -1,5 +1,6 @@
 """How an agent came about, as the metadata of its file tell it."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,3 +36,17 @@ def frames_trained(metadata: Mapping[str, Any]) -> int | None:
     earlier = 0 if before is None else frames_trained(before)
     own = metadata.get("env_steps")
     return None if own is None or earlier is None else int(own) + earlier
+
+
+def warn_of_another_game(metadata: Mapping[str, Any], game: str) -> None:
+    """Say so where an agent is to play another game than its file says that it was trained on: every number would be
+    there, and mean little.
+
+    Args:
+        metadata: of the agent's file; one that another project wrote says nothing of the game.
+        game: that it is to play.
+    """
+    environment = metadata.get("environment")
+    trained_on = environment.get("game") if isinstance(environment, Mapping) else None
+    if trained_on not in (None, game):
+        warnings.warn(f"the agent was trained on {trained_on} and plays {game}: is that the game meant?", stacklevel=3)

@@ -47,7 +47,8 @@ class TapPass:
         activations: what was kept so far.
 
     Raises:
-        ValueError: an autoencoder at another tap than it was made for, though the shapes may fit.
+        ValueError: an autoencoder at another tap than it was made for, though the shapes may fit; an edit that changes
+            the shape.
     """
 
     def __init__(self, record: Sequence[str], edits: Sequence[Edit]) -> None:
@@ -62,7 +63,12 @@ class TapPass:
         """Pass a tap: its activation, edited."""
         for tap, edit in self._edits:
             if tap == name:
-                acts = edit(acts)
+                edited = edit(acts)
+                if edited.shape != acts.shape:
+                    raise ValueError(
+                        f"the edit at {tap} makes {tuple(edited.shape)} of {tuple(acts.shape)}: it must keep the shape"
+                    )
+                acts = edited
         if name in self._record:
             self.activations[name] = acts
         return acts
@@ -121,7 +127,9 @@ class TappedNetwork(nn.Module, ABC):
             return type(self)(**self.config()).eval()
 
     def check_taps(self, names: Sequence[str]) -> None:
-        """Raise ValueError for a name that is no tap of this network."""
+        """Raise ValueError for a name that is no tap of this network, and for one name that is not in a list."""
+        if isinstance(names, str):
+            raise ValueError(f"the tap {names!r} is given by itself: give a list, [{names!r}]")
         for name in names:
             if name not in self.taps:
                 raise ValueError(f"{self.architecture} has no tap {name!r}: choose one of {', '.join(self.taps)}")
@@ -174,7 +182,8 @@ class TappedAgent(TappedNetwork):
 
     def player(self, slots: int, record: Sequence[str] = (), edits: Sequence[Edit] = ()) -> Player:
         """A player without memory."""
-        self.check_taps([*record, *(tap for tap, _ in edits)])
+        self.check_taps(record)
+        self.check_taps([tap for tap, _ in edits])
         return MemorylessPlayer(self, record, edits)
 
     def _find_taps(self) -> None:
@@ -199,10 +208,12 @@ class TappedAgent(TappedNetwork):
             outputs: False stops at the deepest tap of `record`, without logits and value.
 
         Raises:
-            ValueError: an unknown tap.
+            ValueError: frames of another shape or type, an unknown tap, an edit that changes the shape.
         """
+        _check_frames(frames, outputs)
         if hasattr(self, "taps"):
-            self.check_taps([*record, *(tap for tap, _ in edits)])
+            self.check_taps(record)
+            self.check_taps([tap for tap, _ in edits])
         pass_tap = TapPass(record, edits)
         acts = frames.float() / 255 if frames.dtype == torch.uint8 else frames
         acts = acts.permute(0, 3, 1, 2)  # NHWC memory seen as NCHW: channels_last without a copy
@@ -216,3 +227,24 @@ class TappedAgent(TappedNetwork):
         logits = pass_tap("logits", logits_head(acts).float())
         value = pass_tap("value", value_head(acts).float().squeeze(-1))
         return AgentOutput(logits, value, pass_tap.activations)
+
+
+def _check_frames(frames: Tensor, whole: bool) -> None:
+    """Refuse frames that a network would take for others, or would stop at in the middle.
+
+    Args:
+        frames: of 64 x 64 pixels; of any size where the pass is not whole, for convolutions take any.
+        whole: up to logits and value.
+
+    Raises:
+        ValueError: says what they are and what they must be.
+    """
+    if not isinstance(frames, Tensor):
+        raise ValueError(f"frames are a {type(frames).__name__}, not a tensor: pass torch.from_numpy(frames)")
+    shape = tuple(frames.shape)
+    if len(shape) != 4 or shape[-1] != 3 or (whole and shape[1:3] != (64, 64)):
+        mends = {(64, 3): "pass frames[None] for a single one", (3, 64, 64): "pass frames.permute(0, 2, 3, 1)"}
+        mend = mends.get(shape[1:], "pass frames as environments render them")
+        raise ValueError(f"frames are of shape {shape}, not [B, 64, 64, 3] (height, width, colour): {mend}")
+    if frames.dtype != torch.uint8 and not frames.is_floating_point():
+        raise ValueError(f"frames are {frames.dtype}: pass uint8 in 0 to 255, or floating point in 0 to 1")

@@ -75,8 +75,10 @@ def read_weights(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             texts = file.metadata() or {}
     except SafetensorError as error:
+        kept = "an agent of a run is its agent.safetensors" if path.suffix == ".ckpt" else "copy it again"
         raise ValueError(
-            f"{path} is no whole safetensors file ({error}): it was cut short or is of another kind; copy it again"
+            f"{path} is no whole safetensors file ({error}): it was cut short or is of another kind (weights are "
+            f".safetensors, .pt or .pth); {kept}"
         ) from error
     metadata = {}
     for name, text in texts.items():
@@ -92,8 +94,10 @@ def read_weights(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
 def _read_state_dict(path: Path) -> Tensors:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # torch, zipfile and pickle each have their own for a broken file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, UnpicklingError):  # torch tells how to run the file's code
+            reason = "it holds more than tensors by name, or is no file of torch.save"
         raise ValueError(
             f"{path} cannot be read as weights ({reason}): save a plain state dict, torch.save(net.state_dict(), ...)"
         ) from error
@@ -112,6 +116,13 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Pa
         ValueError: names every missing, unexpected and wrongly shaped tensor.
     """
     own = module.state_dict()
+    first = next(iter(own), "")
+    prefix = next((name.removesuffix(first) for name in tensors if name.endswith(f".{first}")), "")
+    if prefix and {name.removeprefix(prefix) for name in tensors} == own.keys():
+        raise ValueError(
+            f"every name in {source} begins with {prefix!r}, before those of {type(module).__name__}: save the state "
+            "dict of the inner module, or take that off the names"
+        )
     wrong = [f"missing {name}" for name in own if name not in tensors]
     wrong += [f"unexpected {name}" for name in tensors if name not in own]
     wrong += [
@@ -160,11 +171,16 @@ def load_network(path: str | Path, architecture: str | None = None) -> TappedNet
     name = architecture or metadata.get("architecture", "CustomCNN")
     kind = getattr(networks, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, TappedNetwork)):
-        raise ValueError(f"{path} names the architecture {name!r}, which networks/ does not have: pass another one")
+        raise ValueError(f"{path} is of the architecture {name!r}, which no agent in networks/ has: pass an agent's")
     config = metadata.get("config", {})
     if "config" not in metadata and "fc3.bias" in tensors:
-        config = {"num_actions": len(tensors["fc3.bias"])}
-    network = kind(**config)
+        config = {"num_actions": tensors["fc3.bias"].numel()}
+    try:
+        network = kind(**config)
+    except TypeError as error:
+        raise ValueError(
+            f"{path} does not fit this version's {name} ({error}): use the architecture and version it was saved by"
+        ) from error
     load_into(network, tensors, path)
     network.weights_hash = hash_tensors(tensors)
     network.metadata = metadata

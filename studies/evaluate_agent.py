@@ -140,7 +140,7 @@ class EvaluateAgent(Study):
         }
         counts = {group: int(chosen.sum()) for group, chosen in groups.items()}
         tables = {
-            "by_number_of_keys": group_table(measured, counts),
+            "by_number_of_keys" if heist else "all_levels": group_table(measured, counts),
             "episodes": episode_table(played, self.names, keys, oracle),
         }
         if len(self.agents) > 1:

@@ -30,12 +30,16 @@ _SHOWN = {
 
 
 def group_table(measured: Measured, counts: Mapping[str, int]) -> Table:
-    """One row for each way of choosing and group of levels."""
+    """One row for each way of choosing and group of levels; where there is one group, it is not named."""
     rows = {(choice, group): intervals for choice, parts in measured.items() for group, intervals in parts.items()}
     names = _quantities(rows.values())
+    groups = ["keys"] if len(counts) > 1 else []
     return Table(
-        ["actions", "keys", "levels", *(_SHOWN[name][0] for name in names)],
-        [[choice, group, counts[group], *_cells(intervals, names)] for (choice, group), intervals in rows.items()],
+        ["actions", *groups, "levels", *(_SHOWN[name][0] for name in names)],
+        [
+            [choice, *([group] if groups else []), counts[group], *_cells(intervals, names)]
+            for (choice, group), intervals in rows.items()
+        ],
     )
 
 
@@ -71,17 +75,19 @@ def episode_table(
 
 
 def draw_outcomes(measured: Measured, played: Played, max_steps: int) -> Figure:
-    """Return by number of keys with 95 % intervals, beside episode lengths."""
+    """Return, by number of keys where there are some, with 95 % intervals, beside episode lengths."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     bars: dict[str, list[Interval]] = {
         choice: [intervals["return"] for intervals in parts.values()] for choice, parts in measured.items()
     }
-    grouped_bars(left, list(next(iter(measured.values()))), bars)
+    groups = list(next(iter(measured.values())))
+    grouped_bars(left, groups, bars)
     for choice, runs in played.items():
         lengths = np.concatenate([run.lengths for run in runs])
         right.hist(lengths, bins=np.linspace(0, max_steps, 51).tolist(), histtype="step", label=choice)
-    left.set(xlabel="keys in the level", ylabel="mean return, 95 % interval", title="Return by number of keys")
+    by, among = (" by number of keys", "keys in the level") if len(groups) > 1 else ("", "")
+    left.set(xlabel=among, ylabel="mean return, 95 % interval", title=f"Return{by}")
     right.set(xlabel="steps", ylabel="episodes", yscale="log", title="Episode length")
     right.legend()
     return figure

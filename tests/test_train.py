@@ -16,6 +16,7 @@ import train
 from runs import start_run
 
 TESTS = Path(__file__).parent
+SHIPPED = str(TESTS.parent / "pretrained/heist_easy_customcnn_seed0.safetensors")  # weights alone
 TINY = """
 seed_everything: 0
 trainer:
@@ -147,6 +148,7 @@ def test_wrong_key_in_a_file(
     [
         (["--ckpt_path", "nowhere.ckpt"], "--ckpt_path: there is no file nowhere.ckpt"),
         (["--ckpt_path", __file__], "test_train.py is no checkpoint, or was cut short"),
+        (["--ckpt_path", SHIPPED], "seed0.safetensors is no checkpoint, or was cut short: give a whole .ckpt file"),
         (["--trainer.accelerator", "abacus"], "abacus"),
         (["--model.init_args.kind", "bad"], "bad is no kind; use plain"),
         (["--data.init_args.fails_in", "setup"], "set --data.init_args.agent"),

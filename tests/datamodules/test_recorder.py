@@ -53,6 +53,12 @@ def test_maps_are_what_the_acting_pass_yields(agent: CustomCNN, outputs: list[Ag
         assert keys(rows[f"activations/{tap}"]) == keys(yielded)
 
 
+def test_an_agent_of_another_game_is_recorded_with_a_warning(agent: CustomCNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "metadata", {"environment": {"game": "coinrun"}})
+    with pytest.warns(UserWarning, match="trained on coinrun and plays heist"):
+        recorder(agent)
+
+
 def test_position_rows_are_distinct_positions_of_their_frames(agent: CustomCNN, outputs: list[AgentOutput]) -> None:
     made = recorder(agent, ("conv1a", "conv4a"), positions_per_frame=48, precision="fp32")
     rows = made.block(0)

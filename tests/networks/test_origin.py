@@ -1,7 +1,10 @@
+import warnings
+
+import pytest
 import torch
 
 from networks import CustomCNN, load_agent, save_weights
-from networks.origin import frames_trained, how_trained, parent
+from networks.origin import frames_trained, how_trained, parent, warn_of_another_game
 
 
 def test_a_way_of_three_trainings_is_told_and_its_frames_add_up(tmp_path):
@@ -23,3 +26,13 @@ def test_scratch_and_warm_starts_of_files_without_a_parent_are_told_apart():
     assert how_trained({}) == "unknown"
     assert frames_trained({}) is None
     assert frames_trained({"env_steps": 3, "parent": {"hash": "1"}}) is None
+
+
+def test_another_game_than_that_of_the_training_is_warned_of():
+    trained = {"environment": {"game": "coinrun", "distribution_mode": "easy"}}
+    with pytest.warns(UserWarning, match="trained on coinrun and plays heist"):
+        warn_of_another_game(trained, "heist")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_another_game(trained, "coinrun")
+        warn_of_another_game({}, "heist")  # published weights do not say

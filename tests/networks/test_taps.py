@@ -16,6 +16,13 @@ class Scale(nn.Module):
         return acts * self.factor.view(-1, *[1] * (acts.ndim - 1))
 
 
+class First(nn.Module):
+    """An edit that does what none may: of the whole batch it keeps one row."""
+
+    def forward(self, acts: torch.Tensor) -> torch.Tensor:
+        return acts[:1]
+
+
 @pytest.fixture(scope="module")
 def net() -> CustomCNN:
     torch.manual_seed(0)
@@ -112,6 +119,36 @@ def test_an_unknown_tap_is_named(net, frames):
         net(frames, record=("conv5a",))
     with pytest.raises(ValueError, match="no tap 'conv9'"):
         net(frames, edits=(("conv9", nn.Identity()),))
+
+
+def test_one_tap_that_is_not_in_a_list_is_told_from_an_unknown_one(net, frames):
+    with pytest.raises(ValueError, match=r"give a list, \['conv4a'\]"):
+        net(frames, record="conv4a")
+    with pytest.raises(ValueError, match=r"give a list, \['conv4a'\]"):
+        net.player(4, record="conv4a")
+
+
+def test_frames_of_another_form_are_refused_with_the_mend(net, frames):
+    refused = {
+        r"pass frames\[None\]": frames[0],
+        r"pass frames\.permute\(0, 2, 3, 1\)": frames.permute(0, 3, 1, 2),
+        r"shape \(1, 65, 65, 3\), not \[B, 64, 64, 3\]": torch.zeros(1, 65, 65, 3),
+        r"torch\.from_numpy": frames.numpy(),
+        "int64: pass uint8": frames.long(),
+    }
+    for mend, given in refused.items():
+        with pytest.raises(ValueError, match=mend):
+            net(given)
+    torch.testing.assert_close(net(frames.float() / 255).logits, net(frames).logits)
+    wide = net(torch.zeros(1, 128, 64, 3), record=("conv4a",), outputs=False)
+    assert wide.activations["conv4a"].shape == (1, 32, 16, 8), "receptive fields are found on larger pictures"
+
+
+def test_an_edit_that_changes_the_shape_is_refused(net, frames):
+    """The first of four rows alone would give one row of logits for four frames."""
+    for tap, edit, made in (("fc1", First(), r"\(1, 256\) of \(4, 256\)"), ("conv4a", nn.Flatten(), r"\(4, 2048\) of")):
+        with pytest.raises(ValueError, match=f"edit at {tap} makes {made}"):
+            net(frames, edits=((tap, edit),))
 
 
 def test_an_autoencoder_is_spliced_in_at_its_own_tap_only(net, frames):

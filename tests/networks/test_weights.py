@@ -6,6 +6,7 @@ from torch import nn
 from networks import (
     CustomCNN,
     DecisionTransformer,
+    SparseAutoencoder,
     hash_tensors,
     load_agent,
     load_network,
@@ -85,6 +86,45 @@ def test_missing_truncated_altered_and_foreign_files_are_refused(net, tmp_path):
     (tmp_path / "short.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
     with pytest.raises(ValueError, match="cannot be read as weights"):
         load_agent(tmp_path / "short.pt")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.policy."])
+def test_names_behind_one_prefix_are_told_by_it_alone(net, tmp_path, prefix):
+    path = tmp_path / "wrapped.pt"
+    torch.save({prefix + name: tensor for name, tensor in net.state_dict().items()}, path)
+    with pytest.raises(ValueError, match=f"begins with '{prefix}', before those of CustomCNN: save") as refused:
+        load_agent(path)
+    assert "missing" not in str(refused.value)
+
+
+def test_what_is_no_state_dict_is_refused_in_words_of_ours(net, tmp_path):
+    """PyTorch's are how to have the file's code run; of a text it raises whatever it stumbles on."""
+    path = tmp_path / "whole.pt"
+    torch.save(net, path)
+    with pytest.raises(ValueError, match=r"more than tensors by name.*save a plain state dict") as refused:
+        load_agent(path)
+    assert "trust" not in str(refused.value)
+    path.write_text("hello world, this is no pickle\n")  # KeyError
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        load_agent(path)
+    torch.save(net.state_dict() | {"fc3.bias": torch.tensor(1.0)}, path)
+    with pytest.raises(ValueError, match=r"fc3\.bias is \(\), not \(1,\)"):
+        load_agent(path)
+
+
+def test_weights_under_another_suffix_are_told_so(net, tmp_path):
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"weights are \.safetensors, \.pt or \.pth\); an agent of a run is its agent"):
+        load_agent(tmp_path / "last.ckpt")
+
+
+def test_another_architecture_or_another_kind_of_file_is_refused(net, tmp_path):
+    save_weights(tmp_path / "a.safetensors", net, {})
+    with pytest.raises(ValueError, match=r"does not fit this version's ResidualImpala .*use the architecture"):
+        load_agent(tmp_path / "a.safetensors", "ResidualImpala")
+    save_weights(tmp_path / "sae.safetensors", SparseAutoencoder(32), {"kind": "SparseAutoencoder", "tap": "conv4a"})
+    with pytest.raises(ValueError, match="architecture 'SparseAutoencoder', which no agent in networks/ has"):
+        load_agent(tmp_path / "sae.safetensors")
 
 
 class Payload:

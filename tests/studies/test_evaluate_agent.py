@@ -107,7 +107,16 @@ def test_edits_of_every_kind(agent, tmp_path):
 
 def test_another_game_has_no_keys(agent):
     report = EvaluateAgent(agent, game="maze", choose="greedy", **PLAY).run()
-    assert [row[1] for row in report.tables["by_number_of_keys"].rows] == ["all"]
+    assert report.tables["all_levels"].columns[:2] == ["actions", "levels"]
+    assert [row[:2] for row in report.tables["all_levels"].rows] == [["greedy", 6]]
+    left, _ = report.figures["episodes"].axes
+    assert (left.get_title(), left.get_xlabel()) == ("Return", "")
+
+
+def test_an_agent_of_another_game_is_played_with_a_warning(tmp_path):
+    save_weights(tmp_path / "agent.safetensors", CustomCNN(), {"environment": {"game": "coinrun"}})
+    with pytest.warns(UserWarning, match="trained on coinrun and plays heist"):
+        EvaluateAgent(str(tmp_path / "agent.safetensors"), choose="greedy", **PLAY).run()
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_an_autoencoder_stands_beside_the_untouched_agent(agent, sae):
     data = page_data(report.pages["level_0"])
     assert [arm["name"] for arm in data["arms"]] == ["untouched", "edited"]
     assert [len(source["sheets"]) for source in data["sources"]] == [1, 2]
-    assert report.summary["watch/kl"] == pytest.approx(np.mean(data["divergence"]), abs=1e-4)
+    assert report.summary["watch/kl"] == pytest.approx(np.mean(data["divergence"]), rel=1e-3), "however small"
     assert 0 <= report.summary["watch/action_agreement"] <= 1
     assert f"the autoencoder {sae} in place of conv4a" in report.pages["level_0"]
     assert "Played by the edited agent" in report.pages["level_0"]

@@ -177,6 +177,9 @@ def _leaf(text: str, path: list[str], class_path: str, parser: ArgumentParser, s
         return _unknown(match[1], where, owner, _keys(class_path, parser, skipped))
     if match := re.fullmatch(r"Group '(.+)' does not accept option '(.+)'", text):
         return _unknown(f"{match[1]}.{match[2]}", where, owner, _keys(class_path, parser, skipped))
+    if (match := re.fullmatch(r"the following arguments are required: (\w+)", text)) and match[1] in _COMMANDS:
+        folder = "configs/studies" if match[1] == "study" else "configs"
+        return f"no {match[1]} is given: write --config {folder}/NAME.yaml"
     if match := re.fullmatch(r"unrecognized arguments: ([^- ][^ ]*\.ya?ml)(?: .*)?", text):
         return f"{match[1]} is a configuration: write --config {match[1]}"
     if match := re.fullmatch(r"unrecognized arguments: --([^ =]+)(?:[ =].*)?", text):

@@ -142,7 +142,7 @@ def play_episodes(
         raise ValueError(
             f"max_steps {max_steps} and num_environments {num_environments} must be at least 1, seed {seed} at least 0"
         )
-    agent.check_taps([tap for tap, _ in edits])
+    agent.check_edits(edits)
     warn_of_another_game(agent.metadata, settings.game)
     environment = VectorEnvironment(settings, min(num_environments, len(seeds)))
     bar = tqdm(total=len(seeds), desc=progress, unit="level", disable=progress is None, leave=False)

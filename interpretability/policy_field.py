@@ -66,7 +66,7 @@ def policy_field(
     Raises:
         ValueError: a state without a free cell, or an unknown tap.
     """
-    agent.check_taps([tap for tap, _ in edits])
+    agent.check_edits(edits)
     taken = {cell for cell, names in occupied_cells(state).items() if names != ["player"]}
     cells = [(x, y) for y, x in np.argwhere(state.grid != WALL).tolist() if (x, y) not in taken]
     if not cells:

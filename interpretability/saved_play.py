@@ -74,7 +74,7 @@ def play_saved(
             f"{len(states)} states, num_environments {num_environments} and max_steps {max_steps} must be at least 1, "
             f"seed {seed} at least 0"
         )
-    agent.check_taps([tap for tap, _ in edits])
+    agent.check_edits(edits)
     check_trials(agent, edits, trials, len(states))
     known = None if trials is None else np.asarray(trials, dtype=np.int64)
     seed_of = {state: _level(state) for state in set(states)}

@@ -272,7 +272,9 @@ def load_edit(path: str | Path, agent: TappedNetwork) -> tuple[str, str, TapEdit
     edit = KINDS[str(metadata["kind"])](**config)
     load_into(edit, tensors, path)
     tap, units = str(metadata["tap"]), edit.num_units
-    agent.check_taps([tap])
-    if agent.taps[tap][0] != units:
-        raise ValueError(f"{path} edits {units} units, this agent's {tap} has {agent.taps[tap][0]}: take another edit")
+    there = agent.taps.get(tap, (0,))[0]
+    if there != units:
+        raise ValueError(
+            f"{path} edits {units} units of {tap}, of which this {agent.architecture} has {there}: take another edit"
+        )
     return str(metadata["entity"]), tap, edit.eval()

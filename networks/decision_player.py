@@ -31,7 +31,7 @@ class DecisionPlayer:
         self, network: DecisionTransformer, slots: int, record: Sequence[str] = (), edits: Sequence[Edit] = ()
     ) -> None:
         network.check_taps(record)
-        network.check_taps([tap for tap, _ in edits])
+        network.check_edits(edits)
         self._network, self._record, self._edits = network, tuple(record), tuple(edits)
         self._device = device = next(network.parameters()).device
         tokens, head_width = len(network.tokens), network.width // network.heads

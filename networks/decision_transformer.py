@@ -175,7 +175,7 @@ class DecisionTransformer(TappedNetwork):
             ValueError: an unknown tap, or one of the encoder where features are given.
         """
         self.check_taps(record)
-        self.check_taps([tap for tap, _ in edits])
+        self.check_edits(edits)
         passes = TapPass(record, edits)
         if features is None:
             features = self.encode(window.frames, passes, record, edits)

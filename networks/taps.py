@@ -134,6 +134,13 @@ class TappedNetwork(nn.Module, ABC):
             if name not in self.taps:
                 raise ValueError(f"{self.architecture} has no tap {name!r}: choose one of {', '.join(self.taps)}")
 
+    def check_edits(self, edits: Sequence[Edit]) -> None:
+        """Raise ValueError for what is no (tap, module) pair, and for a name that is no tap of this network."""
+        for edit in edits:
+            if not (isinstance(edit, tuple | list) and len(edit) == 2 and isinstance(edit[0], str)):
+                raise ValueError(f"edits hold {edit!r}, no pair of a tap and a module: give [('TAP', module), ...]")
+        self.check_taps([tap for tap, _ in edits])
+
 
 class Player(Protocol):
     """Plays a network, step by step, in the slots of a vectorised environment."""
@@ -183,7 +190,7 @@ class TappedAgent(TappedNetwork):
     def player(self, slots: int, record: Sequence[str] = (), edits: Sequence[Edit] = ()) -> Player:
         """A player without memory."""
         self.check_taps(record)
-        self.check_taps([tap for tap, _ in edits])
+        self.check_edits(edits)
         return MemorylessPlayer(self, record, edits)
 
     def _find_taps(self) -> None:
@@ -213,7 +220,7 @@ class TappedAgent(TappedNetwork):
         _check_frames(frames, outputs)
         if hasattr(self, "taps"):
             self.check_taps(record)
-            self.check_taps([tap for tap, _ in edits])
+            self.check_edits(edits)
         pass_tap = TapPass(record, edits)
         acts = frames.float() / 255 if frames.dtype == torch.uint8 else frames
         acts = acts.permute(0, 3, 1, 2)  # NHWC memory seen as NCHW: channels_last without a copy

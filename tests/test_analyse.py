@@ -15,6 +15,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
     ("given", "expected"),
     [
         (["--config", str(CONFIGS / "sae_conv4.yaml")], "is for train.py: give this configuration to python train.py"),
+        ([], "no study is given: write --config configs/studies/NAME.yaml"),
         (["some/file.yaml"], "some/file.yaml is a configuration: write --config some/file.yaml"),
     ],
 )

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from networks import ChannelEdit, CustomCNN, load_agent, load_edit, save_weights
+from networks import ChannelEdit, CustomCNN, ResidualImpala, load_agent, load_edit, save_weights
 from networks.channel_edit import MixingEdit, RandomDirection, RepaintEdit, ShamPosition, on_random_units
 
 
@@ -67,6 +67,10 @@ def test_is_loaded_as_it_was_saved_and_refused_where_it_does_not_fit(edit, tmp_p
     save_weights(tmp_path / "narrow.safetensors", edit, known)
     with pytest.raises(ValueError, match="edits 8 units"):
         load_edit(tmp_path / "narrow.safetensors", agent)
+    with pytest.raises(
+        ValueError, match=r"edit.safetensors edits 32 units of conv2b, of which this ResidualImpala has 0"
+    ):
+        load_edit(tmp_path / "edit.safetensors", ResidualImpala())
     with pytest.raises(ValueError, match="holds no edit of channels"):
         load_edit(tmp_path / "agent.safetensors", agent)
 

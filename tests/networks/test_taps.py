@@ -151,6 +151,13 @@ def test_an_edit_that_changes_the_shape_is_refused(net, frames):
             net(frames, edits=((tap, edit),))
 
 
+@pytest.mark.parametrize("edits", [("conv4a", nn.Identity()), {"conv4a": nn.Identity()}, [nn.Identity()]])
+def test_what_is_no_pair_of_tap_and_module_is_refused(net, frames, edits):
+    for use in (lambda: net(frames, edits=edits), lambda: net.player(4, edits=edits)):
+        with pytest.raises(ValueError, match=r"no pair of a tap and a module: give \[\('TAP', module\)"):
+            use()
+
+
 def test_an_autoencoder_is_spliced_in_at_its_own_tap_only(net, frames):
     """All of conv2a to conv4a have 32 channels, so that no shape would tell."""
     sae = SparseAutoencoder(32).requires_grad_(False)

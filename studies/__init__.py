@@ -14,6 +14,7 @@ from studies.feature_images import FeatureImages as FeatureImages
 from studies.label_correlations import LabelCorrelations as LabelCorrelations
 from studies.learning_curve import LearningCurve as LearningCurve
 from studies.patching import Patching as Patching
+from studies.plans import Plans as Plans
 from studies.probe_atlas import ProbeAtlas as ProbeAtlas
 from studies.replacement import Replacement as Replacement
 from studies.report import Report as Report

@@ -120,6 +120,18 @@ def paired_bootstrap(
     return Interval(value, float(bounds.low), float(bounds.high))
 
 
+def grouped_mean(values: Shaped[np.ndarray, " n"], groups: Int[np.ndarray, " n"], *, seed: int = 0) -> Interval:
+    """The mean of values that come in groups (cells of a maze, mazes of a level), with bounds over the groups.
+
+    Args:
+        values: truth values or numbers.
+        groups: which one each is of.
+        seed: of the bootstrap.
+    """
+    _, number = np.unique(groups, return_inverse=True)
+    return paired_bootstrap(ratio_of_means, [np.bincount(number, weights=values), np.bincount(number)], seed=seed)
+
+
 def bootstrap_of_sums(
     sums: Shaped[np.ndarray, "L M"],
     statistic: Callable[[Float[np.ndarray, "R M"]], Float[np.ndarray, " R"]],

@@ -1,6 +1,7 @@
 """Does the agent work out the way to what it does not want, too?"""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -12,47 +13,43 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from environments import TRAINING_START, EnvironmentSettings, held_out_levels, render_states
-from environments.heist import DIRECTIONS, ENTITIES
+from environments import TRAINING_START, EnvironmentSettings, State, held_out_levels, render_states
+from environments.heist import DIRECTION_STEPS, ENTITIES, choice_maze
 from environments.heist.asked import label_asked
+from environments.heist.random_mazes import free_cells
+from environments.state import WALL
 from interpretability.choices import play_choices
 from interpretability.episodes import first_states
 from interpretability.patching import record_taps
-from interpretability.statistics import (
-    Interval,
-    difference_of_means,
-    join_metrics,
-    paired_bootstrap,
-    wilson_interval,
-)
+from interpretability.statistics import Interval, bootstrap_interval, grouped_mean, join_metrics, wilson_interval
 from networks import Precision, TappedAgent, load_agent
 from studies.arguments import check_at_least_one, check_not_empty
 from studies.bars import grouped_bars
 from studies.report import Cell, Report, Study, Table
-from studies.retargeting_search import choice_mazes
+from studies.retargeting_search import ASKED
 from studies.subject import choose_device
 
-ROLES: Final = ("wanted", "other")
+ROLES: Final = {"wanted": slice(0, 1), "other": slice(1, 3)}
+"""Columns of what the agent touches first, and of what it passes by."""
 _PENALTIES: Final = np.logspace(0, 5, 6).tolist()
 _AT_ONCE: Final = 256  # frames of one pass
 
 
 class Plans(Study):
-    """In mazes of two entities to choose from, reads where the way starts, to the wanted one and to the other.
+    """In mazes of three entities to choose from, reads where the way starts, to the wanted one and to the others.
 
-    Wanted is the one that the unedited agent touches first. The player stands at a fork, from which the ways to the two
-    start in different directions; what is read is the first frame of each maze. A linear probe (one-vs-rest ridge
-    classification of standardised activations, the penalty chosen by leave-one-out on the mazes it is fitted on) is
-    fitted for each entity and role on mazes of training levels, and scored on mazes of test levels. An agent that only
-    plans the way to what it wants holds the one and not the other; its plan cannot be switched behind the place where
-    it is made.
+    Wanted is the one that the unedited agent touches first. The player stands at a fork from which each of the three is
+    reached by another first move, so that none of them gives another away; what is read is the first frame of each
+    maze. A linear probe (one-vs-rest ridge classification of standardised activations, the penalty chosen by
+    leave-one-out on the mazes it is fitted on) is fitted for each entity and role on mazes of training levels, and
+    scored on mazes of test levels. An agent that works out only the way to what it wants holds the one and not the
+    others.
 
-    Summary, with Wilson's interval over mazes: `plans/TAP/ROLE`, the share of test mazes in which the direction is read
-    rightly, ROLE `wanted` or `other`, all entities together; `plans/TAP/random_agent_ROLE`, of an agent with random
-    weights in the same mazes; `plans/TAP/above_random_ROLE`, the difference, with a paired bootstrap;
-    `plans/guessed_ROLE`, if the direction of the way to the one of the two is told and that to the other is guessed: no
-    less can be read by whoever knows the one; `plans/levels`, test mazes; `plans/touched`, of them those in which
-    either is touched. The table has every entity by itself.
+    Summary, with a bootstrap over mazes: `plans/TAP/ROLE`, how often the direction is read rightly, ROLE `wanted` or
+    `other`, all entities together; `plans/TAP/random_agent_ROLE`, of an agent with random weights in the same mazes;
+    `plans/TAP/above_random_ROLE`, the difference; `plans/guessed`, how often a guess is right for whoever knows the way
+    to one of the others and which ways are open; `plans/levels`, test mazes; `plans/touched`, of them those in which
+    one of the three is touched. The table has every entity by itself.
 
     Args:
         agent: path of the agent's weights.
@@ -99,8 +96,8 @@ class Plans(Study):
         }
         self.agent = load_agent(agent).to(choose_device(device))
         self.agent.check_taps(taps)
-        if behind := [tap for tap in taps if tap.split(".")[0] in ("logits", "value")]:
-            raise ValueError(f"taps: {behind[0]} is what the plan ends in: choose places inside the network")
+        if ends := [tap for tap in taps if tap.split(".")[0] in ("logits", "value")]:
+            raise ValueError(f"taps: {ends[0]} is what the plan ends in: choose places inside the network")
         self.taps, self.distances, self.least, self.max_steps, self.seed = taps, distances, least, max_steps, seed
         self.settings = EnvironmentSettings("heist", distribution_mode)
         self.num_environments = num_environments
@@ -108,130 +105,120 @@ class Plans(Study):
 
     def run(self) -> Report:
         """Play, record, fit and score."""
-        parts = {name: self._part(levels, name) for name, levels in self.levels.items()}
+        fit, test = (self._mazes(levels, name) for name, levels in self.levels.items())
         untrained = self.agent.untrained(self.seed).to(next(self.agent.parameters()).device)
-        acts = {
-            (kind, name): self._record(network, part.frames)
-            for kind, network in (("agent", self.agent), ("random_agent", untrained))
-            for name, part in parts.items()
+        acts = [
+            (self._record(network, fit.frames), self._record(network, test.frames))
+            for network in (self.agent, untrained)
+        ]
+        intervals = {
+            "plans/touched": wilson_interval(len(test.entities), len(self.levels["test"])),
+            "plans/guessed": bootstrap_interval(1 / (test.open_ways - 1), seed=self.seed),
         }
-        fit, test = parts["fit"], parts["test"]
-        intervals: dict[str, Interval] = {"plans/touched": wilson_interval(len(test.pair), len(self.levels["test"]))}
         rows: list[list[Cell]] = []
-        for number, role in enumerate(ROLES):
-            guessed = _guess(fit.direction, test.direction, number)
-            intervals[f"plans/guessed_{role}"] = _share(guessed)
-            for tap in self.taps:
-                hits = {
-                    kind: self._hits(acts[kind, "fit"][tap], acts[kind, "test"][tap], fit, test, number)
-                    for kind in ("agent", "random_agent")
+        for tap in self.taps:
+            for role, columns in ROLES.items():
+                read, control = (self._read(of_fit[tap], of_test[tap], fit, test, columns) for of_fit, of_test in acts)
+                intervals |= {
+                    f"plans/{tap}/{role}": grouped_mean(read.right, read.maze, seed=self.seed),
+                    f"plans/{tap}/random_agent_{role}": grouped_mean(control.right, read.maze, seed=self.seed),
+                    f"plans/{tap}/above_random_{role}": grouped_mean(
+                        read.right * 1.0 - control.right, read.maze, seed=self.seed
+                    ),
                 }
-                for kind, (found, _) in hits.items():
-                    intervals[f"plans/{tap}/{'' if kind == 'agent' else 'random_agent_'}{role}"] = _share(found)
-                found, entity = hits["agent"]
-                control, _ = hits["random_agent"]
-                intervals[f"plans/{tap}/above_random_{role}"] = paired_bootstrap(
-                    difference_of_means, [found, control], seed=self.seed
-                )
-                for one in np.unique(entity):
-                    here = entity == one
-                    fitted = int((fit.pair[:, number] == one).sum())
-                    rows.append(
-                        [
-                            tap,
-                            role,
-                            ENTITIES[one],
-                            fitted,
-                            int(here.sum()),
-                            *_share(found[here]),
-                            *_share(control[here]),
-                        ]
-                    )
-        columns = ["tap", "way to", "entity", "fitted on", "mazes", "accuracy", "low", "high"]
+                for entity in np.unique(read.entity):
+                    here = read.entity == entity
+                    shares = [wilson_interval(int(one.right[here].sum()), int(here.sum())) for one in (read, control)]
+                    fitted = int((fit.entities[:, columns] == entity).sum())
+                    rows.append([tap, role, ENTITIES[entity], fitted, int(here.sum()), *shares[0], *shares[1]])
+        columns = ["tap", "way to", "entity", "fitted on", "mazes", "read", "low", "high"]
         columns += ["random weights", "random weights low", "random weights high"]
         summary = {"plans/levels": float(len(self.levels["test"]))} | join_metrics(intervals)
         return Report(summary, {"by_entity": Table(columns, rows)}, {"directions": _draw(self.taps, intervals)})
 
-    def _part(self, levels: Sequence[int], name: str) -> "_Part":
-        """The first frame of each maze in which the agent touches one of the two, and where the two ways start."""
-        made = choice_mazes(first_states(levels, self.settings), self.seed, self.distances)
-        played = play_choices(
-            self.agent, [maze.to_bytes() for maze, _ in made], settings=self.settings, seed=self.seed,
+    def _mazes(self, levels: Sequence[int], name: str) -> "_Mazes":
+        """Those in which the agent touches something."""
+        triples, made = list(combinations(ASKED, 3)), []
+        for number, data in enumerate(first_states(levels, self.settings)):
+            base, triple = State.from_bytes(data), triples[number % len(triples)]
+            rng = np.random.default_rng([self.seed, base.level_seed])
+            made.append(choice_maze(base, rng, entities=triple, distances=self.distances))
+        touched = play_choices(
+            self.agent, [maze.to_bytes() for maze in made], settings=self.settings, seed=self.seed,
             num_environments=self.num_environments, max_steps=self.max_steps, precision=self.precision,
             progress=f"what is wanted ({name})",
-        )  # fmt: skip
-        pairs = np.array([[ENTITIES.index(one) for one in pair] for _, pair in made])
-        known = np.flatnonzero((pairs == played.touched[:, None]).any(1))
-        if len(known) == 0:
-            raise ValueError(f"in none of {len(made)} mazes is either entity touched: more max_steps or levels")
-        pair = np.where(pairs[known, :1] == played.touched[known, None], pairs[known], pairs[known, ::-1])
-        mazes, direction = [made[row][0] for row in known], np.empty_like(pair)
-        for entity in np.unique(pair):
-            row, role = np.nonzero(pair == entity)
-            direction[row, role] = label_asked([mazes[index] for index in row], ENTITIES[entity]).direction
-        frames = render_states([maze.to_bytes() for maze in mazes], self.settings)
-        return _Part(torch.from_numpy(frames), pair, direction)
+        ).touched  # fmt: skip
+        offered = [[ENTITIES.index(one) for one in triples[row % len(triples)]] for row in range(len(made))]
+        known = [row for row in range(len(made)) if touched[row] in offered[row]]
+        if not known:
+            raise ValueError(f"in none of {len(made)} mazes is an entity touched: more max_steps or levels")
+        entities = np.array([sorted(offered[row], key=lambda one, first=touched[row]: one != first) for row in known])
+        mazes, direction = [made[row] for row in known], np.empty_like(entities)
+        for entity in np.unique(entities):
+            row, column = np.nonzero(entities == entity)
+            direction[row, column] = label_asked([mazes[index] for index in row], ENTITIES[entity]).direction
+        frames = torch.from_numpy(render_states([maze.to_bytes() for maze in mazes], self.settings))
+        return _Mazes(frames, entities, direction, np.array([open_ways(maze) for maze in mazes]))
 
     def _record(self, agent: TappedAgent, frames: UInt8[Tensor, "N 64 64 3"]) -> dict[str, Float[Tensor, "N D"]]:
         parts = [record_taps(agent, part, list(self.taps)) for part in frames.split(_AT_ONCE)]
         return {tap: torch.cat([part[tap].flatten(1).float().cpu() for part in parts]) for tap in self.taps}
 
-    def _hits(
-        self,
-        fitted: Float[Tensor, "N D"],
-        scored: Float[Tensor, "M D"],
-        fit: "_Part",
-        test: "_Part",
-        role: int,
-    ) -> tuple[Bool[np.ndarray, " M"], Int[np.ndarray, " M"]]:
-        """Whether each test maze's direction is read rightly, and of which entity it is; of those with a probe."""
-        hit, entities = [], []
-        for entity in np.unique(test.pair[:, role]):
-            of_fit, of_test = fit.pair[:, role] == entity, test.pair[:, role] == entity
-            answers = fit.direction[of_fit, role]
-            if of_fit.sum() < self.least or len(np.unique(answers)) < 2:
+    def _read(
+        self, fitted: Float[Tensor, "N D"], scored: Float[Tensor, "M D"], fit: "_Mazes", test: "_Mazes", role: slice
+    ) -> "_Reading":
+        """What the probe of each entity with a role reads of the test mazes; of few mazes none is fitted."""
+        readings = []
+        for entity in np.unique(test.entities[:, role]):
+            (row, column), (maze, place) = (np.nonzero(part.entities[:, role] == entity) for part in (fit, test))
+            answers = fit.direction[:, role][row, column]
+            if len(row) < self.least or len(np.unique(answers)) < 2:
                 continue
-            probe = make_pipeline(StandardScaler(), RidgeClassifierCV(_PENALTIES))
-            read = probe.fit(fitted[of_fit].numpy(), answers).predict(scored[of_test].numpy())
-            hit.append(read == test.direction[of_test, role])
-            entities.append(np.full(int(of_test.sum()), entity))
-        if not hit:
-            raise ValueError(f"no entity is {ROLES[role]} in {self.least} of the mazes to fit on: more fit_levels")
-        return np.concatenate(hit), np.concatenate(entities)
+            probe = make_pipeline(StandardScaler(), RidgeClassifierCV(_PENALTIES)).fit(fitted[row].numpy(), answers)
+            right = probe.predict(scored[maze].numpy()) == test.direction[:, role][maze, place]
+            readings.append(_Reading(right, maze, np.full(len(maze), entity)))
+        if not readings:
+            raise ValueError(f"no entity has a role in {self.least} of the mazes to fit on: more fit_levels")
+        return _Reading(*(np.concatenate(parts) for parts in zip(*readings, strict=True)))
 
 
-class _Part(NamedTuple):
-    """Mazes: their first frames, the wanted entity and the other, and where the ways to them start."""
+class _Mazes(NamedTuple):
+    """First frames, the wanted entity and the two others, where the ways to them start, and how many ways are open."""
 
     frames: UInt8[Tensor, "N 64 64 3"]
-    pair: Int[np.ndarray, "N 2"]
-    direction: Int[np.ndarray, "N 2"]
+    entities: Int[np.ndarray, "N 3"]
+    direction: Int[np.ndarray, "N 3"]
+    open_ways: Int[np.ndarray, " N"]
 
 
-def _guess(fit: Int[np.ndarray, "N 2"], test: Int[np.ndarray, "M 2"], role: int) -> Bool[np.ndarray, " M"]:
-    """Whether the direction of one role is guessed rightly from that of the other by what was most frequent with it."""
-    counts = np.zeros((len(DIRECTIONS), len(DIRECTIONS)), dtype=np.int64)
-    np.add.at(counts, (fit[:, 1 - role], fit[:, role]), 1)
-    return counts.argmax(1)[test[:, 1 - role]] == test[:, role]
+class _Reading(NamedTuple):
+    """Whether a direction is read rightly, of which maze and to which entity."""
+
+    right: Bool[np.ndarray, " n"]
+    maze: Int[np.ndarray, " n"]
+    entity: Int[np.ndarray, " n"]
 
 
-def _share(hits: Bool[np.ndarray, " N"]) -> Interval:
-    return wilson_interval(int(hits.sum()), len(hits))
+def open_ways(state: State) -> int:
+    """How many of the four cells next to the player's are no wall."""
+    free = set(free_cells(state.grid != WALL))
+    x, y = int(state.entities["x"][0]), int(state.entities["y"][0])
+    return sum((x + dx, y + dy) in free for dx, dy in DIRECTION_STEPS)
 
 
 def _draw(taps: Sequence[str], intervals: Mapping[str, Interval]) -> Figure:
-    """Accuracies by tap, and what a guess from the other way gives."""
+    """How often directions are read rightly, by tap, and what a guess gives."""
     figure = Figure(figsize=(1.3 * len(taps) + 4.5, 3.6), layout="constrained")
     axes = figure.subplots()
-    said = {"wanted": "to what is wanted", "other": "to the other"}
+    said = {"wanted": "to what is wanted", "other": "to the others"}
     bars = {
         f"{said[role]}{', random weights' if kind else ''}": [intervals[f"plans/{tap}/{kind}{role}"] for tap in taps]
         for role in ROLES
         for kind in ("", "random_agent_")
     }
     grouped_bars(axes, taps, bars)
-    guess = intervals["plans/guessed_other"].value
-    axes.axhline(guess, color="black", linestyle=":", label="guessed from the other way")
+    guess = intervals["plans/guessed"].value
+    axes.axhline(guess, color="black", linestyle=":", label="guessed from one of the other ways")
     axes.set(ylabel="direction read rightly, 95 % interval", ylim=(0, 1))
     figure.suptitle("Where does the way start?")
     figure.legend(loc="outside right upper")

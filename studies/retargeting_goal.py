@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int
 
 from environments import EnvironmentSettings
 from environments.heist import ENTITIES, label_states
 from interpretability.choices import play_choices, retrace
 from interpretability.perception import SEEN, PerceptionProbes, Views
-from interpretability.statistics import Interval, paired_bootstrap, ratio_of_means
+from interpretability.statistics import Interval, grouped_mean
 from networks import Edit, Precision, TappedAgent
 from studies.report import Cell, Table
 
@@ -115,8 +114,8 @@ def perception_and_goal(
         for end, (right, pursued) in (("_before", clean), ("", probes(tested, [edit]))):
             for tap, (rows, hits) in right.items():
                 cells = counted[rows]
-                found[f"seen/{tap}{end}"] = _share(hits[cells], tested.maze[rows[cells]])
-            found[f"pursued{end}"] = _share(pursued[counted] == asked, tested.maze[counted])
+                found[f"seen/{tap}{end}"] = grouped_mean(hits[cells], tested.maze[rows[cells]])
+            found[f"pursued{end}"] = grouped_mean(pursued[counted] == asked, tested.maze[counted])
             for what in asked_of:
                 row += found[f"{what}{end}"] if what in can else ["not measurable", "", ""]
         intervals |= {
@@ -132,9 +131,3 @@ def perception_and_goal(
         )
         table.append([*row, kind if changed and "pursued" in can else "not measurable"])
     return intervals, Table(columns, table)
-
-
-def _share(hits: Bool[np.ndarray, " n"], mazes: Int[np.ndarray, " n"]) -> Interval:
-    """The share of hits, its bounds over mazes."""
-    _, groups = np.unique(mazes, return_inverse=True)
-    return paired_bootstrap(ratio_of_means, [np.bincount(groups, weights=hits), np.bincount(groups)])

@@ -127,7 +127,7 @@ SHRUNK: dict[str, dict[str, Any]] = {
     "studies.StreamedExamples": {"num_frames": 96, "units": [0, 3], "play": {"environments": 8, "steps": 6}},
     "studies.DirectionalUnits": {"levels": 2, "permutations": 9},
     "studies.EntityUnits": {"levels": 2, "permutations": 9},
-    "studies.Plans": {"taps": ["fc1"], "fit_levels": 24, "num_levels": 12, "least": 2, "max_steps": 20},
+    "studies.Plans": {"taps": ["fc1"], "fit_levels": 40, "num_levels": 12, "least": 2, "max_steps": 20},
     "studies.Patching": {"taps": ["conv4a"], "num_levels": 12, "validation_levels": 12},
     "studies.Replacement": {"taps": ["conv4a"], "kernel": 3, "fit_levels": 3, "num_levels": 3, "max_steps": 9},
     "studies.Steering": {

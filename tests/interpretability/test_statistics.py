@@ -7,6 +7,7 @@ from interpretability.statistics import (
     bracketed,
     crossed_bootstrap,
     fraction_recovered,
+    grouped_mean,
     join_metrics,
     paired_bootstrap,
     ratio_of_means,
@@ -72,6 +73,17 @@ def test_bootstrap_is_repeatable_and_leaves_numpys_global_generator_alone():
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
     assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_a_grouped_mean_resamples_whole_groups():
+    rng = np.random.default_rng(0)
+    values, groups = rng.normal(size=60) + np.repeat(rng.normal(size=12), 5), np.repeat(rng.permutation(40)[:12], 5)
+    order = rng.permutation(60)
+    found = grouped_mean(values[order], groups[order])
+    members = [values[groups == group] for group in np.unique(groups)]
+    drawn = [np.concatenate([members[index] for index in rng.integers(12, size=12)]).mean() for _ in range(4_000)]
+    np.testing.assert_allclose(found, [values.mean(), *np.quantile(drawn, [0.025, 0.975])], atol=0.05)
+    assert found.high - found.low > 1.5 * np.diff(bootstrap_interval(values)[1:]), "fives are far from independent"
 
 
 def test_degenerate_samples():

@@ -48,7 +48,7 @@ class TapPass:
 
     Raises:
         ValueError: an autoencoder at another tap than it was made for, though the shapes may fit; an edit that changes
-            the shape.
+            the shape (but that one frame may become several).
     """
 
     def __init__(self, record: Sequence[str], edits: Sequence[Edit]) -> None:
@@ -64,7 +64,7 @@ class TapPass:
         for tap, edit in self._edits:
             if tap == name:
                 edited = edit(acts)
-                if edited.shape != acts.shape:
+                if edited.shape[1:] != acts.shape[1:] or len(acts) not in (1, len(edited)):
                     raise ValueError(
                         f"the edit at {tap} makes {tuple(edited.shape)} of {tuple(acts.shape)}: it must keep the shape"
                     )
@@ -215,7 +215,8 @@ class TappedAgent(TappedNetwork):
             outputs: False stops at the deepest tap of `record`, without logits and value.
 
         Raises:
-            ValueError: frames of another shape or type, an unknown tap, an edit that changes the shape.
+            ValueError: frames of another shape or type, an unknown tap, an edit that changes the shape (but that one
+                frame may become several).
         """
         _check_frames(frames, outputs)
         if hasattr(self, "taps"):

@@ -149,6 +149,11 @@ def test_an_edit_that_changes_the_shape_is_refused(net, frames):
     for tap, edit, made in (("fc1", First(), r"\(1, 256\) of \(4, 256\)"), ("conv4a", nn.Flatten(), r"\(4, 2048\) of")):
         with pytest.raises(ValueError, match=f"edit at {tap} makes {made}"):
             net(frames, edits=((tap, edit),))
+    torch.testing.assert_close(
+        net(frames[:1], edits=[("fc1", Scale(torch.tensor([1.0, 2.0])))]).logits,
+        torch.cat([net(frames[:1], edits=[("fc1", Scale(torch.tensor([factor])))]).logits for factor in (1.0, 2.0)]),
+        msg="one frame may be edited in several ways at once",
+    )
 
 
 @pytest.mark.parametrize("edits", [("conv4a", nn.Identity()), {"conv4a": nn.Identity()}, [nn.Identity()]])

@@ -73,7 +73,7 @@ class Plans(Study):
     def __init__(
         self,
         agent: str,
-        taps: tuple[str, ...] = ("pool2", "pool3", "pool4", "fc1", "fc2"),
+        taps: tuple[str, ...] = ("pool3", "pool4", "fc1", "fc2"),
         fit_levels: int = 6_400,
         num_levels: int = 1_600,
         distances: tuple[int, int] = (2, 6),

@@ -117,8 +117,8 @@ class Plans(Study):
         }
         rows: list[list[Cell]] = []
         for tap in self.taps:
-            for role, columns in ROLES.items():
-                read, control = (self._read(of_fit[tap], of_test[tap], fit, test, columns) for of_fit, of_test in acts)
+            for role, which in ROLES.items():
+                read, control = (self._read(of_fit[tap], of_test[tap], fit, test, which) for of_fit, of_test in acts)
                 intervals |= {
                     f"plans/{tap}/{role}": grouped_mean(read.right, read.maze, seed=self.seed),
                     f"plans/{tap}/random_agent_{role}": grouped_mean(control.right, read.maze, seed=self.seed),
@@ -129,7 +129,7 @@ class Plans(Study):
                 for entity in np.unique(read.entity):
                     here = read.entity == entity
                     shares = [wilson_interval(int(one.right[here].sum()), int(here.sum())) for one in (read, control)]
-                    fitted = int((fit.entities[:, columns] == entity).sum())
+                    fitted = int((fit.entities[:, which] == entity).sum())
                     rows.append([tap, role, ENTITIES[entity], fitted, int(here.sum()), *shares[0], *shares[1]])
         columns = ["tap", "way to", "entity", "fitted on", "mazes", "read", "low", "high"]
         columns += ["random weights", "random weights low", "random weights high"]
@@ -152,7 +152,8 @@ class Plans(Study):
         known = [row for row in range(len(made)) if touched[row] in offered[row]]
         if not known:
             raise ValueError(f"in none of {len(made)} mazes is an entity touched: more max_steps or levels")
-        entities = np.array([sorted(offered[row], key=lambda one, first=touched[row]: one != first) for row in known])
+        first = {row: int(touched[row]) for row in known}
+        entities = np.array([[first[row], *(one for one in offered[row] if one != first[row])] for row in known])
         mazes, direction = [made[row] for row in known], np.empty_like(entities)
         for entity in np.unique(entities):
             row, column = np.nonzero(entities == entity)

@@ -14,9 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from environments import TRAINING_START, EnvironmentSettings, State, held_out_levels, render_states
-from environments.heist import DIRECTION_STEPS, ENTITIES, choice_maze
+from environments.heist import ENTITIES, choice_maze
 from environments.heist.asked import label_asked
-from environments.heist.random_mazes import free_cells
+from environments.heist.random_mazes import open_ways
 from environments.state import WALL
 from interpretability.choices import play_choices
 from interpretability.episodes import first_states
@@ -159,7 +159,9 @@ class Plans(Study):
             row, column = np.nonzero(entities == entity)
             direction[row, column] = label_asked([mazes[index] for index in row], ENTITIES[entity]).direction
         frames = torch.from_numpy(render_states([maze.to_bytes() for maze in mazes], self.settings))
-        return _Mazes(frames, entities, direction, np.array([open_ways(maze) for maze in mazes]))
+        players = [(int(maze.entities["x"][0]), int(maze.entities["y"][0])) for maze in mazes]
+        ways = [open_ways(maze.grid != WALL, player) for maze, player in zip(mazes, players, strict=True)]
+        return _Mazes(frames, entities, direction, np.array(ways))
 
     def _record(self, agent: TappedAgent, frames: UInt8[Tensor, "N 64 64 3"]) -> dict[str, Float[Tensor, "N D"]]:
         parts = [record_taps(agent, part, list(self.taps)) for part in frames.split(_AT_ONCE)]
@@ -198,13 +200,6 @@ class _Reading(NamedTuple):
     right: Bool[np.ndarray, " n"]
     maze: Int[np.ndarray, " n"]
     entity: Int[np.ndarray, " n"]
-
-
-def open_ways(state: State) -> int:
-    """How many of the four cells next to the player's are no wall."""
-    free = set(free_cells(state.grid != WALL))
-    x, y = int(state.entities["x"][0]), int(state.entities["y"][0])
-    return sum((x + dx, y + dy) in free for dx, dy in DIRECTION_STEPS)
 
 
 def _draw(taps: Sequence[str], intervals: Mapping[str, Interval]) -> Figure:

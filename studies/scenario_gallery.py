@@ -8,7 +8,6 @@ import numpy as np
 from environments import State
 from environments.heist import (
     COLOURS,
-    DIRECTION_STEPS,
     ENTITIES,
     add_entity,
     choice_maze,
@@ -43,6 +42,7 @@ from environments.heist import (
     walk_square,
 )
 from environments.heist.layout import Cell
+from environments.heist.random_mazes import open_ways
 from environments.state import WALL
 
 
@@ -131,7 +131,8 @@ def _walls(state: State) -> Row:
     inside = [(x, y) for x in range(left, right) for y in range(bottom, top)]
     yield "one wall open", open_walls(state, [next((x, y) for x, y in inside if state.grid[y, x] == WALL)])
     yield "all walls open", open_walls(state, inside)
-    dead_ends = [cell for cell in _free_cells(state) if _ways(state, cell) == 1]
+    floor = state.grid != WALL
+    dead_ends = [cell for cell in _free_cells(state) if open_ways(floor, cell) == 1]
     yield "dead ends closed", close_walls(state, dead_ends)
     yield "mirrored", mirror(state)
     for turns in (1, 2, 3):
@@ -237,8 +238,3 @@ def _free_cells(state: State) -> list[Cell]:
     taken = occupied_cells(state)
     cells = [(x, y) for y, x in np.argwhere(state.grid != WALL).tolist()]
     return [cell for cell in cells if cell not in taken]
-
-
-def _ways(state: State, cell: Cell) -> int:
-    padded = np.pad(state.grid != WALL, 1)
-    return sum(int(padded[cell[1] + 1 + dy, cell[0] + 1 + dx]) for dx, dy in DIRECTION_STEPS)

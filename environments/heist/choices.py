@@ -4,14 +4,20 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool
 
 from environments.heist.entities import check_name, colour_index
 from environments.heist.layout import Cell
 from environments.heist.mazes import write_maze
-from environments.heist.oracle import DIRECTION_STEPS
 from environments.heist.playable import check_playable
-from environments.heist.random_mazes import Walks, free_cells, maze_sizes, placed_floor, sample_cells, walks_from
+from environments.heist.random_mazes import (
+    Walks,
+    free_cells,
+    maze_sizes,
+    open_ways,
+    placed_floor,
+    sample_cells,
+    walks_from,
+)
 from environments.heist.scenarios import move_entity, occupied_cells
 from environments.state import WALL, State
 
@@ -61,7 +67,7 @@ def choice_maze(
     for _ in range(_ATTEMPTS):
         floor = placed_floor(rng, side, int(rng.choice(sizes)), fork)
         cells = free_cells(floor)
-        forks = [cell for cell in cells if _ways(floor, cell) >= len(entities)]
+        forks = [cell for cell in cells if open_ways(floor, cell) >= len(entities)]
         if not forks:
             continue
         player = forks[rng.integers(len(forks))]
@@ -77,12 +83,6 @@ def choice_maze(
         f"no maze was found with {', '.join(entities)} {nearest} to {nearest + spread} moves away, each in its own "
         f"direction, in {_ATTEMPTS} attempts: allow other distances, a greater spread or another size than {size}"
     )
-
-
-def _ways(floor: Bool[np.ndarray, "H W"], cell: Cell) -> int:
-    height, width = floor.shape
-    around = [(cell[0] + dx, cell[1] + dy) for dx, dy in DIRECTION_STEPS]
-    return sum(0 <= x < width and 0 <= y < height and bool(floor[y, x]) for x, y in around)
 
 
 def _choose(rng: np.random.Generator, walks: Walks, count: int, nearest: int, spread: int) -> list[Cell] | None:

@@ -113,6 +113,13 @@ def free_cells(floor: Bool[np.ndarray, "H W"]) -> list[Cell]:
     return [(x, y) for y, x in np.argwhere(floor).tolist()]
 
 
+def open_ways(floor: Bool[np.ndarray, "H W"], cell: Cell) -> int:
+    """How many of the four cells next to one are free; nothing lies beyond the world's edge."""
+    height, width = floor.shape
+    around = [(cell[0] + dx, cell[1] + dy) for dx, dy in DIRECTION_STEPS]
+    return sum(0 <= x < width and 0 <= y < height and bool(floor[y, x]) for x, y in around)
+
+
 def maze_sizes(side: int, size: int | None) -> list[int]:
     """The sizes that a maze may have in a world of `side` cells; the given one alone if there is one.
 

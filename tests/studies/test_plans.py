@@ -4,15 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from environments import EnvironmentSettings
 from environments.heist import DIRECTIONS, ENTITIES
-from environments.state import WALL
 from interpretability.choices import Choices
-from interpretability.episodes import first_states
 from networks import CustomCNN, save_weights
 from studies import Plans, plans
-from studies.plans import open_ways
-from studies.retargeting_search import choice_mazes
 
 SMALL = {"fit_levels": 240, "num_levels": 80, "distances": (1, 3), "least": 20, "num_environments": 4}
 
@@ -70,13 +65,6 @@ def test_an_agent_that_plans_one_way_is_told_from_one_that_plans_all(
     assert {row[2] for row in table.rows if row[1] == "wanted"} == {"blue_key", "green_key"}
     (mazes,) = {row[4] for row in table.rows if row[:3] == ["fc1", "other", "gem"]}
     assert mazes == 60, "three of the four triples have it"
-
-
-def test_open_ways_are_those_beside_the_player() -> None:
-    for maze, _ in choice_mazes(first_states(range(12), EnvironmentSettings()), 0, (1, 3)):
-        x, y = int(maze.entities["x"][0]), int(maze.entities["y"][0])
-        around = np.pad(maze.grid, 1, constant_values=WALL)[y : y + 3, x : x + 3]
-        assert open_ways(maze) == sum(around[place] != WALL for place in ((0, 1), (1, 0), (1, 2), (2, 1)))
 
 
 def test_refuses_what_cannot_be_read(agent: str) -> None:

@@ -14,7 +14,7 @@ from environments.heist import (
     occupied_cells,
     read_layout,
 )
-from environments.heist.random_mazes import random_floor
+from environments.heist.random_mazes import open_ways, random_floor
 from environments.state import WALL
 from interpretability.oracle_play import play_oracle_from
 
@@ -190,3 +190,11 @@ def test_impossible_keys_and_locks_say_why(states):
         keys_and_locks(states[0], rng, keys=["pink"], locks=[])
     with pytest.raises(ValueError, match=r"no maze of 5 cells .* 9 keys before 9 locks"):
         keys_and_locks(states[0], rng, keys=["red"] * 9, locks=["red"] * 9, size=5)
+
+
+def test_open_ways_are_the_free_cells_on_the_four_sides() -> None:
+    floor = np.random.default_rng(0).random((7, 9)) < 0.6
+    around = np.pad(floor, 1)
+    for y, x in np.ndindex(floor.shape):
+        sides = int(around[y, x + 1]) + around[y + 2, x + 1] + around[y + 1, x] + around[y + 1, x + 2]
+        assert open_ways(floor, (x, y)) == sides

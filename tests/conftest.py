@@ -1,9 +1,12 @@
 """Fixtures of several test files."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # or each process starts others that import torch again
 
 from tests.small_configs import save_networks
 

@@ -59,7 +59,7 @@ def test_ranks_started_together_do_not_join_an_old_unfinished_run(
     monkeypatch.delenv("PROCGEN_LENS_RUN", raising=False)
     old = start_run(tmp_path, "a", CONFIG)
     old.release()
-    long_ago = time.time() - 3600
+    long_ago = time.time() - 86_400  # the tests themselves may take an hour
     os.utime(old.folder / ".lock", (long_ago, long_ago))
     with pytest.raises(TimeoutError, match="rank 0 made no folder"):
         join_run(tmp_path, "a", CONFIG, resume=True, patience=0.0)
@@ -73,8 +73,8 @@ def test_a_rank_that_rank_zero_started_takes_the_folder_that_it_is_told(
 ) -> None:
     monkeypatch.delenv("PROCGEN_LENS_RUN", raising=False)
     first = claim_run(tmp_path, "a", CONFIG, ckpt_path=None)
-    long_ago = time.time() - 3600
-    os.utime(first.folder / ".lock", (long_ago, long_ago))  # its data took an hour to prepare
+    long_ago = time.time() - 86_400  # the tests themselves may take an hour
+    os.utime(first.folder / ".lock", (long_ago, long_ago))  # its data took long to prepare
     start_run(tmp_path, "a", CONFIG)  # another user's, of the same configuration
     assert join_run(tmp_path, "a", CONFIG, resume=False, patience=0.0).folder.samefile(first.folder)
 

@@ -206,6 +206,7 @@ def test_coverage_counts_frames_and_distinct_levels() -> None:
 
 
 def _reduce_over_two_ranks(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)  # OpenMP's threads do not outlive a fork
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     acts, reconstruction, latents, levels = torch.load(f"{folder}/data.pt")
     half = slice(0, 13) if rank == 0 else slice(13, 40)
@@ -229,7 +230,8 @@ def test_reduces_over_ranks(tmp_path: object) -> None:
     latents[0, 0] = latents[20, 1] = 1  # each fires on one rank only
     data = (acts, acts + 0.1, latents, torch.arange(40) // 4)
     torch.save(data, f"{tmp_path}/data.pt")
-    torch.multiprocessing.spawn(_reduce_over_two_ranks, (str(tmp_path),), nprocs=2)
+    # forked, for to import torch again takes much longer than what is tested
+    torch.multiprocessing.start_processes(_reduce_over_two_ranks, (str(tmp_path),), nprocs=2, start_method="fork")
     variance, sparsity, coverage = ExplainedVariance((3, 2, 2)), Sparsity(4), Coverage()
     firing = Firing(4, (2, 2))
     firing.update(latents)

@@ -1,7 +1,7 @@
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -35,6 +35,28 @@ def alone(member: SweepMember, **arguments: Any) -> ConvSAE:
     return ConvSAE(**{name: getattr(member, name) for name in names}, **(SHARED | arguments))
 
 
+class Alone(NamedTuple):
+    """What a member is that was trained alone."""
+
+    weights: dict[str, torch.Tensor]
+    since_fired: torch.Tensor
+    metrics: dict[str, torch.Tensor]
+
+
+@cache
+def trained_alone(clip: float | None) -> list[Alone]:
+    """Every member by itself, in order."""
+    found = []
+    for member in expand(ENTRIES, 8):
+        module, data = alone(member, decoder_bias="geometric_median"), PlantedData()
+        trainer = small_trainer(20, limit_val_batches=1.0, gradient_clip_val=clip)
+        torch.manual_seed(member.seed)
+        trainer.fit(module, datamodule=data)
+        trainer.validate(module, datamodule=PlantedData(), verbose=False)
+        found.append(Alone(module.sae.state_dict(), module.firing.since_fired, dict(trainer.callback_metrics)))
+    return found
+
+
 @pytest.mark.parametrize(("at_once", "clip"), [(None, None), (1, None), (8, None), (None, 0.05)])
 def test_every_member_is_what_it_would_be_alone(at_once: int | None, clip: float | None) -> None:
     """Weights, threshold, dead latents, losses and validation; with another's resampling and AuxK going on beside."""
@@ -43,18 +65,13 @@ def test_every_member_is_what_it_would_be_alone(at_once: int | None, clip: float
     trainer.fit(together, datamodule=PlantedData())
     trainer.validate(together, datamodule=PlantedData(), verbose=False)
     firing = together.firing.since_fired.split(together.objective.widths)
-    for (name, sae), member, since_fired in zip(together.saes.items(), together.members, firing, strict=True):
-        module, data = alone(member, decoder_bias="geometric_median"), PlantedData()
-        own = small_trainer(20, limit_val_batches=1.0, gradient_clip_val=clip)
-        torch.manual_seed(member.seed)
-        own.fit(module, datamodule=data)
-        own.validate(module, datamodule=PlantedData(), verbose=False)
-        for key, tensor in module.sae.state_dict().items():
+    for (name, sae), own, since_fired in zip(together.saes.items(), trained_alone(clip), firing, strict=True):
+        for key, tensor in own.weights.items():
             torch.testing.assert_close(
                 sae.state_dict()[key], tensor, atol=1e-5, rtol=1e-5, msg=lambda text, at=(name, key): f"{at}: {text}"
             )
-        assert torch.equal(since_fired, module.firing.since_fired), name
-        for key, value in own.callback_metrics.items():
+        assert torch.equal(since_fired, own.since_fired), name
+        for key, value in own.metrics.items():
             kept = trainer.callback_metrics.get(key.replace("sae/", f"sae/{name}/"), trainer.callback_metrics.get(key))
             assert kept == pytest.approx(float(value), rel=1e-4, abs=1e-5), (name, key)
 

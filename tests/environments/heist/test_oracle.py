@@ -137,8 +137,8 @@ def test_ties_are_marked():
 
 
 @pytest.mark.parametrize("mode", ["easy", "hard"])
-def test_the_oracle_solves_2000_levels(mode):
-    count = 2000
+def test_the_oracle_solves_400_levels(mode):
+    count = 400
     env = VectorEnvironment(EnvironmentSettings("heist", mode), count, seed=11)
     running, solved = np.ones(count, dtype=bool), np.zeros(count, dtype=bool)
     env.observe()
@@ -153,4 +153,4 @@ def test_the_oracle_solves_2000_levels(mode):
         if not running.any():
             break
     env.close()
-    assert solved.mean() >= 0.999
+    assert solved.all()

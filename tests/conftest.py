@@ -16,5 +16,6 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory with random networks in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr("interpretability.stored_colours._FRAMES", 64)  # fitted anew in every empty directory
     save_networks()
     return tmp_path

@@ -27,7 +27,7 @@ def _register_cuda() -> None:
     """Build pretend_gpu.cpp and load it; torch looks for CUDA once, while it is imported."""
     assert "torch" not in sys.modules, "torch is there already: start this module by itself"
     found = importlib.util.find_spec("torch")
-    assert found is not None
+    assert found is not None, "torch is not installed here"
     assert found.origin is not None
     torch_folder, built = Path(found.origin).parent, Path(tempfile.mkdtemp()) / "pretended_cuda.so"
     includes = [torch_folder / "include", sysconfig.get_path("include")]

@@ -31,7 +31,10 @@ def configuration(compile: bool) -> dict:
             callback["init_args"]["every_n_epochs"] = 2
         if "HeldOutPlay" in callback["class_path"]:
             callback["init_args"] = {"num_levels": 2, "num_environments": 2, "max_steps": 4}
-    values["trainer"]["callbacks"].append({"class_path": "ppo_resume.Between"})
+    callbacks = values["trainer"]["callbacks"]
+    if compile:  # held-out play has a batch size of its own; `Between` validates, too
+        callbacks = [callback for callback in callbacks if "HeldOutPlay" not in callback["class_path"]]
+    values["trainer"]["callbacks"] = [*callbacks, {"class_path": "ppo_resume.Between"}]
     values["model"]["init_args"]["compile"] = compile
     values["data"]["init_args"] |= {"num_environments": 4, "num_steps": 8, "num_epochs": 1, "num_minibatches": 8}
     return values

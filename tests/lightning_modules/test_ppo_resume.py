@@ -74,8 +74,9 @@ def assert_same_training(one: dict, other: dict):
     assert drawn[0] == drawn[1]
 
 
-def test_a_killed_process_goes_on_bit_for_bit(workplace):
-    Path("run.yaml").write_text(yaml.safe_dump(configuration(compile=True)))
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])
+def test_a_killed_process_goes_on_bit_for_bit(workplace, compile):
+    Path("run.yaml").write_text(yaml.safe_dump(configuration(compile)))
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "2",

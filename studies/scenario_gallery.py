@@ -42,7 +42,7 @@ from environments.heist import (
     walk_square,
 )
 from environments.heist.layout import Cell
-from environments.heist.random_mazes import open_ways
+from environments.heist.random_mazes import free_cells, open_ways
 from environments.state import WALL
 
 
@@ -236,5 +236,4 @@ def _deconfounded(state: State, seed: int) -> Row:
 def _free_cells(state: State) -> list[Cell]:
     """Free and empty cells, from the lower left on."""
     taken = occupied_cells(state)
-    cells = [(x, y) for y, x in np.argwhere(state.grid != WALL).tolist()]
-    return [cell for cell in cells if cell not in taken]
+    return [cell for cell in free_cells(state.grid != WALL) if cell not in taken]

@@ -56,6 +56,7 @@ _DOING_NOTHING = (
     *("_lazy_init", "set_device", "synchronize", "empty_cache"),
     *("manual_seed", "manual_seed_all", "set_rng_state", "set_rng_state_all"),
 )
+_WITHOUT_A_NETWORK = ("scenarios", "label_correlations")  # what need not do anything on a GPU
 _counted = 0
 
 
@@ -241,7 +242,10 @@ def check_the_instrument() -> None:
 
 
 def main(names: list[str]) -> int:
-    """Run the named configurations (`sae_conv4`) and studies (`studies/watch`), or all; the exit code."""
+    """Run the named configurations (`sae_conv4`) and studies (`studies/watch`), or all; the exit code.
+
+    One fails by an exception, by an exit code, or by having done nothing on the GPU.
+    """
     with pretended():
         check_the_instrument()
         import analyse
@@ -258,22 +262,25 @@ def main(names: list[str]) -> int:
             os.chdir(tempfile.mkdtemp(prefix=f"{file.stem}_"))
             save_networks()
             small, before, began = Path(file.name), _counted, time.monotonic()
+            code: Any = 1
             try:
                 if file.parent.name == "studies":
                     values = yaml.safe_load(file.read_text())
                     shrink_study(values["study"])
                     small.write_text(yaml.safe_dump(values))
-                    analyse.main(["--config", str(small)])
+                    code = analyse.main(["--config", str(small)])
                 else:
                     arguments = shrink(file)
                     values = yaml.safe_load(small.read_text())
                     values["trainer"] |= {"accelerator": "gpu", "inference_mode": False}
                     small.write_text(yaml.safe_dump(values))
-                    train.main(arguments)
-            except Exception:
+                    code = train.main(arguments)
+            except (Exception, SystemExit):
                 traceback.print_exc()
+            operations = _counted - before
+            if code or not (operations or file.stem in _WITHOUT_A_NETWORK):
                 failed.append(file.stem)
-            done = {"operations_on_gpu": _counted - before, "seconds": round(time.monotonic() - began)}
+            done = {"operations_on_gpu": operations, "seconds": round(time.monotonic() - began)}
             print(json.dumps({"name": file.stem, "failed": file.stem in failed, **done}), flush=True)
     print(json.dumps({"run": len(files), "failed": failed}))
     return int(bool(failed))

@@ -56,7 +56,7 @@ _DOING_NOTHING = (
     *("_lazy_init", "set_device", "synchronize", "empty_cache"),
     *("manual_seed", "manual_seed_all", "set_rng_state", "set_rng_state_all"),
 )
-_WITHOUT_A_NETWORK = ("scenarios", "label_correlations")  # what need not do anything on a GPU
+_WITHOUT_A_NETWORK = ("scenarios",)  # what need not do anything on a GPU
 _counted = 0
 
 

@@ -12,7 +12,7 @@ from networks.jumprelu_sae import JumpReLUSAE
 from networks.linear_readout import Direction, LinearReadout
 from networks.matryoshka_sae import MatryoshkaSAE
 from networks.policy import Policy, log_probabilities, sample_actions
-from networks.precision import Precision, autocast
+from networks.precision import DEFAULT_PRECISION, Precision, autocast
 from networks.residual_impala import ResidualImpala
 from networks.sae_base import AnyProgress, Progress, RowTerms, SAEBase
 from networks.sae_lens_format import load_sae_lens, save_sae_lens
@@ -32,6 +32,7 @@ from networks.weights import (
 )
 
 __all__ = [
+    "DEFAULT_PRECISION",
     "GAMMA",
     "MAX_RETURN",
     "AgentOutput",

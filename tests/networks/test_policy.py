@@ -1,7 +1,6 @@
-import pytest
 import torch
 
-from networks import autocast, log_probabilities, sample_actions
+from networks import log_probabilities, sample_actions
 
 
 def test_sampling_follows_the_softmax():
@@ -23,12 +22,3 @@ def test_log_probabilities_agree_with_torch_distributions():
     actions = torch.randint(15, (10,))
     expected = torch.distributions.Categorical(logits=logits).log_prob(actions)
     torch.testing.assert_close(log_probabilities(logits, actions), expected)
-
-
-def test_precision_names():
-    with autocast("bf16"):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
-    with autocast("bf16"), autocast("fp32"):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
-    with pytest.raises(ValueError, match="fp64"):
-        autocast("fp64")  # type: ignore[arg-type]

@@ -5,17 +5,18 @@ import dataclasses
 import gc
 import io
 import os
+import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8
 
 from environments.levels import TRAINING_COUNT, TRAINING_START
-from environments.state import State
+from environments.state import END_MARKER, State
 
-DistributionMode = Literal["easy", "hard", "extreme", "memory", "exploration"]
+DistributionMode = Literal["easy", "hard", "extreme", "memory"]
 FRAME_SHAPE = (64, 64, 3)
 NUM_ACTIONS = 15
 _FUNCTIONS = ("libenv_act", "libenv_observe", "libenv_close", "get_state", "set_state")
@@ -52,6 +53,8 @@ class EnvironmentSettings:
                 f"start_level {self.start_level} with num_levels {self.num_levels} is no range of level seeds: "
                 "both must be positive and end below 2**31 (num_levels 0 would make procgen ignore start_level)"
             )
+        if self.num_threads is not None and self.num_threads < 0:  # procgen would end the whole process
+            raise ValueError(f"num_threads is {self.num_threads}: give at least 0, or null for one a CPU")
 
     def as_dict(self) -> dict[str, str | int | None]:
         """The settings by name."""
@@ -90,13 +93,13 @@ class VectorEnvironment:
     def __init__(self, settings: EnvironmentSettings, num_environments: int, seed: int = 0) -> None:
         # gym, which procgen imports only to register itself, prints a notice on import.
         with contextlib.redirect_stderr(io.StringIO()):
-            from procgen.env import DISTRIBUTION_MODE_DICT, ENV_NAMES
+            from procgen.env import ENV_NAMES
         if settings.game not in ENV_NAMES:
             raise ValueError(f"procgen has no game {settings.game!r}: choose one of {', '.join(ENV_NAMES)}")
-        if settings.distribution_mode not in DISTRIBUTION_MODE_DICT:
+        if settings.distribution_mode not in get_args(DistributionMode):
             raise ValueError(
-                f"procgen has no distribution mode {settings.distribution_mode!r}: "
-                f"choose one of {', '.join(DISTRIBUTION_MODE_DICT)}"
+                f"there is no distribution mode {settings.distribution_mode!r}: "
+                f"choose one of {', '.join(get_args(DistributionMode))}"
             )
         games = _GAMES_WITH.get(settings.distribution_mode, ENV_NAMES)
         if settings.game not in games:
@@ -135,10 +138,6 @@ class VectorEnvironment:
             for name in _FUNCTIONS:
                 getattr(environment._c_lib, name)
             return environment
-        except AssertionError as error:
-            raise ValueError(
-                f"procgen refuses {settings.game} in distribution mode {settings.distribution_mode!r}: {error}"
-            ) from error
         finally:
             if collecting:
                 gc.enable()
@@ -170,10 +169,21 @@ class VectorEnvironment:
         return states
 
     def set_states(self, states: Sequence[bytes], slots: Sequence[int] | None = None) -> None:
-        """Put saved or edited states into the given slots (all by default); their frames are rendered anew."""
+        """Put saved or edited states into the given slots (all by default); their frames are rendered anew.
+
+        Raises:
+            ValueError: not one state a slot, or bytes that are no whole state of this game, at which procgen would end
+                the process.
+        """
         chosen = range(self.num_environments) if slots is None else slots
         if len(states) != len(chosen):
             raise ValueError(f"{len(states)} states for {len(chosen)} slots: give one state a slot")
+        name = self.settings.game.encode()
+        begin = struct.pack("<i", len(name)) + name  # after the version
+        if not all(state.startswith(begin, 4) and state.endswith(END_MARKER) for state in states):
+            raise ValueError(
+                f"these are not all whole states of {self.settings.game}: pass what get_states() of that game returned"
+            )
         for slot, state in zip(chosen, states, strict=True):
             self._env.call_c_func("set_state", slot, state, len(state))
 
@@ -182,10 +192,15 @@ class VectorEnvironment:
 
         Slots that are not named keep their episode and their frame. When a placed level ends, the slot plays the
         same level again until it is given another.
+
+        Raises:
+            ValueError: not one seed a slot, or one that is no level's.
         """
         chosen = range(self.num_environments) if slots is None else slots
         if len(seeds) != len(chosen):
             raise ValueError(f"{len(seeds)} level seeds for {len(chosen)} slots: give one seed a slot")
+        if wrong := [int(seed) for seed in seeds if not 0 <= seed < 2**31 - 1]:
+            raise ValueError(f"{wrong[0]} is no level seed: give 0 to {2**31 - 2}")
         self.set_states([self._first_state(int(seed)) for seed in seeds], chosen)
 
     def _first_state(self, seed: int) -> bytes:

@@ -100,6 +100,8 @@ def test_seeds_fix_the_levels():
         ({"start_level": 2**31 - 1}, "start_level"),
         ({"game": "heists"}, "choose one of .*heist"),
         ({"distribution_mode": "simple"}, "choose one of easy"),
+        ({"distribution_mode": "exploration"}, "choose one of easy"),
+        ({"num_threads": -1}, "num_threads is -1"),
         ({"game": "coinrun", "distribution_mode": "memory"}, "only for caveflyer.*heist"),
         ({"game": "heist", "distribution_mode": "extreme"}, "only for chaser"),
     ],
@@ -107,6 +109,22 @@ def test_seeds_fix_the_levels():
 def test_wrong_settings_are_named(settings, reason):
     with pytest.raises(ValueError, match=reason):
         VectorEnvironment(EnvironmentSettings(**settings), 2)
+
+
+def test_states_that_procgen_would_end_the_process_at_are_refused(env):
+    states = env.get_states()
+    maze = VectorEnvironment(EnvironmentSettings("maze", num_threads=0), 1)
+    for wrong in (maze.get_states()[0], states[0][:-100], b""):
+        with pytest.raises(ValueError, match="not all whole states of heist"):
+            env.set_states([states[1], wrong], [0, 1])
+    maze.close()
+    assert env.get_states() == states
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31 - 1])
+def test_seeds_of_no_level_are_refused(env, seed):
+    with pytest.raises(ValueError, match=f"{seed} is no level seed"):
+        env.play_levels([3, seed], [0, 1])
 
 
 def test_held_out_levels_stay_in_their_split():

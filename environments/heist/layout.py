@@ -13,6 +13,7 @@ LOCK: Final = 1
 KEY: Final = 2
 GEM: Final = 9
 KEY_ON_RING: Final = 11
+_WORLD_DIMS: Final = (9, 13, 23)  # easy, hard, memory
 
 GEM_REWARD: Final = 10.0
 """What the game pays, once, for the gem."""
@@ -59,7 +60,8 @@ class HeistPart:
             ValueError: the state is of another game.
         """
         numbers = struct.unpack(f"<{len(tail) // 4}i", tail)
-        if len(numbers) < 4 or len(numbers) != 4 + numbers[2]:
+        # the part of fruitbot in hard mode is as long as one of heist without keys
+        if len(numbers) < 4 or len(numbers) != 4 + numbers[2] or numbers[1] not in _WORLD_DIMS:
             raise ValueError("this state is not one of heist: only heist has keys, locks and an oracle here")
         num_keys, world_dim, count = numbers[:3]
         return cls(num_keys, world_dim, [bool(flag) for flag in numbers[3 : 3 + count]])

@@ -50,7 +50,8 @@ def test_the_heist_part_round_trips_and_other_games_are_refused():
     tails = [State.from_bytes(data).tail for data in heist.get_states()]
     assert [HeistPart.from_tail(tail).to_tail() for tail in tails] == tails
     heist.close()
-    maze = VectorEnvironment(EnvironmentSettings("maze", "easy"), 1)
-    with pytest.raises(ValueError, match="not one of heist"):
-        label_states(maze.get_states())
-    maze.close()
+    for game, mode in (("maze", "easy"), ("fruitbot", "hard")):
+        other = VectorEnvironment(EnvironmentSettings(game, mode), 1)
+        with pytest.raises(ValueError, match="not one of heist"):
+            label_states(other.get_states())
+        other.close()

@@ -5,12 +5,12 @@ import numpy as np
 from environments.heist.layout import KEY, LOCK, HeistPart, read_layout
 from environments.heist.oracle import plan
 from environments.heist.random_mazes import free_cells, walks_from
-from environments.heist.scenarios import copy_state
+from environments.heist.scenarios import copy_state, put_at
 from environments.state import WALL, State
 
 
 def scatter_player(state: State, rng: np.random.Generator) -> State:
-    """The same level at a random stage of its shortest solution, the player in a random cell that is open to it then.
+    """The same level at a random stage of its shortest solution, the player at rest in a random cell open to it then.
 
     A number of moves is drawn uniformly and taken along the solution, picking up keys and opening locks; the cell is
     drawn uniformly among those reachable from there without a further pickup. So every stage of long levels is met as
@@ -53,5 +53,5 @@ def _at_stage(state: State, held: int, closed: set[int], cell: int, side: int) -
     taken = (kinds == KEY) & (held >> colours.clip(0, 30) & 1 > 0)
     opened = (kinds == LOCK) & ~np.isin(places, list(closed))
     edited.entities = edited.entities[~(taken | opened)]
-    edited.entities["x"][0], edited.entities["y"][0] = cell % side + 0.5, cell // side + 0.5
+    put_at(edited, 0, cell % side + 0.5, cell // side + 0.5)
     return edited

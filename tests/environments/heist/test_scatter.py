@@ -59,6 +59,13 @@ def test_scattered_levels_are_places_that_play_could_have_led_to(env):
     assert len({cell for _, cell in stages}) > 20
 
 
+def test_a_moving_player_comes_to_rest(env):
+    state = State.from_bytes(env.get_states()[0])
+    state.entities["vx"][0] = 0.3
+    player = scatter_player(state, np.random.default_rng(0)).entities[0]
+    assert player["vx"] == player["vy"] == 0
+
+
 def test_scattered_levels_can_be_played_to_the_end(env):
     rng = np.random.default_rng(1)
     scattered = [scatter_player(State.from_bytes(data), rng).to_bytes() for data in env.get_states()]

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -105,9 +106,11 @@ class ActivationCache:
     def missing_bytes(self) -> int:
         """Disk that building the missing shards takes."""
         missing = self.missing()
-        if not missing:
-            return 0
-        return self._recorder.frame_bytes() * sum(self._shards[index][1] for index in missing)
+        return self._frame_bytes * sum(self._shards[index][1] for index in missing) if missing else 0
+
+    @cached_property
+    def _frame_bytes(self) -> int:
+        return self._recorder.frame_bytes()
 
     def check(self) -> None:
         """Compare every finished shard with its checksum, once for each object.
@@ -169,8 +172,7 @@ class ActivationCache:
         rows = self._recorder.block(index, frames, progress)
         partial = path.with_suffix(".partial")
         with self._writing(partial):
-            save_file(rows | _channel_sums(rows), partial)
-            flush(partial)
+            write_atomically(partial, lambda aside: save_file(rows | _channel_sums(rows), aside))
             return {"bytes": partial.stat().st_size, "sha256": _sha256(partial)}
 
     def _enter(self, path: Path, record: dict[str, Any]) -> None:
@@ -266,8 +268,16 @@ def refuse_if_too_large(caches: Sequence[ActivationCache]) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that the system releases when the process ends, however it ends."""
-    with path.open("w") as file:
+    """Hold a lock that the system releases when the process ends, however it ends.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({error}): set cache_dir to a folder you may write") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

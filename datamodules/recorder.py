@@ -119,7 +119,6 @@ class Recorder:
         maps = [shape[1] * shape[2] if len(shape) == 3 else 1 for shape in (agent.taps[tap] for tap in self.taps)]
         self.rows_per_frame = 1 if positions_per_frame is None else min(positions_per_frame, *maps)
         self._environment: VectorEnvironment | None = None
-        self._frame_bytes = 0
 
     def description(self) -> dict[str, Any]:
         """Everything that decides the rows, as primitives: two recorders that agree here record the same."""
@@ -249,17 +248,14 @@ class Recorder:
         return torch.rand(frames, positions, generator=noise).topk(self.rows_per_frame).indices
 
     def frame_bytes(self) -> int:
-        """Bytes of one frame's rows, found once by recording one step."""
-        if self._frame_bytes:
-            return self._frame_bytes
+        """Bytes of one frame's rows, found by recording one step."""
         noise = torch.Generator().manual_seed(0)
         game = self._game(np.random.default_rng(0))
         game.begin(0)
         labels = label_states(game.states()) if self.labels else None
         columns = self._columns(game.look().activations, game, labels, noise)
         outcome_bytes = 2 * 8 * self.rows_per_frame if self.labels else 0
-        self._frame_bytes = sum(column.nbytes for column in columns.values()) // self.play.environments + outcome_bytes
-        return self._frame_bytes
+        return sum(column.nbytes for column in columns.values()) // self.play.environments + outcome_bytes
 
     def close(self) -> None:
         """Free the environment; the next block makes a new one."""

@@ -109,7 +109,6 @@ class TrajectoryRecorder:
         self.agent = None if agent is None else agent.to(device)
         self.precision, self.seed, self.device = precision, seed, torch.device(device)
         self._environment: VectorEnvironment | None = None
-        self._frame_bytes = 0
 
     @property
     def forks(self) -> bool:
@@ -176,10 +175,8 @@ class TrajectoryRecorder:
 
     def frame_bytes(self) -> int:
         """Bytes that a frame takes on average, found by recording a few."""
-        if not self._frame_bytes:
-            rows = self.block(0, _SAMPLE_FRAMES)
-            self._frame_bytes = -(-sum(column.nbytes for column in rows.values()) // len(rows["actions"]))
-        return self._frame_bytes
+        rows = self.block(0, _SAMPLE_FRAMES)
+        return -(-sum(column.nbytes for column in rows.values()) // len(rows["actions"]))
 
     def close(self) -> None:
         """Free the environment; the next block makes a new one."""

@@ -313,6 +313,28 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         make(tmp_path / "file").build()
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    (cache.folder / "lock").mkdir(parents=True)  # root may write anywhere else
+    with pytest.raises(ValueError, match=r"cannot write \S+/lock .*set cache_dir"):
+        cache.build()
+
+
+def test_shards_may_be_read_by_whom_other_files_may(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    cache.build()
+    assert {path.stat().st_mode for path in shards(cache)} == {(cache.folder / "manifest.json").stat().st_mode}
+
+
+def test_a_frame_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, asked = ToyRecorder(), []
+    monkeypatch.setattr(recorder, "frame_bytes", lambda: asked.append(0) or 10)
+    cache = make(tmp_path, recorder)
+    refuse_if_too_large([cache])
+    cache.build()
+    assert len(asked) == 1
+
+
 def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
     recorder = ToyRecorder()
     cache = make(tmp_path, recorder)

@@ -29,7 +29,7 @@ class StateRecorder:
         seed: fixes levels and edits.
 
     Raises:
-        ValueError: another game than heist.
+        ValueError: another game than heist, or an edit without a name of its own.
     """
 
     taps: tuple[str, ...] = ()
@@ -38,6 +38,8 @@ class StateRecorder:
     def __init__(self, settings: EnvironmentSettings, edit: StateEdit, *, frames_per_block: int, seed: int = 0) -> None:
         if settings.game != "heist":
             raise ValueError(f"states of heist can be edited and labelled, not those of {settings.game}: choose heist")
+        if "<" in getattr(edit, "__qualname__", "<none>"):
+            raise ValueError(f"{edit} has no name by which its frames are found again: give a function of a module")
         self.settings, self.edit, self.seed, self._block_frames = settings, edit, seed, frames_per_block
         self._environment: VectorEnvironment | None = None
 

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -55,3 +57,6 @@ def test_a_block_depends_on_its_own_index_only() -> None:
 def test_other_games_are_refused() -> None:
     with pytest.raises(ValueError, match="states of heist"):
         StateRecorder(EnvironmentSettings(game="maze"), scatter_player, frames_per_block=8)
+    for nameless in (lambda state, rng: state, partial(scatter_player)):
+        with pytest.raises(ValueError, match="give a function of a module"):
+            StateRecorder(LEVELS, nameless, frames_per_block=8)

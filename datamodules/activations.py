@@ -164,26 +164,28 @@ class ActivationDataModule(LightningDataModule):
         """Whole maps with frames from validation levels; every frame once. Iterate as often as needed."""
         return ValidationLoader(self._validation_cache, self.validation_batch_size, **self._ranks())
 
-    @property
-    def _epoch_sizes(self) -> dict[str, int]:
-        """What the number of batches in an epoch hangs on."""
-        return {
-            "num_frames": self.num_frames,
-            "batch_size": self.batch_size,
-            "world_size": self._ranks()["world"],
-        }
-
     def state_dict(self) -> dict[str, Any]:
         """Where training stands in the data."""
-        return {**vars(self._position), **self._epoch_sizes}
+        return vars(self._position) | self._drawn_from()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where training stood; where an epoch is no longer of the same batches it begins again."""
-        changed = [name for name, size in self._epoch_sizes.items() if state_dict[name] != size]
+        # Checkpoints of before tell less of this
+        changed = [name for name, value in self._drawn_from().items() if state_dict.get(name, value) != value]
         if changed:
             rank_zero_info(f"{' and '.join(changed)} changed since the checkpoint: this epoch's data begin again")
         self._position.epoch, self._position.block = state_dict["epoch"], state_dict["block"]
         self._position.batch = 0 if changed else state_dict["batch"]
+
+    def _drawn_from(self) -> dict[str, Any]:
+        """Everything that an epoch's batches depend on, as primitives."""
+        return {
+            "num_frames": self.num_frames,
+            "batch_size": self.batch_size,
+            "world_size": self._ranks()["world"],
+            "source": self.source,
+            "recording": self._training_cache.folder.name,  # everything that decides the rows
+        }
 
     def teardown(self, stage: str) -> None:
         """Free the environments."""

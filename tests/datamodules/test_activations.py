@@ -153,6 +153,17 @@ def test_an_epoch_of_other_batches_begins_again(agent_path: str, cache_dir: str,
     assert vars(data._position) == {"epoch": 3, "batch": 0, "block": 9}
 
 
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"positions_per_frame": 2}, {"source": "stream"}])
+def test_an_epoch_of_other_rows_begins_again(agent_path: str, cache_dir: str, changes: dict[str, Any]) -> None:
+    state = make(agent_path, cache_dir).state_dict() | {"epoch": 3, "batch": 5}
+    data = make(agent_path, cache_dir, **changes)
+    data.load_state_dict(state)
+    assert (data._position.epoch, data._position.batch) == (3, 0)
+    del state["source"], state["recording"]  # a checkpoint of before
+    data.load_state_dict(state)
+    assert data._position.batch == 5
+
+
 def test_training_maps_with_frames_and_labels(agent_path: str, cache_dir: str) -> None:
     data = make(
         agent_path, cache_dir, positions_per_frame=None, frames=True, labels=True, batch_size=8, taps=["conv3a", "fc1"]

@@ -27,7 +27,6 @@ CONTROLS: tuple[Control, ...] = ("pixels", "pixels_pca", "random_agent")
 _ENVIRONMENT = EnvironmentSettings()
 # few levels teach no rule; in longer play, levels that the agent is stuck in would fill the data
 PROBED_PLAY = PlaySettings(environments=64, steps=16, every=4)
-_PATH_ROWS = 25_000  # of `lightning_modules.LinearProbe`, where it is not asked
 _BYTES_OF_LOSSES = 4_000  # of a row: scores, slopes and answers, by 60 outputs of all targets and as many shuffled
 _BYTES_OF_SPECTRUM = 4 + 8 + 8 + 16  # of a moment: itself, in float64, of eigenvectors, of LAPACK's workspace
 _AT_ONCE = 64  # frames of one pass: of more, maps of 64 x 64 no longer fit into a processor's cache
@@ -165,7 +164,7 @@ class ProbeDataModule(LightningDataModule):
         converge), then the losses of all targets.
         """
         training, fitted = self.frames["training"], self.frames["training"] + self.frames["validation"]
-        path = getattr(self.trainer and self.trainer.lightning_module, "path_rows", _PATH_ROWS)
+        path = getattr(self.trainer and self.trainer.lightning_module, "path_rows", training)
         rows, losses = fitted + (path if path < training else 0), _BYTES_OF_LOSSES * training
         held, fits = Counter[str](), Counter[str]()
         for network, _, shape, reduced in self.subjects:

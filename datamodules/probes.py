@@ -196,12 +196,31 @@ class ProbeDataModule(LightningDataModule):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """How many subjects are done."""
-        return {"done": self.done}
+        """How many subjects are done, and what decides them and their frames."""
+        return {"done": self.done, **self._fitted_on()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the next subject."""
+        """Go on with the next subject.
+
+        Raises:
+            ValueError: those that are done were other ones, or fitted on other frames.
+        """
+        # Checkpoints of before tell less of this
+        same = all(state_dict.get(name, value) == value for name, value in self._fitted_on().items())
+        if state_dict["done"] and not same:
+            raise ValueError(
+                "ckpt_path: the probes of this checkpoint were fitted on other frames, or on taps in another order: "
+                "use its own configuration, or start without ckpt_path"
+            )
         self.done = state_dict["done"]
+
+    def _fitted_on(self) -> dict[str, Any]:
+        """What one run's probes have in common, as primitives."""
+        fitted = [cache for split, cache in self._caches.items() if split != "test"]
+        return {
+            "subjects": [[subject.network, subject.tap, *subject.reduced] for subject in self.subjects],
+            "frames": [f"{cache.folder.name}-{cache.frames}" for cache in fitted],
+        }
 
     @cached_property
     def random_agent(self) -> TappedNetwork:

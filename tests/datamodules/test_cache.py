@@ -327,12 +327,12 @@ def test_shards_may_be_read_by_whom_other_files_may(tmp_path: Path) -> None:
 
 
 def test_a_frame_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder, asked = ToyRecorder(), []
-    monkeypatch.setattr(recorder, "frame_bytes", lambda: asked.append(0) or 10)
+    recorder, answers = ToyRecorder(), iter([10])
+    monkeypatch.setattr(recorder, "frame_bytes", lambda: next(answers))  # asked again, it raises
     cache = make(tmp_path, recorder)
     refuse_if_too_large([cache])
     cache.build()
-    assert len(asked) == 1
+    assert not list(answers)
 
 
 def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:

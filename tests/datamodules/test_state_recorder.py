@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from datamodules.recorder import LABELS
-from datamodules.state_recorder import StateRecorder
+from datamodules.state_recorder import StateEdit, StateRecorder
 from environments import EnvironmentSettings, State, VectorEnvironment
 from environments.heist import move_entity, read_layout, scatter_player
 
@@ -57,6 +57,7 @@ def test_a_block_depends_on_its_own_index_only() -> None:
 def test_other_games_are_refused() -> None:
     with pytest.raises(ValueError, match="states of heist"):
         StateRecorder(EnvironmentSettings(game="maze"), scatter_player, frames_per_block=8)
-    for nameless in (lambda state, rng: state, partial(scatter_player)):
+    edits: tuple[StateEdit, ...] = (lambda state, rng: state, partial(scatter_player))
+    for nameless in edits:
         with pytest.raises(ValueError, match="give a function of a module"):
             StateRecorder(LEVELS, nameless, frames_per_block=8)

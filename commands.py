@@ -9,9 +9,11 @@ import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
@@ -40,6 +42,11 @@ _NOISE = (
     "- a dict ",
 )
 _MISPLACED = "Not a valid subclass of"
+# One of several types that are accepted; where there is but one, the value stands on the same line.
+_KIND = re.compile(
+    r"(?:Expected a|Import path does not correspond to a) "
+    r"((?!<class 'NoneType'>)(?:<class|typing\.|collections\.|subclass of)(?!.*\. Got value: ).+)"
+)
 # What only the other command takes, by its first word.
 _COMMANDS = {"study": "analyse.py", "model": "train.py", "data": "train.py", "trainer": "train.py"}
 # A message about a class that is given as a Callable[[arguments], base]; what it had goes to the end of the line.
@@ -121,14 +128,37 @@ class OneMessageParser(LightningArgumentParser):
         """As jsonargparse; a null given to a class inside a class reaches the inner parser as Python's word for it."""
         if isinstance(args, list):
             args = [re.sub(r"^(--[^=]+)=None$", r"\1=null", str(argument)) for argument in args]
-        return super().parse_args(args, *rest, **kwargs)
+        try:
+            return super().parse_args(args, *rest, **kwargs)
+        except UnicodeDecodeError as error:  # jsonargparse expects text in every file
+            self.error(str(error), error)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong and what would be right; exit code 2."""
         if not self.exit_on_error:  # the parser of one class inside another: the outer one explains
             super().error(message, ex)
-        sys.stderr.write(f"error: {explain(message, self, _names(ex))}\n")
+        unreadable = next(filter(None, map(_unreadable, config_files(self.args))), "")
+        sys.stderr.write(f"error: {unreadable or explain(message, self, _names(ex))}\n")
         raise SystemExit(2)
+
+
+def _unreadable(path: str) -> str:
+    """Why a file given as `--config` holds no settings, which jsonargparse says without its name; empty if it does."""
+    file = Path(path)
+    if file.is_dir():
+        return f"--config: {path} is a folder: give a file in it"
+    if not file.is_file():
+        there = {known.stem: str(known) for known in (*Path("configs").rglob("*.yaml"), *file.parent.glob("*.yaml"))}
+        near = difflib.get_close_matches(file.stem, there, n=1)
+        return f"--config: there is no file {path}{f'; did you mean {there[near[0]]}?' if near else ''}"
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        return f"--config: {path}{line}: {error.problem}; mend that line (YAML is indented with spaces, not tabs)"
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        return f"--config: {path} is no YAML file that can be read: {one_line(error)}"
+    return "" if isinstance(settings, dict) else f"--config: {path} holds no settings by name, such as model: or study:"
 
 
 def explain(message: str, parser: ArgumentParser, names: Mapping[str, str] | None = None) -> str:
@@ -142,6 +172,7 @@ def explain(message: str, parser: ArgumentParser, names: Mapping[str, str] | Non
     Only the form of the messages of jsonargparse 4 is relied on; one that is not recognised is shown as it is.
     """
     path: list[str] = []
+    kinds: list[str] = []  # what a union takes that are no classes with arguments of their own
     class_path = ""
     misplaced = ""
     skipped = 0
@@ -160,6 +191,11 @@ def explain(message: str, parser: ArgumentParser, names: Mapping[str, str] | Non
         elif problem := re.fullmatch(r"Problem with given class_path '(.+)':", text):
             class_path = problem[1]
             path.append("init_args")
+            kinds.clear()
+        elif kind := _KIND.fullmatch(text):
+            kinds.append(kind[1])
+        elif kinds and not misplaced and (given := re.fullmatch("Given value: (.*)", text)):
+            return f"{'.'.join(path)}: Expected a {' or '.join(kinds)}. Got value: {given[1]}"
         elif text.startswith(_MISPLACED):
             misplaced = misplaced or text
         elif not (text.startswith(_NOISE) or line.startswith(_NOISE)):
@@ -184,10 +220,14 @@ def _leaf(text: str, path: list[str], class_path: str, parser: ArgumentParser, s
         return f"{match[1]} is a configuration: write --config {match[1]}"
     if match := re.fullmatch(r"unrecognized arguments: --([^ =]+)(?:[ =].*)?", text):
         return _unknown(match[1], where, owner, _keys(class_path, parser, skipped))
-    if match := re.fullmatch(r"module '(.+)' has no attribute '(.+)'", text):
-        names = [name for name in dir(importlib.import_module(match[1])) if not name.startswith("_")]
-        key = where.removesuffix("init_args") + "class_path"
-        return f"{key}: {match[1]} has no class {match[2]}{_nearest(match[2], names)}"
+    key = where.removesuffix("init_args") + "class_path"
+    if match := re.fullmatch(r"(--\S+\.help: )?module '(.+)' has no attribute '(.+)'", text):
+        names = [name for name in dir(importlib.import_module(match[2])) if not name.startswith("_")]
+        return f"{match[1] or f'{key}: '}{match[2]} has no class {match[3]}{_nearest(match[3], names)}"
+    if match := re.fullmatch(r"No module named '(.+)'", text):
+        return f"{key}: there is no module {match[1]}; check its name, or put its folder on PYTHONPATH"
+    if match := re.fullmatch(r"Expected a dot import path string: (.+)", text):
+        return f"{where}: there is no class {match[1]}; give its whole path, as in module.Class"
     return f"{where}: {text}" if where else text
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -53,8 +54,12 @@ class TrainCLI(LightningCLI):
             kwargs["logger"] = [board, *(logger for logger in others if logger not in (None, True))]
         try:
             return super().instantiate_trainer(**kwargs)
-        except USER_ERRORS:
-            self.run.discard()
+        except BaseException as error:
+            run.discard()
+            if isinstance(error, (TypeError, *USER_ERRORS)):  # the first is Lightning's of impossible devices
+                no_gpu = given.accelerator == "gpu" and not torch.accelerator.is_available()
+                mend = "; give --trainer.accelerator auto" if no_gpu else ""
+                raise ValueError(f"trainer: {one_line(error)}{mend}") from error
             raise
 
 
@@ -91,6 +96,11 @@ def main(args: list[str] | None = None) -> int:
             cli.run.discard()
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # of which Lightning makes a SystemExit once it is at work
+        if cli is not None:
+            raise
+        print("interrupted before any work", file=sys.stderr)
+        return 130
     except SystemExit as stop:  # what Lightning makes of Ctrl-C and SIGTERM; --help and wrong keys come before
         if cli is None:
             raise

@@ -100,7 +100,16 @@ def test_further_loggers_keep_the_runs_own_folder_first(tiny: list[str]) -> None
         (["--model.class_path", "tiny_training.TinyModul"], ["model.class_path", "did you mean TinyModule?"]),
         (["--model.init_args.lr", "fast"], ["model.init_args.lr", "float", "fast"]),
         (["--model", "3"], ["model", "3"]),
-        (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["--config", "nowhere.yaml"], ["--config: there is no file nowhere.yaml"]),
+        (["--config", "tinny.yaml"], ["there is no file tinny.yaml; did you mean tiny.yaml?"]),
+        (["--config", "."], ["--config: . is a folder"]),
+        (["--trainer.precision", "17"], ["trainer.precision", "'bf16-mixed'", "Got value: 17"]),
+        (["--trainer.max_epochs", "1.5"], ["trainer.max_epochs: Expected a <class 'int'>. Got value: 1.5"]),
+        (["--trainer.callbacks", "callbacks.Throughputt"], ["callbacks has no class Throughputt", "Throughput?"]),
+        (["--trainer.callbacks", "nowhere.Throughput"], ["trainer.callbacks.class_path: there is no module nowhere"]),
+        (["--model", "TinyModul"], ["model: there is no class TinyModul; give its whole path"]),
+        (["--model", "tiny_training.TinyData"], ["subclass of LightningModule. Got value: tiny_training.TinyData"]),
+        (["--model.help", "tiny_training.TinyModul"], ["--model.help: tiny_training has no class", "TinyModule?"]),
     ],
 )
 def test_wrong_key_is_one_message_before_any_work(
@@ -115,6 +124,26 @@ def test_wrong_key_is_one_message_before_any_work(
     for part in expected:
         assert part in said[0]
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"", "wrong.yaml holds no settings"),
+        (b"- a\n", "wrong.yaml holds no settings"),
+        (b"model:\n\twidth: 3\n", "wrong.yaml, line 2: found character '\\t'"),
+        (b"model:\n  a: 1\n b: 2\n", "wrong.yaml, line 3: "),
+        (b"# caf\xe9\nmodel: {}\n", "wrong.yaml is no YAML file that can be read"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_named(
+    tiny: list[str], capsys: pytest.CaptureFixture[str], text: bytes, expected: str
+) -> None:
+    Path("wrong.yaml").write_bytes(text)
+    with pytest.raises(SystemExit, match="2"):
+        train.main([*tiny, "--config", "wrong.yaml"])
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"error: --config: {expected}")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +178,14 @@ def test_wrong_key_in_a_file(
         (["--ckpt_path", "nowhere.ckpt"], "--ckpt_path: there is no file nowhere.ckpt"),
         (["--ckpt_path", __file__], "test_train.py is no checkpoint, or was cut short"),
         (["--ckpt_path", SHIPPED], "seed0.safetensors is no checkpoint, or was cut short: give a whole .ckpt file"),
-        (["--trainer.accelerator", "abacus"], "abacus"),
+        (["--trainer.accelerator", "abacus"], "trainer: You selected an invalid accelerator name"),
+        pytest.param(
+            ["--trainer.accelerator", "gpu"],
+            "trainer: No supported gpu backend found!; give --trainer.accelerator auto",
+            marks=pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU"),
+        ),
+        (["--trainer.devices", "-3"], "trainer: `devices` selected with `CPUAccelerator` should be an int > 0"),
+        (["--trainer.devices", "two"], "trainer: `devices`"),
         (["--model.init_args.kind", "bad"], "bad is no kind; use plain"),
         (["--data.init_args.fails_in", "setup"], "set --data.init_args.agent"),
         (["--name", "${nowhere}"], "nowhere"),
@@ -163,6 +199,18 @@ def test_wrong_value_is_one_message_and_leaves_nothing(
     assert len(said) == 1, said
     assert said[0].startswith("error: ")
     assert expected in said[0]
+    assert not Path("runs").exists()
+
+
+def test_ctrl_c_before_training_leaves_nothing(
+    tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.LightningCLI.instantiate_trainer", interrupt)
+    assert train.main(tiny) == 130
+    assert "interrupted before any work" in capsys.readouterr().err
     assert not Path("runs").exists()
 
 

@@ -1,5 +1,5 @@
 """Activations a second in the training of a sparse autoencoder (32 channels, 128 latents, activations in memory), for
-L1 and TopK at two batch sizes, against dictionary_learning, sae-lens (`pip install -e '.[peers]'`) and a plain loop.
+L1 and TopK at two batch sizes, against dictionary_learning, sae-lens (the extra `peers`) and a plain loop.
 
 Each contestant trains in a process of its own, and they take turns, so that all meet the same machine; peers run in
 every combination of bfloat16 autocast and compilation that works, the best of which counts. `ratio` is ours over the
@@ -187,7 +187,9 @@ def main() -> None:
         parser.error("--clock processor adds up the threads of a process: set --device cpu and OMP_NUM_THREADS=1")
     missing = [name for name in PEERS if importlib.util.find_spec(name) is None]
     if missing and not arguments.without_peers:
-        parser.error(f"{', '.join(missing)} not installed: pip install -e '.[peers]', or pass --without_peers")
+        parser.error(
+            f"{', '.join(missing)} not installed: pip install -c constraints.txt -e '.[peers]', or pass --without_peers"
+        )
     device = torch.device(arguments.device)
     how = (not arguments.without_peers, arguments.rivals, arguments.clock)
     cases = [

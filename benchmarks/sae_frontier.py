@@ -10,6 +10,7 @@ for another of our configurations or other code, a peer's for another version of
 """
 
 import argparse
+import importlib.util
 import json
 import logging
 import time
@@ -181,6 +182,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs"), help="where table and plot are written")
     parser.add_argument("--finished_only", action="store_true", help="train nothing, report on what is finished")
     arguments = parser.parse_args()
+    missing = [name for name in LIBRARIES[1:] if name in arguments.libraries and importlib.util.find_spec(name) is None]
+    if missing and not arguments.finished_only:
+        parser.error(
+            f"{', '.join(missing)} not installed: pip install -c constraints.txt -e '.[peers]', or --libraries ours"
+        )
     quieten()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore")  # the peers' imports, and Lightning's advice, would bury the bar

@@ -171,6 +171,17 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) 
         frontier_trainers.train(Point("planted", "sae_lens", "l1", 1.0, 1e-3, 10), Samples(data, "planted"))
 
 
+def test_missing_peers_are_named_before_anything_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["sae_frontier"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delattr(sae_frontier, "ActivationDataModule")
+    with pytest.raises(SystemExit, match="2"):
+        sae_frontier.main()
+    assert "dictionary_learning, sae_lens not installed: pip install" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", kinds("sae_lens"))
 @pytest.mark.parametrize("library", ["dictionary_learning", "sae_lens"])
 def test_peers_learn(library: str, kind: str) -> None:

@@ -194,7 +194,7 @@ def explain(message: str, parser: ArgumentParser, names: Mapping[str, str] | Non
             kinds.clear()
         elif kind := _KIND.fullmatch(text):
             kinds.append(kind[1])
-        elif kinds and not misplaced and (given := re.fullmatch("Given value: (.*)", text)):
+        elif kinds and not misplaced and (given := re.fullmatch("Given value: ?(.*)", text)):
             return f"{'.'.join(path)}: Expected a {' or '.join(kinds)}. Got value: {given[1]}"
         elif text.startswith(_MISPLACED):
             misplaced = misplaced or text

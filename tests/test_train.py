@@ -104,6 +104,7 @@ def test_further_loggers_keep_the_runs_own_folder_first(tiny: list[str]) -> None
         (["--config", "tinny.yaml"], ["there is no file tinny.yaml; did you mean tiny.yaml?"]),
         (["--config", "."], ["--config: . is a folder"]),
         (["--trainer.precision", "17"], ["trainer.precision", "'bf16-mixed'", "Got value: 17"]),
+        (["--trainer.max_epochs", ""], ["trainer.max_epochs: Expected a <class 'int'>. Got value: "]),
         (["--trainer.max_epochs", "1.5"], ["trainer.max_epochs: Expected a <class 'int'>. Got value: 1.5"]),
         (["--trainer.callbacks", "callbacks.Throughputt"], ["callbacks has no class Throughputt", "Throughput?"]),
         (["--trainer.callbacks", "nowhere.Throughput"], ["trainer.callbacks.class_path: there is no module nowhere"]),

@@ -44,9 +44,12 @@ def spreads(intervals: Float[np.ndarray, "N 3"]) -> list[list[float]]:
 
 
 def meaningful_digits(low: float, high: float) -> int:
-    """Decimals that leave two digits of an interval's width (one below 10, none from there on)."""
+    """Decimals that leave two digits of an interval's width (one below 10, none from there on).
+
+    Two where there is no width, or none that is finite: ratios over resamples with a mean of zero have such bounds.
+    """
     width = high - low
-    return max(0, 1 + math.ceil(-math.log10(width))) if width > 0 else 2
+    return max(0, 1 + math.ceil(-math.log10(width))) if 0 < width < math.inf else 2
 
 
 def bracketed(value: float, low: float, high: float, digits: int = 0) -> str:

@@ -156,7 +156,18 @@ def test_resampled_means_bound_a_mean_as_its_bootstrap_does() -> None:
         ((1234.5, 1200.1, 1300.2), "1234 (1200 to 1300)"),
         ((-0.0001, -0.04, 0.05), "0.000 (-0.040 to 0.050)"),
         ((1.0, 1.0, 1.0), "1.00 (1.00 to 1.00)"),
+        ((15.0, 4.0, np.inf), "15.00 (4.00 to inf)"),
+        ((np.nan, np.nan, np.nan), "nan (nan to nan)"),
     ],
 )
 def test_bracketed_keeps_two_digits_of_the_width(numbers: tuple[float, float, float], words: str) -> None:
     assert bracketed(*numbers) == words
+
+
+def test_a_ratio_over_an_agent_that_rarely_succeeds_can_be_written() -> None:
+    """Its mean is zero in many resamples, but that above it in none."""
+    rarely, often = np.zeros(20), np.full(20, 10.0)
+    rarely[3], often[:5] = 10, 0
+    ratio = paired_bootstrap(ratio_of_means, [often, rarely])
+    assert np.isinf(ratio.high)
+    assert bracketed(*ratio).startswith("15.00 (")

@@ -86,7 +86,8 @@ def discoveries(p: Float[np.ndarray, "*U"], rate: float = 0.05) -> Bool[np.ndarr
 
 
 def _as_high(found: np.ndarray, null: np.ndarray) -> np.ndarray:
-    return (null >= found - _ROUNDING * np.abs(found)).sum(0)
+    """How many of the permutations are at least as high; what is not a number counts, so that it never gets a low p."""
+    return (~(null < found - _ROUNDING * np.abs(found))).sum(0)
 
 
 def _p(high: np.ndarray, permutations: int) -> np.ndarray:

@@ -74,6 +74,15 @@ def test_the_measured_order_counts_too():
     np.testing.assert_allclose(permutation_p(np.array([2.0, 5.0]), null), [0.5, 0.25])
 
 
+def test_what_is_no_number_is_no_finding():
+    values = levels_with_labels(5, units=3)
+    values[4, 1, 1] = np.nan
+    for p in (sign_flip_p(values[:, 1] - values[:, 0], 99), within_level_p(values, between, 99)):
+        assert p[1] == 1
+        assert (p[[0, 2]] < 1).all()
+    assert permutation_p(np.array([np.nan]), np.zeros((9, 1)))[0] == 1
+
+
 def test_refuses_nothing():
     with pytest.raises(ValueError, match="0 permutations"):
         sign_flip_p(np.zeros((3, 2)), 0)

@@ -14,7 +14,7 @@ from interpretability.report_page import Section, percent, report_page
 from interpretability.statistics import Interval, join_metrics, wilson_interval
 from interpretability.tracking import TrackingScores, tracking_scores
 from networks import TappedAgent, load_agent, load_sae
-from studies.arguments import check_at_least_one, check_not_empty
+from studies.arguments import check_at_least_one, check_not_empty, check_not_negative
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 
@@ -51,8 +51,8 @@ class EntityTracking(Study):
         device: where; `auto` takes a GPU if there is one.
 
     Raises:
-        ValueError: a file that is missing or does not fit, a tap that is no map, a player on the walk, or a number
-            below 1.
+        ValueError: a file that is missing or does not fit, a tap (or the autoencoder's) that is no map, a player on the
+            walk or outside, a number below 1, or a negative seed.
     """
 
     def __init__(
@@ -69,17 +69,21 @@ class EntityTracking(Study):
         device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> None:
         check_at_least_one({"rooms": rooms, "steps": steps, "shuffles": shuffles, "players": len(players)})
+        check_not_negative({"seed": seed})
         check_not_empty({"taps": taps})
         where = choose_device(device)
         self.agent = load_agent(agent).to(where)
         self.agent.check_taps(list(taps))
-        if flat := [tap for tap in taps if len(self.agent.taps[tap]) != 3]:
-            raise ValueError(f"{flat[0]} is flat: an entity can be followed on maps only")
         self.sae = None if sae is None else load_sae(sae, self.agent).to(where)
+        read = [*taps, *([] if self.sae is None else [self.sae.tap])]
+        if flat := [tap for tap in read if len(self.agent.taps[tap]) != 3]:
+            raise ValueError(f"{flat[0]} is flat: an entity can be followed on maps only")
         self.taps, self.rooms, self.steps = tuple(taps), rooms, steps
         self.players, self.shuffles, self.seed = tuple(players), shuffles, seed
         self.settings = EnvironmentSettings("heist", distribution_mode)
-        _walk(State.from_bytes(first_states([0], self.settings)[0]), WALKING[0], self.players[0], steps)
+        base = State.from_bytes(first_states([0], self.settings)[0])
+        for player in self.players:
+            _walk(base, WALKING[0], player, steps)  # refuses one in the way
 
     def run(self) -> Report:
         """Walk, record, score."""

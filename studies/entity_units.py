@@ -19,7 +19,7 @@ from interpretability.statistics import Interval, bootstrap_interval, join_metri
 from interpretability.unit_numbers import entity_positions
 from interpretability.unit_responses import LATENTS, PIXELS, unit_responses
 from networks import SAEBase, TappedAgent, load_agent, load_sae
-from studies.arguments import check_not_empty
+from studies.arguments import check_not_empty, check_not_negative
 from studies.entity_page import draw_bounds, draw_code, draw_levels, draw_pictures, entity_page
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
@@ -69,8 +69,8 @@ class EntityUnits(Study):
         device: where; `auto` takes a GPU if there is one.
 
     Raises:
-        ValueError: a file that is missing or does not fit, a tap that is no map, fewer than two levels, a bound that
-            is not between .5 and 1, more others than there is room for, or a negative reach.
+        ValueError: a file that is missing or does not fit, a tap (or the autoencoder's) that is no map, fewer than two
+            levels, a bound that is not between .5 and 1, more others than there is room for, a negative reach or seed.
     """
 
     def __init__(
@@ -93,12 +93,14 @@ class EntityUnits(Study):
                 "at least 2 and 1, .5 to 1, 0 to 5, and at least 0"
             )
         check_not_empty({"taps": taps})
+        check_not_negative({"seed": seed})
         where = choose_device(device)
         self.agent = load_agent(agent).to(where)
         self.agent.check_taps(list(taps))
-        if flat := [tap for tap in taps if len(self.agent.taps[tap]) != 3]:
-            raise ValueError(f"{flat[0]} is flat: an entity's place can be looked up on maps only")
         self.sae = None if sae is None else load_sae(sae, self.agent).to(where)
+        read = [*taps, *([] if self.sae is None else [self.sae.tap])]
+        if flat := [tap for tap in read if len(self.agent.taps[tap]) != 3]:
+            raise ValueError(f"{flat[0]} is flat: an entity's place can be looked up on maps only")
         self.taps, self.reach, self.others, self.bound = tuple(taps), reach, others, bound
         self.permutations, self.seed = permutations, seed
         self.settings = EnvironmentSettings("heist", distribution_mode)

@@ -7,11 +7,14 @@ import torch
 from networks import CustomCNN, SparseAutoencoder, load_agent, save_weights
 
 
-def save_subject(folder: Path, expansion: int = 2) -> dict[str, str]:
-    """Paths: `agent`, `sae` (of its conv4a), and `cache`, a folder for caches."""
+def save_subject(folder: Path, expansion: int = 2, tap: str = "conv4a") -> dict[str, str]:
+    """Paths: `agent`, `sae` (of one of its taps), and `cache`, a folder for caches."""
     torch.manual_seed(0)
     paths = {name: str(folder / f"{name}.safetensors") for name in ("agent", "sae")}
     save_weights(paths["agent"], CustomCNN(), {})
-    origin = {"tap": "conv4a", "agent_hash": load_agent(paths["agent"]).weights_hash}
-    save_weights(paths["sae"], SparseAutoencoder(32, expansion), {"kind": "SparseAutoencoder", **origin})
+    agent = load_agent(paths["agent"])
+    origin = {"tap": tap, "agent_hash": agent.weights_hash}
+    save_weights(
+        paths["sae"], SparseAutoencoder(agent.taps[tap][0], expansion), {"kind": "SparseAutoencoder", **origin}
+    )
     return {**paths, "cache": str(folder / "cache")}

@@ -10,6 +10,7 @@ from networks import CustomCNN, save_weights
 from studies import EntityTracking, entity_tracking
 from tests.figures import cut_off
 from tests.planted import PeakFollower
+from tests.saved_subject import save_subject
 
 SMALL = {"rooms": 1, "steps": 12, "players": ((4, 4), (0, 4)), "shuffles": 49}
 
@@ -67,3 +68,13 @@ def test_refuses_what_cannot_be_walked_or_read(agent: str) -> None:
         EntityTracking(agent, **SMALL | {"rooms": 0})
     with pytest.raises(ValueError, match="walk leads over the player"):
         EntityTracking(agent, **SMALL | {"players": ((1, 4),)})
+    with pytest.raises(ValueError, match="walk leads over the player"):
+        EntityTracking(agent, **SMALL | {"players": ((4, 4), (1, 4))})
+    with pytest.raises(ValueError, match=r"outside, at \(20, 4\)"):
+        EntityTracking(agent, **SMALL | {"players": ((4, 4), (20, 4))})
+
+
+def test_refuses_an_autoencoder_of_a_flat_tap(tmp_path: Path) -> None:
+    subject = save_subject(tmp_path, tap="fc1")
+    with pytest.raises(ValueError, match="fc1 is flat"):
+        EntityTracking(subject["agent"], ("conv4a",), subject["sae"], **SMALL)

@@ -89,6 +89,12 @@ def test_the_peak_is_looked_for_in_the_cells_around() -> None:
         assert _peak(acts, torch.tensor([[cell]]), 9, reach)[0].tolist() == found
 
 
+def test_refuses_an_autoencoder_of_a_flat_tap(tmp_path: Path) -> None:
+    subject = save_subject(tmp_path, tap="fc1")
+    with pytest.raises(ValueError, match="fc1 is flat"):
+        EntityUnits(subject["agent"], ("conv4a",), subject["sae"], **SMALL)
+
+
 def test_refuses_what_cannot_be_asked(subject: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="fc1 is flat"):
         EntityUnits(subject["agent"], ("fc1",))

@@ -25,7 +25,7 @@ from studies.ablation_figures import (
 )
 from studies.ablation_sets import group_effects, pair_synergy
 from studies.ablation_trials import CHANGED, KEYS, AblationTrials, Levels, Outcomes
-from studies.arguments import check_at_least_one, check_writable
+from studies.arguments import check_at_least_one, check_not_negative, check_writable
 from studies.report import Cell, Report, Study, Table
 from studies.retargeting_search import choice_mazes
 from studies.subject import choose_device, load_subject
@@ -84,7 +84,7 @@ class Ablations(Study):
 
     Raises:
         ValueError: a file that is missing or does not fit, a tap that is not there, `top_k` of 1 or beyond the units,
-            or numbers below 1.
+            numbers below 1, or a negative seed.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class Ablations(Study):
             "num_environments": num_environments, "kinds": len(kinds),
         }  # fmt: skip
         check_at_least_one(numbers)
+        check_not_negative({"natural_levels": natural_levels, "seed": seed})
         self.device = choose_device(device)
         self.name = Path(agent).name
         self.agent, self.tap, self.sae = load_subject(agent, sae, tap, self.device)

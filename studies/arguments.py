@@ -43,6 +43,16 @@ def check_not_empty(lists: Mapping[str, Sized | None]) -> None:
             raise ValueError(f"{name} is empty: give at least one")
 
 
+def check_distances(distances: tuple[int, int]) -> None:
+    """Refuse numbers of moves that do not rise from at least 1.
+
+    Raises:
+        ValueError: says so.
+    """
+    if not 1 <= distances[0] <= distances[1]:
+        raise ValueError(f"distances {list(distances)} must rise from at least 1: least, then greatest")
+
+
 def check_writable(name: str, folder: str) -> None:
     """Make a folder, and refuse one in which nothing can be kept.
 

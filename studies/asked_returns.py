@@ -18,6 +18,7 @@ from interpretability.episodes import GAME_TIME_OUT
 from interpretability.films import film_of_replays
 from interpretability.statistics import Interval, difference_of_means, join_metrics, paired_bootstrap
 from networks import DecisionTransformer, Precision, load_network
+from studies.arguments import check_at_least_one, check_not_negative
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 
@@ -45,7 +46,8 @@ class AskedReturns(Study):
         device: where; `auto` takes a GPU if there is one.
 
     Raises:
-        ValueError: a file that is missing or holds another network, returns out of range, too many levels.
+        ValueError: a file that is missing or holds another network, returns out of range, too many levels, a number
+            below 1, or a negative seed.
     """
 
     def __init__(
@@ -63,11 +65,8 @@ class AskedReturns(Study):
         precision: Precision = "bf16",
         device: str = "auto",
     ) -> None:
-        if num_environments < 1 or max_steps < 1 or film_levels < 1:
-            raise ValueError(
-                f"num_environments {num_environments}, max_steps {max_steps} and film_levels {film_levels} must be at "
-                "least 1"
-            )
+        check_at_least_one({"num_environments": num_environments, "max_steps": max_steps, "film_levels": film_levels})
+        check_not_negative({"seed": seed})
         check_asked(asked)
         self.levels = held_out_levels(split, num_levels)
         self.settings = EnvironmentSettings("heist", distribution_mode)

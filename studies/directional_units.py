@@ -23,7 +23,7 @@ from interpretability.report_page import percent
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
 from interpretability.unit_responses import LATENTS, unit_responses
 from networks import SAEBase, TappedAgent, load_agent, load_sae
-from studies.arguments import check_not_empty
+from studies.arguments import check_not_empty, check_not_negative
 from studies.directional_page import directional_page, draw_scenes, draw_selectivity, draw_units
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
@@ -68,8 +68,8 @@ class DirectionalUnits(Study):
         device: where; `auto` takes a GPU if there is one.
 
     Raises:
-        ValueError: a file that is missing or does not fit, a tap without units, fewer than two levels, or a number
-            below 1.
+        ValueError: a file that is missing or does not fit, a tap without units, fewer than two levels, a number
+            below 1, or a negative seed.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class DirectionalUnits(Study):
                 f"levels {levels}, permutations {permutations} and entities {list(entities)}: give at least 2, 1 and 1"
             )
         check_not_empty({"taps": taps})
+        check_not_negative({"seed": seed})
         where = choose_device(device)
         self.agent = load_agent(agent).to(where)
         self.agent.check_taps(list(taps))

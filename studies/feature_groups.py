@@ -28,7 +28,7 @@ from interpretability.optimised_images import OptimisationSettings
 from interpretability.stored_colours import game_colours
 from interpretability.unit_numbers import UnitNumbers
 from networks import Precision
-from studies.arguments import check_at_least_one
+from studies.arguments import check_at_least_one, check_not_negative
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device, load_subject
 
@@ -66,7 +66,8 @@ class FeatureGroups(Study):
         device: where; `auto` takes a GPU if there is one.
 
     Raises:
-        ValueError: a file that is missing or does not fit, a tap that does not exist, a number below 1.
+        ValueError: a file that is missing or does not fit, a tap that does not exist, a number below 1, or a negative
+            seed.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class FeatureGroups(Study):
         device: str = "auto",
     ) -> None:
         check_at_least_one({"groups": groups, "examples": examples, "num_frames": num_frames})
+        check_not_negative({"seed": seed})
         if not 0 < edge <= 1:
             raise ValueError(f"edge is {edge}: a correlation above 0 and at most 1 joins two units")
         self.edge = edge

@@ -14,6 +14,7 @@ from environments import TEST_LEVELS, VALIDATION_LEVELS, EnvironmentSettings, he
 from environments.heist import COLOURS, DIRECTIONS, ENTITIES, Labels, deconfounded_states, label_states
 from interpretability.episodes import first_states
 from networks import Precision, load_agent
+from studies.arguments import check_not_negative
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 
@@ -46,7 +47,8 @@ class LabelCorrelations(Study):
         device: where; `auto` takes a GPU if there is one.
 
     Raises:
-        ValueError: a file that is missing or does not fit, fewer than two frames, or more than the split has levels.
+        ValueError: a file that is missing or does not fit, fewer than two frames, more than the split has levels, or
+            a negative seed.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class LabelCorrelations(Study):
     ) -> None:
         if num_frames < 2:
             raise ValueError(f"num_frames {num_frames} must be at least 2: one frame correlates with nothing")
+        check_not_negative({"seed": seed})
         self.levels = held_out_levels(split, num_frames)
         self.settings = EnvironmentSettings("heist", distribution_mode)
         of_split = VALIDATION_LEVELS if split == "validation" else TEST_LEVELS

@@ -9,6 +9,7 @@ from environments import EnvironmentSettings, held_out_levels
 from interpretability.patching import action_difference, record_taps
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
 from networks import Precision, load_agent
+from studies.arguments import check_distances, check_not_negative
 from studies.patching_mazes import SETS, Pair, make_pairs
 from studies.patching_moves import ESTIMATES, PAIRS, REFERENCES, Moved, agreement, measure
 from studies.patching_page import draw_estimates, draw_examples, draw_maps, draw_sets, draw_units, patching_page
@@ -69,7 +70,8 @@ class Patching(Study):
         device: where; `auto` takes a GPU if there is one.
 
     Raises:
-        ValueError: a file that is missing or does not fit, an unknown tap, or numbers of levels of another kind.
+        ValueError: a file that is missing or does not fit, a tap that is unknown or has no units, numbers of levels of
+            another kind, distances that do not rise, or a negative seed.
     """
 
     def __init__(
@@ -91,6 +93,8 @@ class Patching(Study):
                 raise ValueError(f"{name} {number} must be a multiple of 6, from 12 on: the same for each two entities")
         if not taps or not 0 < keep <= 1:
             raise ValueError(f"taps {list(taps)} must name at least one, and keep {keep} lie above 0 and up to 1")
+        check_not_negative({"seed": seed})
+        check_distances(distances)
         self.levels = {
             "validation": held_out_levels("validation", validation_levels),
             "test": held_out_levels("test", num_levels),
@@ -98,6 +102,8 @@ class Patching(Study):
         self.settings = EnvironmentSettings("heist", distribution_mode)
         self.agent = load_agent(agent).to(choose_device(device))
         self.agent.check_taps(list(taps))
+        if scalar := [tap for tap in taps if not self.agent.taps[tap]]:
+            raise ValueError(f"{scalar[0]} has no units: choose another tap")
         self.name, self.taps, self.distances = agent, tuple(taps), distances
         self.units, self.keep, self.seed = units, keep, seed
         self.precision: Precision = precision

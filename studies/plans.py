@@ -23,7 +23,7 @@ from interpretability.episodes import first_states
 from interpretability.patching import record_taps
 from interpretability.statistics import Interval, bootstrap_interval, grouped_mean, join_metrics, wilson_interval
 from networks import Precision, TappedAgent, load_agent
-from studies.arguments import check_at_least_one, check_not_empty
+from studies.arguments import check_at_least_one, check_distances, check_not_empty, check_not_negative
 from studies.bars import grouped_bars
 from studies.report import Cell, Report, Study, Table
 from studies.retargeting_search import ASKED
@@ -67,7 +67,7 @@ class Plans(Study):
 
     Raises:
         ValueError: a file that is missing or does not fit, a tap that is none or is `logits` or `value`, distances that
-            do not rise, numbers below 1.
+            do not rise, numbers below 1, a negative seed.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class Plans(Study):
         check_not_empty({"taps": taps})
         numbers = {"fit_levels": fit_levels, "least": least, "max_steps": max_steps}
         check_at_least_one(numbers | {"num_environments": num_environments})
-        if not 1 <= distances[0] <= distances[1]:
-            raise ValueError(f"distances {list(distances)} must rise from at least 1: least, then greatest")
+        check_not_negative({"seed": seed})
+        check_distances(distances)
         self.levels = {
             "fit": range(TRAINING_START, TRAINING_START + fit_levels),
             "test": held_out_levels("test", num_levels),

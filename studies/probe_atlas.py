@@ -21,7 +21,7 @@ from lightning_modules import LinearProbe
 from lightning_modules.sparse_probe import sparse_scores
 from networks import Precision, SAEBase, load_sae
 from networks.linear_readout import Form
-from studies.arguments import check_not_empty
+from studies.arguments import check_not_empty, check_not_negative
 from studies.probe_page import TRANSFER, atlas_page, headline_table, heat_maps, scores_table, targets_table
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
@@ -60,7 +60,8 @@ class ProbeAtlas(Study):
         device: where; `auto` takes a GPU if there is one.
 
     Raises:
-        ValueError: a file that is missing or does not fit, an unknown tap or target, a number below 1.
+        ValueError: a file that is missing or does not fit, an unknown tap or target, a number below 1, or a negative
+            seed.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class ProbeAtlas(Study):
         device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> None:
         check_not_empty({"taps": taps, "targets": targets})
+        check_not_negative({"seed": seed})
         self.device = choose_device(device)
         data = partial(
             ProbeDataModule,

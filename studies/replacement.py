@@ -15,7 +15,7 @@ from interpretability.label_code import PLAN, SCENE, LabelCode, Written, fit_cod
 from interpretability.replay import ActionLog, replay
 from interpretability.statistics import Interval, bracketed, fraction_recovered, join_metrics, paired_bootstrap
 from networks import Edit, Precision, load_agent
-from studies.arguments import check_at_least_one, check_not_empty
+from studies.arguments import check_at_least_one, check_not_empty, check_not_negative
 from studies.replacement_frames import (
     Recorded,
     Recorder,
@@ -70,8 +70,8 @@ class Replacement(Study):
         device: where; `auto` takes a GPU if there is one.
 
     Raises:
-        ValueError: a file that is missing or does not fit, a tap that cannot be written, an even kernel, or numbers
-            below 1.
+        ValueError: a file that is missing or does not fit, a tap that cannot be written, an even kernel, numbers
+            below 1, or a negative seed.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class Replacement(Study):
     ) -> None:
         numbers = {"fit_levels": fit_levels, "every": every, "max_steps": max_steps, "kernel": kernel}
         check_at_least_one(numbers | {"num_environments": num_environments})
+        check_not_negative({"seed": seed})
         check_not_empty({"taps": taps})
         if kernel % 2 == 0:
             raise ValueError(f"kernel {kernel} has no middle: take an odd side")

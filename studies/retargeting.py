@@ -18,7 +18,7 @@ from interpretability.policy_comparison import PolicyComparisons
 from interpretability.statistics import Interval, difference_of_means, join_metrics, paired_bootstrap, wilson_interval
 from networks import Precision, load_agent
 from networks.channel_edit import TapEdit, load_edit
-from studies.arguments import check_at_least_one, check_writable
+from studies.arguments import check_at_least_one, check_distances, check_not_negative, check_writable
 from studies.report import Report, Study, Table
 from studies.retargeting_arms import Outcome, RetargetingArms
 from studies.retargeting_goal import check_probe_taps, choice_views, perception_and_goal
@@ -90,8 +90,8 @@ class Retargeting(Study):
 
     Raises:
         ValueError: a file that is missing or does not fit, a tap that cannot be edited or read, files that do not make
-            one edit for each entity, a search that does not fit its tap, distances that do not rise, or numbers below
-            1.
+            one edit for each entity, a search that does not fit its tap, distances that do not rise, numbers below 1,
+            or a negative seed.
     """
 
     def __init__(
@@ -123,8 +123,8 @@ class Retargeting(Study):
             "probe_mazes": probe_mazes,
         }
         check_at_least_one(numbers)
-        if not 1 <= distances[0] <= distances[1]:
-            raise ValueError(f"distances {list(distances)} must rise from at least 1: least, then greatest")
+        check_not_negative({"seed": seed})
+        check_distances(distances)
         self.levels = held_out_levels("test", num_levels)
         self.compared = held_out_levels("validation", comparison_levels)
         self.probed = held_out_levels("validation", 2 * probe_mazes)

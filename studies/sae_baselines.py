@@ -27,7 +27,7 @@ from interpretability.statistics import join_metrics, paired_bootstrap, ratio_of
 from interpretability.stored_colours import game_colours
 from networks import Precision, SAEBase, load_agent, load_sae, save_weights
 from studies.alike_training import train_alike
-from studies.arguments import check_at_least_one
+from studies.arguments import check_at_least_one, check_not_negative
 from studies.baselines_over_agents import (
     agents_table,
     check_agents,
@@ -111,7 +111,7 @@ class SAEBaselines(Study):
         device: where; `auto` takes a GPU if there is one.
 
     Raises:
-        ValueError: a file that is missing or does not fit, a number below 1, too many levels.
+        ValueError: a file that is missing or does not fit, a number below 1, a negative seed, too many levels.
     """
 
     def __init__(
@@ -142,7 +142,10 @@ class SAEBaselines(Study):
             raise ValueError(
                 f"fit_rows {fit_rows} and steps {steps} must be at least 1, splice_levels {splice_levels} at least 0"
             )
-        check_at_least_one({"shown": shown, "examples": examples})
+        check_at_least_one(
+            {"shown": shown, "examples": examples, "num_environments": num_environments, "max_steps": max_steps}
+        )
+        check_not_negative({"seed": seed})
         self.shown, self.examples, self.optimisation = shown, examples, optimisation
         self.device = choose_device(device)
         self.agent_path = agent

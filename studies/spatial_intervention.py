@@ -15,7 +15,7 @@ from interpretability.forced_maps import Forcing
 from interpretability.statistics import Interval, difference_of_means, join_metrics, paired_bootstrap, wilson_interval
 from interpretability.unit_maps import played_frames, unit_maps
 from networks import Precision, TappedAgent
-from studies.arguments import check_writable
+from studies.arguments import check_distances, check_not_negative, check_writable
 from studies.report import Cell, Report, Study, Table
 from studies.spatial_figures import draw_arms, draw_end_map, draw_film, draw_scan, spatial_page
 from studies.spatial_scenes import KINDS, Scene, find_scenes, walkable
@@ -76,7 +76,7 @@ class SpatialIntervention(Study):
 
     Raises:
         ValueError: a file that is missing or does not fit, a tap that is no map, a kind of scene that does not exist,
-            a quantile outside 0 to 1, or numbers below 1.
+            a quantile outside 0 to 1, distances that do not rise, numbers below 1, or a negative seed.
     """
 
     def __init__(
@@ -108,11 +108,12 @@ class SpatialIntervention(Study):
             "scan_scenes": scan_scenes, "test_scenes": test_scenes, "reported": reported, "max_steps": max_steps,
             "frame_levels": frame_levels, "num_environments": num_environments, "starts": starts + 1,
             "filmed": filmed + 1, "kinds": len(kinds), "strengths": len(strengths),
-            "distances": distances[0],
         }  # fmt: skip
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"{name} is too small: give at least {0 if name in ('starts', 'filmed') else 1}")
+        check_not_negative({"seed": seed})
+        check_distances(distances)
         if unknown := [kind for kind in kinds if kind not in KINDS]:
             raise ValueError(f"there are no {unknown[0]!r} scenes: choose among {', '.join(KINDS)}")
         if not 0 <= quantile <= 1:

@@ -21,7 +21,7 @@ from interpretability.statistics import Interval, join_metrics, wilson_interval
 from interpretability.steering import OPERATIONS, EditOfEach, SteerEdit, layer_behind, operation
 from networks import Edit, Precision, load_agent, load_sae
 from networks.channel_edit import RandomDirection
-from studies.arguments import check_at_least_one, check_not_empty
+from studies.arguments import check_at_least_one, check_distances, check_not_empty, check_not_negative
 from studies.report import Report, Study
 from studies.retargeting_goal import choice_views
 from studies.retargeting_search import choice_mazes
@@ -83,7 +83,7 @@ class Steering(Study):
 
     Raises:
         ValueError: a file that is missing or does not fit, a tap that cannot be steered at, an unknown operation or
-            source, or numbers below 1.
+            source, distances that do not rise, numbers below 1, or a negative seed.
     """
 
     def __init__(
@@ -107,6 +107,8 @@ class Steering(Study):
         device: str = "auto",
     ) -> None:
         check_at_least_one({"max_steps": max_steps, "num_environments": num_environments})
+        check_not_negative({"seed": seed})
+        check_distances(distances)
         if not strengths or min(strengths) <= 0:
             raise ValueError(f"strengths {list(strengths)} must be at least one, and all above 0")
         check_not_empty({"operations": operations})

@@ -75,8 +75,8 @@ class VectorFields(Study):
         device: where; `auto` takes a GPU if there is one.
 
     Raises:
-        ValueError: a file that is missing or does not fit, edits that exclude each other, a number below 1, more locks
-            than keys, a mode whose frame does not show the whole world.
+        ValueError: a file that is missing or does not fit, edits that exclude each other, a number below 1, a
+            negative seed or level, more locks than keys, a mode whose frame does not show the whole world.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class VectorFields(Study):
         self.pairs = [(3, 1), (3, 2), (2, 1)] if keys_and_locks is None else keys_and_locks
         counted = {"mazes": mazes, "max_steps": max_steps, "num_environments": num_environments}
         check_at_least_one(counted | {"the number of levels": len(self.levels)})
-        check_not_negative({"drawn": drawn, "levels": min(self.levels)})
+        check_not_negative({"drawn": drawn, "levels": min(self.levels), "seed": seed})
         for keys, locks in self.pairs:
             if not 1 <= locks <= keys <= len(COLOURS):
                 raise ValueError(f"{keys} keys and {locks} locks: give 1 to 3 keys, and 1 lock to as many")

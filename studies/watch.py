@@ -64,7 +64,8 @@ class Watch(Study):
 
     Raises:
         ValueError: a file that is missing or does not fit, a letter that is no action, a tap that has no map, units
-            that it does not have, entities that no maze can have, or the edit's arguments do not fit together.
+            that it does not have, entities that no maze can have, a negative level or seed, or the edit's arguments do
+            not fit together.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Watch(Study):
     ) -> None:
         self.edit_choice = EditChoice(sae, ablation, edit, tap, allow_other_agent, saved_edit)
         check_at_least_one({"max_steps": max_steps})
-        check_not_negative({"level": level})
+        check_not_negative({"level": level, "seed": seed})
         if play_edited and not self.edit_choice:
             raise ValueError("play_edited asks for an edit to play with: give sae, ablation, edit or saved_edit")
         if play_edited and actions is not None:

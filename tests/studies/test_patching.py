@@ -130,5 +130,7 @@ def test_refuses_what_cannot_be_paired(agent: str) -> None:
         Patching(agent, num_levels=10)
     with pytest.raises(ValueError, match="no tap 'conv9'"):
         Patching(agent, taps=("conv9",))
+    with pytest.raises(ValueError, match="value has no units"):
+        Patching(agent, taps=("conv4a", "value"))
     with pytest.raises(ValueError, match="no lock off the ways"):
         shift_lock(empty_room(State.from_bytes(first_states([0], EASY)[0])), np.random.default_rng(0), ["gem"])

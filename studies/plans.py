@@ -62,7 +62,7 @@ class Plans(Study):
         distribution_mode: of heist.
         seed: of mazes, noise and random weights.
         num_environments: mazes played at a time.
-        precision: in which the agent plays.
+        precision: in which the agent plays, and its activations are recorded.
         device: where; `auto` takes a GPU if there is one.
 
     Raises:
@@ -164,7 +164,7 @@ class Plans(Study):
         return _Mazes(frames, entities, direction, np.array(ways))
 
     def _record(self, agent: TappedAgent, frames: UInt8[Tensor, "N 64 64 3"]) -> dict[str, Float[Tensor, "N D"]]:
-        parts = [record_taps(agent, part, list(self.taps)) for part in frames.split(_AT_ONCE)]
+        parts = [record_taps(agent, part, list(self.taps), self.precision) for part in frames.split(_AT_ONCE)]
         return {tap: torch.cat([part[tap].flatten(1).float().cpu() for part in parts]) for tap in self.taps}
 
     def _read(

@@ -67,6 +67,13 @@ def test_an_agent_that_plans_one_way_is_told_from_one_that_plans_all(
     assert mazes == 60, "three of the four triples have it"
 
 
+def test_records_in_the_precision_that_the_agent_plays_in(agent: str) -> None:
+    study = Plans(agent, taps=("fc1",), precision="fp32", **SMALL)
+    frames = torch.randint(256, (3, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    acts = study._record(study.agent, frames)["fc1"]
+    assert not torch.equal(acts, acts.bfloat16().float())
+
+
 def test_refuses_what_cannot_be_read(agent: str) -> None:
     for given, said in (
         ({"taps": ("logits",)}, "logits is what the plan ends in"),

@@ -41,7 +41,7 @@ class Ablations(Study):
     share of mazes of choices in which another entity, or nothing, is touched first; and `return_loss`, its return on
     natural levels less the ablated one's (heist pays 10 for the gem and nothing else). Zero ablation puts 0 in the
     unit's place, mean ablation its mean over validation play at each position, resample ablation its map of another
-    frame of that play, drawn anew at each step. Units are ordered, and those of pairs chosen, by `changed` in mazes of
+    frame of that play, drawn anew whenever what the agent sees changes. Units are ordered, and those of pairs chosen, by `changed` in mazes of
     validation levels under the ablation `combined`; all that is reported is of test levels. The intervals (95 %,
     bootstrap) are over levels.
 
@@ -257,7 +257,7 @@ class Ablations(Study):
             f"{100 * summary['ablation/other_noise/changed']:.1f} %. Of an agent with random weights one unit of "
             f"the tap itself changes {100 * summary['ablation/random_agent/changed']:.1f} % of the choices on average.",
             "Zero: 0 in the unit's place; mean: its mean over play at each position; resample: its map of another "
-            "frame, drawn anew at each step.",
+            "frame, drawn anew whenever what the agent sees changes.",
         ]
         return ablation_page(told, tables, figures, films)
 

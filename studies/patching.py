@@ -37,8 +37,8 @@ class Patching(Study):
     either frame into the other) together.
 
     Maps are patched whole, at sets of positions (the cells of the two entities, the surroundings of the player, all
-    but these, and as many positions half a map away), and in blocks of positions one by one, shown as they lie in the
-    frame and as they lie from the entities and the player. In a network whose layers read nothing but the layer before,
+    but these, and as many positions elsewhere, about half a map away), and in blocks of positions one by one, shown as
+    they lie in the frame and as they lie from the entities and the player. In a network whose layers read nothing but the layer before,
     the whole tap recovers 1 by construction. Other sources are controls: `unrelated`, another maze of the same two
     entities (what any disturbance does; half of the difference is gone when the agent no longer prefers anything), and
     `irrelevant`, the same maze with one lock moved aside. An agent with random weights stands beside all (its

@@ -24,7 +24,7 @@ SETS: Final = {
     "other": "cell of the other entity",
     "player_around": "player and the cells around",
     "entities_and_player": "all three and the cells around",
-    "sham": "as many, half a map away",
+    "sham": "as many as both and around, elsewhere",
     "without_both": "all but both and around",
     "without_player": "all but player and around",
 }
@@ -97,18 +97,31 @@ def position_sets(pair: Pair, exchanged: int, shape: Sequence[int]) -> dict[str,
         found = [near((x + 0.5, y + 0.5), radius, pair.side, shape) for x, y in cells]
         return torch.stack(found).any(0)
 
-    both, player = around(1.5, "preferred", "other"), around(1.5, "player")
+    cells, both, player = around(0.5, "preferred", "other"), around(1.5, "preferred", "other"), around(1.5, "player")
     return sets | {
-        "both": around(0.5, "preferred", "other"),
+        "both": cells,
         "both_around": both,
         "preferred": around(0.5, "preferred"),
         "other": around(0.5, "other"),
         "player_around": player,
         "entities_and_player": both | player,
-        "sham": both.roll((shape[1] // 2, shape[2] // 2), (1, 2)),
+        "sham": _elsewhere(both, cells),
         "without_both": ~both,
         "without_player": ~player,
     }
+
+
+def _elsewhere(around: Bool[Tensor, "1 H W"], cells: Bool[Tensor, "1 H W"]) -> Bool[Tensor, "1 H W"]:
+    """The positions around entities moved (round the map's edges) by about half the map, to where they meet the
+    entities' cells least, and then those around them.
+
+    Moved by exactly half, they would hold an entity's own cell again in a sixth of the mazes or more.
+    """
+    mask, spared = around[0].double(), (around + around.numel() * cells)[0].double()
+    met = torch.fft.ifft2(torch.fft.fft2(spared) * torch.fft.fft2(mask).conj()).real.round()  # by how far it is moved
+    down, across = ((torch.arange(size) - size // 2).abs() for size in mask.shape)
+    moved = int((met * sum(mask.shape) + down[:, None] + across).argmin())
+    return around.roll(divmod(moved, mask.shape[1]), (1, 2))
 
 
 def _actions_towards(directions: int, num_actions: int) -> Bool[Tensor, " A"]:

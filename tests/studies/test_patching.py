@@ -105,6 +105,16 @@ def test_sets_lie_where_the_entities_are() -> None:
     assert sets["sham"].sum() == sets["both_around"].sum()
 
 
+def test_the_sham_keeps_off_the_entities_wherever_they_lie() -> None:
+    for pair in make_pairs(range(12), EASY, distances=(2, 6), seed=0, num_actions=15):
+        for side in (8, 16, 32):
+            sets = position_sets(pair, 0, (1, side, side))
+            assert sets["sham"].sum() == sets["both_around"].sum()
+            assert not (sets["sham"] & sets["both"]).any()
+            by_half = sets["both_around"].roll((side // 2, side // 2), (1, 2))
+            assert torch.equal(sets["sham"], by_half) or (by_half & sets["both_around"]).any(), "no further than needed"
+
+
 def test_reports_every_set_beside_its_controls(agent: str) -> None:
     report = Patching(agent, taps=("conv4a", "fc1"), num_levels=12, validation_levels=12, precision="fp32").run()
     summary = report.summary

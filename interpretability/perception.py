@@ -19,7 +19,7 @@ from environments.heist import ENTITIES, Labels, positions
 from networks.taps import Edit, TappedAgent
 
 SEEN = ("blue_key", "green_key", "red_key", "gem")
-"""What may lie in a cell; the class after these is an empty one."""
+"""What may lie in a cell; the class after these is a cell, of floor or wall, in which nothing lies."""
 _EMPTY = len(SEEN)
 _BATCH = 256
 _NEVER = -1e4  # score of a class that was not there to be fitted
@@ -181,7 +181,7 @@ class PerceptionProbes:
         """(by map tap the frame's row and whether it is read rightly, for each cell that is asked about; what each
         frame pursues).
 
-        Every key and the gem is asked about, and of each frame one empty cell.
+        Every key and the gem is asked about, and of each frame one position in no entity's cell, of floor or wall.
         """
         acts = _read(self._agent, views, [*self._seen, self._goal_tap], edits)
         right = {}

@@ -41,9 +41,9 @@ class Ablations(Study):
     share of mazes of choices in which another entity, or nothing, is touched first; and `return_loss`, its return on
     natural levels less the ablated one's (heist pays 10 for the gem and nothing else). Zero ablation puts 0 in the
     unit's place, mean ablation its mean over validation play at each position, resample ablation its map of another
-    frame of that play, drawn anew whenever what the agent sees changes. Units are ordered, and those of pairs chosen, by `changed` in mazes of
-    validation levels under the ablation `combined`; all that is reported is of test levels. The intervals (95 %,
-    bootstrap) are over levels.
+    frame of that play, drawn anew whenever what the agent sees changes. Units are ordered, and those of pairs chosen,
+    by `changed` in mazes of validation levels under the ablation `combined`; all that is reported is of test levels.
+    The intervals (95 %, bootstrap) are over levels.
 
     Synergy of a pair is the effect of both less the sum of the two single effects. Groups are clusters of units active
     at the same positions (`co_active_groups`), held against the mean over random sets of as many other units.

@@ -38,11 +38,11 @@ class Patching(Study):
 
     Maps are patched whole, at sets of positions (the cells of the two entities, the surroundings of the player, all
     but these, and as many positions elsewhere, about half a map away), and in blocks of positions one by one, shown as
-    they lie in the frame and as they lie from the entities and the player. In a network whose layers read nothing but the layer before,
-    the whole tap recovers 1 by construction. Other sources are controls: `unrelated`, another maze of the same two
-    entities (what any disturbance does; half of the difference is gone when the agent no longer prefers anything), and
-    `irrelevant`, the same maze with one lock moved aside. An agent with random weights stands beside all (its
-    difference is tiny: what recovers much of it says where a network of this shape can hold it, not that it does).
+    they lie in the frame and as they lie from the entities and the player. In a network whose layers read nothing but
+    the layer before, the whole tap recovers 1 by construction. Other sources are controls: `unrelated`, another maze of
+    the same two entities (what any disturbance does; half of the difference is gone when the agent no longer prefers
+    anything), and `irrelevant`, the same maze with one lock moved aside. An agent with random weights stands beside all
+    (its difference is tiny: what recovers much of it says where a network of this shape can hold it, not that it does).
 
     What single blocks and channels move is also estimated by gradients (`interpretability.attribution`), for all in one
     backward pass where measuring takes a pass each: at the frame that is run, and as the mean along the way to the

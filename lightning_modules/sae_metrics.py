@@ -169,7 +169,9 @@ class Firing(Metric):
             active = (part > 0).to(self.coordinates.dtype)  # sums of a few frames are exact, and quick, in float32
             self.maps += active.sum(0).to(torch.int64)
             self.sums += part.sum(1).sum(0, dtype=torch.float64)
-            count, y, x, squares = (self.coordinates @ active).double().unbind(1)
+            with torch.autocast(active.device.type, enabled=False):  # in bfloat16 they would be far from exact
+                moments = self.coordinates @ active
+            count, y, x, squares = moments.double().unbind(1)
             self.scatter += (squares - (y.square() + x.square()) / count.clamp_min(1)).sum(0)
 
     def compute(self) -> dict[str, Tensor]:

@@ -147,6 +147,15 @@ def test_spread_tells_a_spot_that_wanders_from_a_carpet() -> None:
     assert found["places"].tolist() == pytest.approx([64, 64])
 
 
+def test_spread_is_the_same_under_autocast() -> None:
+    latents = torch.zeros(20, 1, 64, 64)
+    latents[:, 0, -3:, -3:] = 1  # far from the middle: sums of squares are large beside their differences
+    metric = Firing(1, (64, 64))
+    with torch.autocast("cpu", torch.bfloat16):
+        metric.update(latents)
+    assert metric.compute()["spread"].item() == pytest.approx(np.sqrt(2 * 8 / 12))
+
+
 def test_sizes_weigh_the_lengths_of_directions() -> None:
     torch.manual_seed(0)
     latents, lengths = torch.rand(30, 6, 3, 2).relu(), torch.rand(6)

@@ -1,5 +1,6 @@
 """A warm start: behaviour cloning from the shortest-path oracle."""
 
+import math
 from typing import Any
 
 import lightning as L
@@ -9,6 +10,7 @@ from torch.nn import functional
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from datamodules.imitation import ImitationBatch, ImitationDataModule
+from lightning_modules.rate_schedule import scheduled
 from lightning_modules.run_checks import finite_steps
 from networks import CustomCNN, TappedAgent, read_weights
 from networks.compilation import compile_in_place
@@ -98,5 +100,4 @@ class BehaviourCloning(L.LightningModule):
         learning = [parameter for parameter in self.agent.parameters() if parameter.requires_grad]
         optimiser = torch.optim.Adam(learning, lr=self.learning_rate)
         steps = finite_steps(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimiser, lambda step: (1 + math.cos(math.pi * min(1.0, step / steps))) / 2)

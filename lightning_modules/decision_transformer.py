@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import convert_conv2d_weight_memory_format
-from torch.optim.lr_scheduler import LambdaLR
 
 import networks
 from datamodules import TrajectoryBatch
+from lightning_modules.rate_schedule import scheduled
 from lightning_modules.run_checks import finite_steps
 from networks import load_agent
 from networks.compilation import compile_in_place
@@ -164,7 +164,7 @@ class DecisionTransformer(L.LightningModule):
             risen = min(1.0, (step + 1) / max(1, self.warmup_steps))
             return risen * (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
 
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": LambdaLR(optimiser, height), "interval": "step"}}
+        return scheduled(optimiser, height)
 
 
 def masked_loss(logits: Float[Tensor, "B T A"], batch: TrajectoryBatch) -> tuple[Tensor, Tensor, Tensor]:

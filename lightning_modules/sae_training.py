@@ -8,8 +8,8 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_modules.rate_schedule import scheduled
 from lightning_modules.run_checks import finite_steps
 from networks import SAEBase, TappedNetwork
 from networks.geometric_median import geometric_median
@@ -59,7 +59,7 @@ def warm_up_and_fall(optimiser: Optimizer, steps: float, warmup_steps: int, deca
     def height(step: int) -> float:
         return min(1.0, (step + 1) / max(1, warmup_steps), max(0.0, steps - step) / falling)
 
-    return {"optimizer": optimiser, "lr_scheduler": {"scheduler": LambdaLR(optimiser, height), "interval": "step"}}
+    return scheduled(optimiser, height)
 
 
 def start_at_median(saes: list[SAEBase], acts: Float[Tensor, "B C *HW"]) -> None:

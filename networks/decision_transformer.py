@@ -14,6 +14,7 @@ from networks.frame_encoder import FrameEncoder
 from networks.taps import ENCODER, AgentOutput, Edit, Player, TapPass, TappedAgent, TappedNetwork
 from networks.trajectory_window import MAX_RETURN, TrajectoryWindow
 from networks.transformer_block import StepMemory, TransformerBlock, causal_mask, in_order, read, read_patterned
+from networks.weights import load_into
 
 Token = Literal["action", "return", "observation"]
 TOKENS: tuple[Token, ...] = ("action", "return", "observation")
@@ -134,12 +135,12 @@ class DecisionTransformer(TappedNetwork):
         """Copy an agent's weights into the encoder.
 
         Raises:
-            ValueError: an agent of another architecture.
+            ValueError: an agent of another architecture, or of other sizes.
         """
         own = self.encoder.agent
-        if agent.architecture != own.architecture or agent.config() != own.config():
+        if agent.architecture != own.architecture:
             raise ValueError(f"the encoder is a {own.architecture}, not a {agent.architecture}: set encoder to that")
-        own.load_state_dict(agent.state_dict())
+        load_into(own, agent.state_dict(), "the agent to take it from")
 
     def asking(self, asked_return: float) -> "DecisionTransformer":
         """The same network (its weights are shared), whose players ask for another return."""

@@ -303,6 +303,11 @@ def test_an_encoder_is_taken_from_an_agent_and_frozen() -> None:
         DecisionTransformer(width=16, depth=1, heads=2)
     with pytest.raises(ValueError, match="not a CustomCNN"):
         DecisionTransformer(encoder="ResidualImpala", encoder_tap="fc1").take_encoder(agent)
+    otherwise_begun = CustomCNN(initialise_centred=False)
+    net.take_encoder(otherwise_begun)
+    assert torch.equal(net.encoder.agent.fc1.weight, otherwise_begun.fc1.weight)
+    with pytest.raises(ValueError, match=r"fc3.bias is \(9,\), not \(15,\)"):
+        net.take_encoder(CustomCNN(num_actions=9))
 
 
 def test_saved_and_loaded_it_is_the_same(net: DecisionTransformer, tmp_path: Path) -> None:

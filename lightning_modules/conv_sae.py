@@ -16,7 +16,14 @@ from lightning_modules.sae_arguments import check_member, check_run
 from lightning_modules.sae_kernel import SAEKernel, kernel_parameters, load_kernel, named
 from lightning_modules.sae_objective import SAEObjective
 from lightning_modules.sae_revival import resample_latents
-from lightning_modules.sae_training import LossTally, origin_metadata, start_at_median, tap_shape, warm_up_and_fall
+from lightning_modules.sae_training import (
+    LossTally,
+    may_fuse,
+    origin_metadata,
+    start_at_median,
+    tap_shape,
+    warm_up_and_fall,
+)
 from lightning_modules.sae_validation import SAEValidation
 from networks import FiringCounter, ProgressNow, SAEBase, SparseAutoencoder
 from networks.compilation import compile_in_place
@@ -85,7 +92,9 @@ class ConvSAE(LightningModule):
         self.learning_rate, self.warmup_steps, self.decay_fraction = learning_rate, warmup_steps, decay_fraction
         self.dead_window, self.resample_every, self.compile_loss = dead_window, resample_every, compile
         self.auxk_coefficient, self.auxk_latents = auxk_coefficient, auxk_latents
-        self._tally = LossTally()
+        self._tally = LossTally(
+            "lower model.init_args.learning_rate and start again, or go on from a checkpoint before that step"
+        )
         self.latent_columns: dict[str, Tensor] = {}
         self.channel_columns: dict[str, Tensor] = {}
         self._kernel: SAEKernel | None = None
@@ -134,7 +143,7 @@ class ConvSAE(LightningModule):
         """The loss of one batch."""
         acts = batch.activations[self.tap]
         step = self.global_step
-        if step == 0 and self.decoder_bias == "geometric_median":
+        if step == batch_idx == 0 and self.decoder_bias == "geometric_median":
             start_at_median([self.sae], acts)
         if self._resamples(step):
             dead = self.firing.dead()
@@ -143,7 +152,7 @@ class ConvSAE(LightningModule):
         loss, numbers, fired = self._step(acts, ProgressNow(step, self.firing))
         self.firing.update(fired, acts.numel() // acts.shape[1])
         self._tally.add(numbers, step)
-        if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self._tally.due(self.trainer.log_every_n_steps):  # type: ignore[attr-defined]
             for name, value in self._tally.means().items():
                 self.log(f"sae/{name}", value, prog_bar=name in ("loss", "train_explained_variance"))
         return loss
@@ -195,13 +204,14 @@ class ConvSAE(LightningModule):
         self.validation.reset()
 
     def configure_optimizers(self) -> Any:
-        """Adam, fused or compiled with the rest of the step, with a warm-up and a linear end.
+        """Adam, where possible fused or compiled with the rest of the step, with a warm-up and a linear end.
 
         Raises:
             ValueError: the run has no end.
         """
-        optimiser = torch.optim.Adam(self.objective.parameters(), lr=self.learning_rate, fused=True)
-        if self._kernel is not None and KernelAdam.takes(self.sae):
+        fused = may_fuse(self.trainer)
+        optimiser = torch.optim.Adam(self.objective.parameters(), lr=self.learning_rate, fused=fused or None)
+        if self._kernel is not None and fused and KernelAdam.takes(self.sae):
             optimiser = self._kernel_adam = KernelAdam(self._kernel, self.sae, self.learning_rate)
         return warm_up_and_fall(
             optimiser, self.trainer.estimated_stepping_batches, self.warmup_steps, self.decay_fraction

@@ -17,7 +17,14 @@ from lightning_modules.sae_kernel import load_kernel
 from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Firing, Sparsity, dictionary_metrics
 from lightning_modules.sae_objective import SAEObjective
 from lightning_modules.sae_revival import resample_latents
-from lightning_modules.sae_training import LossTally, origin_metadata, start_at_median, tap_shape, warm_up_and_fall
+from lightning_modules.sae_training import (
+    LossTally,
+    may_fuse,
+    origin_metadata,
+    start_at_median,
+    tap_shape,
+    warm_up_and_fall,
+)
 from lightning_modules.sweep_member import SweepMember, expand
 from lightning_modules.sweep_objective import SweepObjective
 from networks import FiringCounter, ProgressNow, SAEBase
@@ -71,7 +78,7 @@ class SAESweep(LightningModule):
         self.tap, self.in_channels, self.decoder_bias = tap, in_channels, decoder_bias
         self.warmup_steps, self.decay_fraction, self.dead_window = warmup_steps, decay_fraction, dead_window
         self.members_at_once, self.compile_loss = members_at_once, compile
-        self._tally = LossTally()
+        self._tally = LossTally("lower the learning_rate of these in model.init_args.members and start again")
 
     @property
     def saes(self) -> dict[str, SAEBase]:
@@ -128,13 +135,13 @@ class SAESweep(LightningModule):
         """The summed loss of one batch."""
         acts = batch.activations[self.tap]
         step = self.global_step
-        if step == 0 and self.decoder_bias == "geometric_median":
+        if step == batch_idx == 0 and self.decoder_bias == "geometric_median":
             start_at_median(list(self.saes.values()), acts)
         self._resample(acts, step)
         loss, numbers, fired = self.objective(acts, ProgressNow(step, self.firing).tensors())
         self.firing.update(fired, acts.numel() // acts.shape[1])
         self._tally.add(numbers, step)
-        if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self._tally.due(self.trainer.log_every_n_steps):  # type: ignore[attr-defined]
             self._log_training(loss)
         return loss
 
@@ -192,7 +199,7 @@ class SAESweep(LightningModule):
             metric.reset()
 
     def configure_optimizers(self) -> Any:
-        """Adam, fused, with a warm-up and a linear end; members of one learning rate share a group.
+        """Adam, where possible fused, with a warm-up and a linear end; members of one learning rate share a group.
 
         Raises:
             ValueError: the run has no end.
@@ -201,7 +208,7 @@ class SAESweep(LightningModule):
         for member, objective in zip(self.members, self._objectives, strict=True):
             rates.setdefault(member.learning_rate, []).extend(objective.parameters())
         groups = [{"params": parameters, "lr": rate} for rate, parameters in rates.items()]
-        optimiser = torch.optim.Adam(groups, fused=True)
+        optimiser = torch.optim.Adam(groups, fused=may_fuse(self.trainer) or None)
         return warm_up_and_fall(
             optimiser, self.trainer.estimated_stepping_batches, self.warmup_steps, self.decay_fraction
         )

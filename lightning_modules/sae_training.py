@@ -1,5 +1,6 @@
 """What the training of one autoencoder and of a sweep of them share."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,6 +63,15 @@ def warm_up_and_fall(optimiser: Optimizer, steps: float, warmup_steps: int, deca
     return scheduled(optimiser, height)
 
 
+def may_fuse(trainer: Any) -> bool:
+    """Whether Adam may be fused.
+
+    A fused one takes off the loss's scale by itself, so that under mixed precision Lightning does not clip its
+    gradients, and who does so by hand clips gradients that are scaled still.
+    """
+    return not (trainer.gradient_clip_val and "mixed" in str(trainer.precision))
+
+
 def start_at_median(saes: list[SAEBase], acts: Float[Tensor, "B C *HW"]) -> None:
     """Let the decoders' biases, the same on all ranks, begin as the geometric median of a batch.
 
@@ -78,26 +88,37 @@ def start_at_median(saes: list[SAEBase], acts: Float[Tensor, "B C *HW"]) -> None
 
 
 class LossTally:
-    """Sums of what is logged, kept on the device; nothing here waits for it until somebody asks."""
+    """Sums of what is logged, kept on the device; nothing here waits for it until somebody asks.
 
-    def __init__(self) -> None:
+    Args:
+        mend: what to do about a loss that is not finite.
+    """
+
+    def __init__(self, mend: str) -> None:
+        self._mend = mend
         self._names: list[str] = []
         self._sums: Tensor | None = None
         self._first_bad: Tensor | None = None
         self._added = 0
+        self._step = self._looked_at = -1
 
     def add(self, numbers: Mapping[str, Float[Tensor, ""]], step: int) -> None:
-        """Add one step's numbers, the same ones each time in whatever order."""
+        """Add the numbers of one batch, the same ones each time in whatever order; a step may have several batches."""
         self._names = self._names or list(numbers)
+        self._step = step
         values = torch.stack([numbers[name] for name in self._names])
         if self._sums is None or self._first_bad is None:
             self._sums = torch.zeros_like(values)
-            self._first_bad = torch.full((), torch.inf, device=values.device)
+            self._first_bad = torch.full_like(values, torch.inf)
         self._sums += values
         self._added += 1
-        finite = values.isfinite().all()
-        if finite.device.type != "cpu" or not finite:  # a CPU's value is at hand
+        finite = values.isfinite()
+        if finite.device.type != "cpu" or not finite.all():  # a CPU's value is at hand
             self._first_bad = torch.where(finite, self._first_bad, self._first_bad.clamp_max(step))
+
+    def due(self, every: int) -> bool:
+        """Whether to look at the means now: once in so many steps."""
+        return (self._step + 1) % every == 0 and self._step != self._looked_at
 
     def means(self) -> dict[str, Float[Tensor, ""]]:
         """The mean of each number since the last time, by name.
@@ -110,19 +131,23 @@ class LossTally:
         values = dict(zip(self._names, self._sums / self._added, strict=True))
         self._sums.zero_()
         self._added = 0
+        self._looked_at = self._step
         return values
 
     def stop_if_bad(self) -> None:
         """Look whether all numbers were finite.
 
         Raises:
-            ValueError: names the first step at which one was not.
+            ValueError: names the first step at which some were not, and which.
         """
-        if self._first_bad is not None and torch.isfinite(self._first_bad):
-            raise ValueError(
-                f"the loss is not finite since step {int(self._first_bad)}: lower model.init_args.learning_rate and "
-                "start again, or go on from a checkpoint before that step"
-            )
+        if self._first_bad is None:
+            return
+        steps = dict(zip(self._names, self._first_bad.tolist(), strict=True))
+        first = min(steps.values())
+        if first < math.inf:
+            bad = [name for name, step in steps.items() if step == first]
+            losses = [name for name in bad if name.split("/")[-1] == "loss"]  # the sums of the others
+            raise ValueError(f"{', '.join(losses or bad)} not finite since step {int(first)}: {self._mend}")
 
 
 def origin_metadata(sae: SAEBase, data: Any, processes: int) -> dict[str, Any]:

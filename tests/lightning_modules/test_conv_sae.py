@@ -162,6 +162,20 @@ def test_the_compiled_step_trains_as_torch_does(arguments: dict[str, Any], clip:
     assert torch.equal(trained[0].firing.seen, trained[1].firing.seen)
 
 
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_are_clipped_under_mixed_precision_too(algorithm: str) -> None:
+    trained = []
+    for precision in ("32-true", "bf16-mixed"):
+        module = small_module(sae=GatedSAE, compile=False)
+        trainer = small_trainer(
+            5, precision=precision, gradient_clip_val=0.05, gradient_clip_algorithm=algorithm
+        )  # which a fused optimiser does not let Lightning do
+        trainer.fit(module, datamodule=PlantedData())
+        trained.append(module.sae)
+    for one, other in zip(trained[0].parameters(), trained[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("step", [0, 6, 12, 19])  # latents are resampled at 12
 def test_not_a_number_stops_naming_the_step(step: int, tmp_path: Path) -> None:
     checkpoints = ModelCheckpoint(tmp_path, every_n_train_steps=5)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_modules import ConvSAE, SAESweep, SweepMember
 from lightning_modules.sweep_member import expand
@@ -103,8 +104,19 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:
         small_trainer(20).fit(other, datamodule=PlantedData(), ckpt_path=tmp_path / "step=9.ckpt", weights_only=True)
 
 
+def test_gradients_are_clipped_without_the_scale_of_half_precision() -> None:
+    trained = []
+    for plugins in (None, [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]):
+        module = sweep(ENTRIES[:1])
+        small_trainer(5, plugins=plugins, gradient_clip_val=0.05).fit(module, datamodule=PlantedData())
+        trained.append(module)
+    for one, other in zip(trained[0].parameters(), trained[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_not_a_number_stops_naming_the_step() -> None:
-    with pytest.raises(ValueError, match="not finite since step 7:"):
+    message = r"relu_0.3/loss, relu_3.0/loss not finite since step 7: lower the learning_rate .*init_args.members"
+    with pytest.raises(ValueError, match=message):
         small_trainer(20).fit(sweep(ENTRIES[:1]), datamodule=PlantedData(bad_step=7))
 
 

@@ -29,17 +29,24 @@ class DeadNeurons(Callback):
         if every_n_steps < 1:
             raise ValueError(f"DeadNeurons: every_n_steps is {every_n_steps}: at least 1 is needed")
         self.every_n_steps = every_n_steps
+        self._looked_at = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look whether there is a counter."""
         if not hasattr(pl_module, "firing"):
             raise misplaced(pl_module, "DeadNeurons needs a module that counts firings", "does not")
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the steps to come."""
+        self._looked_at = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look every so many steps."""
-        if trainer.global_step % self.every_n_steps == 0:
+        """Look every so many steps, once each though a step may have several batches."""
+        step = trainer.global_step
+        if step % self.every_n_steps == 0 and step != self._looked_at:
+            self._looked_at = step
             self._look(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

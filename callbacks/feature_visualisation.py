@@ -99,7 +99,7 @@ class FeatureVisualisation(Callback):
         self._evolving = EvolvingImages(evolving_units, dataclasses.replace(optimisation, steps=evolving_steps))
         self._validations = 0
         self._drawn_at: int | None = None
-        self._grown_at: int | None = None
+        self._grown_at = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look whether there is something to show, and have the game's colours ready, which are fitted once."""
@@ -109,7 +109,8 @@ class FeatureVisualisation(Callback):
                 game_colours(subject.environment, subject.cache_dir)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of the evolving grids."""
+        """Start the clock of the evolving grids; the first is due a rhythm from here."""
+        self._grown_at = trainer.global_step
         self._evolving.start_clock()
 
     def on_train_batch_end(

@@ -53,6 +53,18 @@ def _after(first, then):  # type: ignore[no-untyped-def]
     return both
 
 
+def test_looks_once_a_step_that_has_several_batches(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, "run", 0)
+    trainer = small_trainer(
+        8, logger=logger, callbacks=[DeadNeurons(every_n_steps=3)], log_every_n_steps=4, accumulate_grad_batches=3
+    )
+    trainer.fit(small_module(), datamodule=PlantedData())
+    events = EventAccumulator(str(tmp_path / "run/version_0"), size_guidance={"histograms": 0})
+    events.Reload()
+    assert [event.step for event in events.Histograms("sae/log10_firing_frequency")] == [3, 6, 8]
+    assert [event.step for event in events.Scalars("sae/loss")] == [3, 7]
+
+
 def test_says_nothing_before_the_window_is_full() -> None:
     trainer = small_trainer(8, callbacks=[DeadNeurons(every_n_steps=2)])
     trainer.fit(small_module(window=256 * 9), datamodule=PlantedData())

@@ -13,7 +13,7 @@ from datamodules.cache import ActivationCache, Statistics, refuse_if_too_large, 
 from datamodules.learner import check_learner
 from datamodules.recorder import MAX_POSITIONS, PlaySettings, Recorder, Rows
 from environments import VALIDATION_LEVELS, EnvironmentSettings, refuse_held_out
-from networks import Precision, TappedNetwork, load_network
+from networks import DEFAULT_PRECISION, Precision, TappedNetwork, load_network
 
 _ENVIRONMENT = EnvironmentSettings()
 _PLAY = PlaySettings()
@@ -68,7 +68,7 @@ class ActivationDataModule(LightningDataModule):
         frames: bool = False,
         labels: bool = False,
         play: PlaySettings = _PLAY,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         seed: int = 0,
         cache_dir: str = ".cache/activations",
     ) -> None:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from datamodules.ranks import rank, world_size
 from environments import FRAME_SHAPE, NUM_ACTIONS, EnvironmentSettings, State, VectorEnvironment, refuse_held_out
 from environments.heist import ACTION_STEPS, DIRECTION_ACTIONS, label_states, scatter_player
-from networks import Policy, Precision, autocast, sample_actions
+from networks import DEFAULT_PRECISION, Policy, Precision, autocast, sample_actions
 
 _DIRECTION_BITS = np.array([1 << bit for bit in range(4)])
 _DIAGONALS = np.zeros((NUM_ACTIONS, NUM_ACTIONS), dtype=np.float32)
@@ -85,7 +85,7 @@ class ImitationDataModule(L.LightningDataModule):
         stay: float = 0.5,
         scattered_share: float = 0.9,
         student_from: int = 100_000,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         seed: int = 0,
     ) -> None:
         super().__init__()

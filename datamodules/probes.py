@@ -18,7 +18,7 @@ from datamodules.probe_batch import PIXELS, PIXELS_PCA, Examples, ProbeBatch, Sp
 from datamodules.recorder import PlaySettings, Recorder, Rows
 from datamodules.state_recorder import StateEdit, StateRecorder
 from environments import FRAME_SHAPE, TEST_LEVELS, VALIDATION_LEVELS, EnvironmentSettings, refuse_held_out
-from networks import Precision, TappedAgent, TappedNetwork, autocast, load_network
+from networks import DEFAULT_PRECISION, Precision, TappedAgent, TappedNetwork, autocast, load_network
 from networks.linear_readout import reduce_activations, reduced_shape
 from networks.taps import ENCODER
 
@@ -74,7 +74,7 @@ class ProbeDataModule(LightningDataModule):
         max_features: int = 2_048,
         controls: tuple[Control, ...] = CONTROLS,
         play: PlaySettings = PROBED_PLAY,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         seed: int = 0,
         cache_dir: str = ".cache/activations",
     ) -> None:

@@ -13,7 +13,7 @@ from datamodules.outcomes import outcomes
 from datamodules.recorded_game import RecordedGame, Watcher
 from environments import EnvironmentSettings, VectorEnvironment
 from environments.heist import Labels, label_states
-from networks import Precision, TappedNetwork, hash_tensors, sample_actions
+from networks import DEFAULT_PRECISION, Precision, TappedNetwork, hash_tensors, sample_actions
 from networks.origin import warn_of_another_game
 
 Rows = dict[str, Tensor]
@@ -94,7 +94,7 @@ class Recorder:
         labels: bool = False,
         inside: bool = False,
         beside: TappedNetwork | None = None,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         play: PlaySettings,
         seed: int = 0,
         device: torch.device | str = "cpu",

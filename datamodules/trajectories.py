@@ -43,7 +43,7 @@ from datamodules.trajectory_recorder import (
 )
 from datamodules.trajectory_store import TrajectoryStore
 from environments import VALIDATION_LEVELS, EnvironmentSettings, refuse_held_out
-from networks import Precision, TappedAgent, load_agent
+from networks import DEFAULT_PRECISION, Precision, TappedAgent, load_agent
 
 _ENVIRONMENT = EnvironmentSettings()
 _SOURCES = (
@@ -118,7 +118,7 @@ class TrajectoryDataModule(LightningDataModule):
         max_steps: int = 300,
         features: FeatureTap | None = None,
         frames: bool = True,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         num_workers: int = 0,
         seed: int = 0,
         cache_dir: str = ".cache/trajectories",

@@ -14,7 +14,7 @@ from datamodules.cache import ActivationCache
 from datamodules.frame_patches import PackedFrames
 from datamodules.recorder import Rows
 from environments import FRAME_SHAPE
-from networks import Precision, TappedAgent, autocast, hash_tensors
+from networks import DEFAULT_PRECISION, Precision, TappedAgent, autocast, hash_tensors
 
 _AT_ONCE = 256  # frames of one pass
 
@@ -53,7 +53,7 @@ class FeatureRecorder:
         trajectories: ActivationCache,
         agent: TappedAgent,
         tap: str,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         device: torch.device | str = "cpu",
     ) -> None:
         agent.check_taps([tap])

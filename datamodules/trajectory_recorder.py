@@ -15,7 +15,7 @@ from datamodules.frame_patches import FramePacker
 from datamodules.recorder import Rows
 from environments import EnvironmentSettings, VectorEnvironment
 from environments.heist import ACTION_STEPS, STAY, Labels, label_states
-from networks import Precision, TappedAgent, autocast, hash_tensors, sample_actions
+from networks import DEFAULT_PRECISION, Precision, TappedAgent, autocast, hash_tensors, sample_actions
 from networks.padding import padded_batch
 
 TRAJECTORY_LABELS = [*(f.name for f in dataclasses.fields(Labels) if f.name not in ("level", "world_dim")), "stuck"]
@@ -98,7 +98,7 @@ class TrajectoryRecorder:
         settings: EnvironmentSettings,
         *,
         max_steps: int,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:

@@ -15,7 +15,7 @@ import torch
 from environments import EnvironmentSettings, State, VectorEnvironment
 from environments.heist import ENTITIES, label_states, move_entity
 from interpretability import ZeroAblation
-from networks import autocast, load_agent, load_sae
+from networks import DEFAULT_PRECISION, autocast, load_agent, load_sae
 
 AGENT = globals().get("AGENT", "pretrained/heist_easy_customcnn_seed0.safetensors")
 SHIPPED = "pretrained/heist_easy_customcnn_seed0_sae_conv4a.safetensors"
@@ -54,7 +54,7 @@ _, frames, _ = env.observe()
 # One pass records the tap; the autoencoder turns it into latents.
 
 # %%
-with torch.no_grad(), autocast("bf16"):
+with torch.no_grad(), autocast(DEFAULT_PRECISION):
     output = agent(torch.from_numpy(frames.copy()), record=[sae.tap])
     latents = sae.encode(output.activations[sae.tap])
 change = (latents[1] - latents[0]).abs().sum((1, 2))
@@ -83,7 +83,7 @@ print(f"picture: {folder / 'first_look.png'}")
 
 # %%
 names = ("as it is", "through the autoencoder", f"{sae.tap} set to zero")
-with torch.no_grad(), autocast("bf16"):
+with torch.no_grad(), autocast(DEFAULT_PRECISION):
     for name, edits in zip(names, ([], [(sae.tap, sae)], [(sae.tap, ZeroAblation())]), strict=True):
         probabilities = agent(torch.from_numpy(frames[:1].copy()), edits=edits).logits.softmax(-1)[0]
         best = int(probabilities.argmax())

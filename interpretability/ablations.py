@@ -13,7 +13,7 @@ from environments import EnvironmentSettings
 from interpretability.episodes import PlayedStep, play_episodes
 from interpretability.follower import Follower
 from interpretability.row_edits import UnitEdit
-from networks.precision import Precision
+from networks.precision import DEFAULT_PRECISION, Precision
 from networks.sae_base import SAEBase
 from networks.taps import TappedNetwork
 
@@ -80,7 +80,7 @@ def mean_ablation(
     seed: int = 0,
     num_environments: int = 64,
     max_steps: int = 200,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
     progress: str | None = None,
 ) -> MeanAblation:
     """The edit that puts in a tap's mean over untouched sampled play, at each channel and position.

@@ -12,7 +12,7 @@ from environments import EnvironmentSettings, State, render_states
 from environments.heist import ACTION_STEPS, DIRECTION_STEPS, STAY, Labels
 from environments.heist.asked import anywhere, label_asked
 from interpretability.choices import play_choices, retrace
-from networks.precision import Precision
+from networks.precision import DEFAULT_PRECISION, Precision
 from networks.taps import Edit, TappedAgent
 
 _STILL = 0.01
@@ -74,7 +74,7 @@ def own_moves(
     seed: int = 0,
     max_steps: int = 60,
     num_environments: int = 64,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
 ) -> AskedMoves:
     """Every frame that the edited agent comes to in its own play until it touches something, and what it should do.
 

@@ -12,7 +12,7 @@ from environments.heist import ACTION_STEPS, DIRECTION_ACTIONS, DIRECTION_STEPS,
 from interpretability.episodes import GAME_TIME_OUT, Episodes, play_episodes
 from interpretability.replay import ActionLog, Replay, replay
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, spreads
-from networks import GAMMA, MAX_RETURN, DecisionTransformer, Edit, Precision
+from networks import DEFAULT_PRECISION, GAMMA, MAX_RETURN, DecisionTransformer, Edit, Precision
 
 ANSWERS = (*DIRECTIONS, "diagonal\nthat way", "other\ndiagonal", "stay")
 """Kinds of action in confusion matrices; a diagonal along a wall goes as fast as its straight part."""
@@ -73,7 +73,7 @@ def play_asked(
     seed: int = 0,
     num_environments: int = 64,
     max_steps: int = GAME_TIME_OUT,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
     progress: bool = False,
 ) -> AskedPlay:
     """Play the levels once at each return asked for; once in all where the network is not told.

@@ -15,7 +15,7 @@ from interpretability.image_objectives import Unit
 from interpretability.optimised_images import OptimisationSettings, OptimisedImages, optimise_images
 from interpretability.unit_effects import unit_effects
 from interpretability.unit_numbers import UnitNumbers
-from networks import Precision, SAEBase, TappedAgent
+from networks import DEFAULT_PRECISION, Precision, SAEBase, TappedAgent
 
 BANDS = (0.9, 0.5, 0.1)
 """Quantiles, among a unit's active frames, of the highest activation in a frame."""
@@ -102,7 +102,7 @@ def gather_units(
     channels: bool = True,
     whole_world: bool = False,
     settings: AtlasSettings | None = None,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
 ) -> list[AtlasUnits]:
     """Look at every unit.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from interpretability.episodes import evaluating
 from interpretability.patching import action_difference
-from networks.precision import Precision, autocast
+from networks.precision import DEFAULT_PRECISION, Precision, autocast
 from networks.taps import TappedAgent
 
 AT_BASE = (0.0,)
@@ -44,7 +44,7 @@ def patch_estimates(
     other: Bool[Tensor, " A"],
     *,
     points: Sequence[float] = AT_BASE,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
 ) -> Float[Tensor, "C *HW"]:
     """What putting in the source's activation would move `action_difference` by, of each channel and position alone.
 

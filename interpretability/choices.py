@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int, UInt8
 from environments import EnvironmentSettings, State, VectorEnvironment
 from environments.heist import COLOURS, ENTITIES, STAY, HeistPart
 from interpretability.saved_play import play_saved
-from networks.precision import Precision
+from networks.precision import DEFAULT_PRECISION, Precision
 from networks.taps import Edit, TappedAgent
 
 GEM = ENTITIES.index("gem")
@@ -43,7 +43,7 @@ def play_choices(
     seed: int = 0,
     num_environments: int = 64,
     max_steps: int = 100,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
     progress: str | None = None,
 ) -> Choices:
     """Play on from saved states, sampling actions, each until a key or the gem is touched.
@@ -80,7 +80,7 @@ def play_to_end(
     seed: int = 0,
     num_environments: int = 64,
     max_steps: int = 500,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
     progress: str | None = None,
 ) -> Bool[np.ndarray, " N"]:
     """Whether the unedited agent reaches the gem from each state; arguments and errors as for `play_saved`."""

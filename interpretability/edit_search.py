@@ -12,7 +12,7 @@ from tqdm import tqdm
 from interpretability.asked_moves import AskedMoves
 from interpretability.perception import CellReader
 from networks.channel_edit import ChannelEdit, MixingEdit, TapEdit
-from networks.precision import Precision, autocast
+from networks.precision import DEFAULT_PRECISION, Precision, autocast
 from networks.taps import AgentOutput, TappedAgent
 
 _CLIP = 1.0  # length of a gradient; a few frames on which the agent is sure of the wrong move would undo a fit
@@ -124,7 +124,7 @@ def search_learned(
     rounds: int = 3,
     readers: Mapping[str, CellReader] | None = None,
     keep_seen: float = 1.0,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
     progress: str | None = None,
 ) -> Iterator[FoundEdit]:
     """Edits of several sizes, each fitted as it is; yielded one by one, since each takes a while.

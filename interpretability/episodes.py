@@ -22,7 +22,7 @@ from interpretability.state_edits import StateEdit, StateOutputs
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
 from networks.origin import warn_of_another_game
 from networks.policy import sample_actions
-from networks.precision import Precision
+from networks.precision import DEFAULT_PRECISION, Precision
 from networks.taps import Edit, TappedNetwork
 
 GAME_TIME_OUT = 1_000
@@ -99,7 +99,7 @@ def play_episodes(
     seed: int = 0,
     num_environments: int = 64,
     max_steps: int = GAME_TIME_OUT,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
     observer: Observer | None = None,
     progress: str | None = None,
 ) -> Episodes:

@@ -12,7 +12,7 @@ from interpretability.image_objectives import LayerDirection, Objective, Unit
 from interpretability.optimised_images import OptimisationSettings, OptimisedImages, optimise_images
 from interpretability.pictures import TILE, Row, Tile, enlarge, outlined, sheet, spotlight
 from interpretability.receptive_fields import ReceptiveField, receptive_field
-from networks import Precision, SAEBase, TappedAgent, TappedNetwork
+from networks import DEFAULT_PRECISION, Precision, SAEBase, TappedAgent, TappedNetwork
 
 _LARGEST_PATCH = 32  # pixels; a larger receptive field shows so much that the whole frame is plainer
 
@@ -43,7 +43,7 @@ def draw_feature_sheet(
     *,
     sae: SAEBase | None = None,
     settings: OptimisationSettings | None = None,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
     title: str,
     directions: Float[Tensor, "G U"] | None = None,
     names: Sequence[str] | None = None,

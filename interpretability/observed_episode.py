@@ -11,7 +11,7 @@ from torch import Tensor
 from environments.heist import ACTION_STEPS, Labels
 from interpretability.episodes import evaluating
 from interpretability.replay import Replay
-from networks import Edit, Precision, SAEBase, TappedAgent, autocast
+from networks import DEFAULT_PRECISION, Edit, Precision, SAEBase, TappedAgent, autocast
 
 LATENTS = "sae"
 """Stands for an autoencoder's latents where otherwise a tap is named."""
@@ -100,7 +100,7 @@ def observe_episode(
     edits: Sequence[Edit] = (),
     sae: SAEBase | None = None,
     labels: Labels | None = None,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
 ) -> ObservedEpisode:
     """Run the agent, and again with edits if there are any, on the frames of an episode.
 

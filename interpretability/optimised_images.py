@@ -19,7 +19,7 @@ from tqdm import tqdm
 from interpretability.colour import ColourStatistics
 from interpretability.image_objectives import Objective, Response, likeness
 from interpretability.parametrisations import PARAMETRISATIONS, SIZE, GameImages, Parametrisation, Unlikeness
-from networks import Precision, SAEBase, TappedAgent
+from networks import DEFAULT_PRECISION, Precision, SAEBase, TappedAgent
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def optimise_images(
     inside: Inside | None = None,
     begin: Float[Tensor, "U ..."] | None = None,
     settings: OptimisationSettings | None = None,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
 ) -> OptimisedImages:
     """Find an image for every objective.
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from interpretability.episodes import evaluating
-from networks.precision import Precision, autocast
+from networks.precision import DEFAULT_PRECISION, Precision, autocast
 from networks.taps import TappedAgent
 
 _AT_ONCE = 256  # masks in one pass
@@ -50,7 +50,7 @@ def patched_logits(
     frame: UInt8[Tensor, "64 64 3"],
     source: Float[Tensor, "C *HW"],
     masks: Bool[Tensor, "M C_or_1 *HW"],
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
 ) -> Float[Tensor, "M A"]:
     """Logits of a frame with the source's activation at a tap where each mask is set, on the CPU in float32.
 
@@ -77,7 +77,7 @@ def patched_logits(
 
 @torch.inference_mode()
 def record_taps(
-    agent: TappedAgent, frames: UInt8[Tensor, "N 64 64 3"], taps: list[str], precision: Precision = "bf16"
+    agent: TappedAgent, frames: UInt8[Tensor, "N 64 64 3"], taps: list[str], precision: Precision = DEFAULT_PRECISION
 ) -> Mapping[str, Float[Tensor, "N C *HW"]]:
     """What taps yield for a few frames."""
     device = next(agent.parameters()).device

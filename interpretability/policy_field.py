@@ -13,7 +13,7 @@ from environments import EnvironmentSettings, State, render_states
 from environments.heist import ACTION_STEPS, DIRECTION_STEPS, label_states, occupied_cells, place_player
 from environments.state import WALL
 from interpretability.episodes import evaluating
-from networks import Edit, Precision, TappedAgent, autocast
+from networks import DEFAULT_PRECISION, Edit, Precision, TappedAgent, autocast
 
 _AT_ONCE = 64
 
@@ -52,7 +52,7 @@ def policy_field(
     settings: EnvironmentSettings,
     *,
     edits: Sequence[Edit] = (),
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
 ) -> PolicyField:
     """Put the player into every free and empty cell of a state and ask the agent.
 

@@ -14,7 +14,7 @@ from interpretability.episodes import ActionNoise, evaluating
 from interpretability.frame_outputs import FrameOutputs
 from interpretability.row_edits import check_trials
 from networks.policy import sample_actions
-from networks.precision import Precision
+from networks.precision import DEFAULT_PRECISION, Precision
 from networks.taps import Edit, TappedAgent
 
 Look = Callable[[Int[np.ndarray, " n"], list[bytes]], Bool[np.ndarray, " n"]]
@@ -46,7 +46,7 @@ def play_saved(
     seed: int = 0,
     num_environments: int = 64,
     max_steps: int = 100,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
     look: Look | None = None,
     progress: str | None = None,
 ) -> SavedPlay:

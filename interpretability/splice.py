@@ -18,7 +18,7 @@ from interpretability.statistics import (
     paired_bootstrap,
     ratio_of_means,
 )
-from networks.precision import Precision
+from networks.precision import DEFAULT_PRECISION, Precision
 from networks.taps import Edit, TappedNetwork
 
 MEAN_LEVELS, MEAN_STEPS = 64, 200  # of the play whose mean the ablation puts in
@@ -90,7 +90,7 @@ def evaluate_splice(
     seed: int = 0,
     num_environments: int = 64,
     max_steps: int = GAME_TIME_OUT,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
     compare_every: int = 4,
     progress: bool = False,
 ) -> SpliceResult:
@@ -140,7 +140,7 @@ def evaluate_splices(
     seed: int = 0,
     num_environments: int = 64,
     max_steps: int = GAME_TIME_OUT,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
     compare_every: int = 4,
     progress: bool = False,
 ) -> dict[str, SpliceResult]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from networks import Precision, SAEBase, TappedAgent, autocast
+from networks import DEFAULT_PRECISION, Precision, SAEBase, TappedAgent, autocast
 
 _BATCH = 512
 
@@ -52,7 +52,7 @@ def unit_effects(
     chosen: Sequence[Int64[Tensor, " n"]],
     *,
     sae: SAEBase | None = None,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
 ) -> Float[np.ndarray, "U A"]:
     """Mean effect of each unit on the logit of each action: with the unit, less without it.
 

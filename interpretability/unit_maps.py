@@ -9,7 +9,7 @@ from torch import Tensor
 
 from environments import EnvironmentSettings
 from interpretability.episodes import PlayedStep, evaluating, play_episodes
-from networks import Precision, SAEBase, TappedAgent, autocast
+from networks import DEFAULT_PRECISION, Precision, SAEBase, TappedAgent, autocast
 
 _AT_ONCE = 256
 
@@ -23,7 +23,7 @@ def played_frames(
     max_steps: int = 100,
     seed: int = 0,
     num_environments: int = 64,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
     progress: str | None = None,
 ) -> UInt8[Tensor, "F 64 64 3"]:
     """Frames of sampled play, up to `per_level` of each level, evenly spaced over its first `max_steps` steps.
@@ -56,7 +56,7 @@ def unit_maps(
     frames: UInt8[Tensor, "F 64 64 3"],
     *,
     sae: SAEBase | None = None,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
 ) -> Float[Tensor, "F U *HW"]:
     """What each unit of a tap, or each latent of its autoencoder, makes of frames; on the CPU.
 

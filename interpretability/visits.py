@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from environments import EnvironmentSettings, State
 from environments.heist import find_entity
 from interpretability.saved_play import play_saved
-from networks.precision import Precision
+from networks.precision import DEFAULT_PRECISION, Precision
 from networks.taps import Edit, TappedAgent
 
 NEAR = 1.0
@@ -55,7 +55,7 @@ def play_visits(
     seed: int = 0,
     num_environments: int = 64,
     max_steps: int = 50,
-    precision: Precision = "bf16",
+    precision: Precision = DEFAULT_PRECISION,
     progress: str | None = None,
 ) -> Visits:
     """Play on from saved states; keys are taken on the way, the gem ends an episode.

@@ -15,7 +15,7 @@ from interpretability.episodes import first_states
 from interpretability.films import Film
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
 from interpretability.unit_maps import played_frames, unit_maps
-from networks import Precision, TappedAgent
+from networks import DEFAULT_PRECISION, Precision, TappedAgent
 from studies.ablation_figures import (
     TOUCHED,
     ablation_page,
@@ -106,7 +106,7 @@ class Ablations(Study):
         distribution_mode: Literal["easy", "hard"] = "easy",
         seed: int = 0,
         num_environments: int = 128,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         device: str = "auto",
         cache_dir: str = ".cache/ablations",
     ) -> None:

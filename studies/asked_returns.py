@@ -17,7 +17,7 @@ from interpretability.asked_play import (
 from interpretability.episodes import GAME_TIME_OUT
 from interpretability.films import film_of_replays
 from interpretability.statistics import Interval, difference_of_means, join_metrics, paired_bootstrap
-from networks import DecisionTransformer, Precision, load_network
+from networks import DEFAULT_PRECISION, DecisionTransformer, Precision, load_network
 from studies.arguments import check_at_least_one, check_not_negative
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
@@ -62,7 +62,7 @@ class AskedReturns(Study):
         num_environments: int = 64,
         max_steps: int = GAME_TIME_OUT,
         film_levels: int = 3,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         device: str = "auto",
     ) -> None:
         check_at_least_one({"num_environments": num_environments, "max_steps": max_steps, "film_levels": film_levels})

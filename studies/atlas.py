@@ -13,7 +13,7 @@ from interpretability.atlas import atlas_columns, draw_atlas
 from interpretability.atlas_units import AtlasSettings, gather_units
 from interpretability.receptive_fields import receptive_field
 from interpretability.stored_colours import game_colours
-from networks import Precision
+from networks import DEFAULT_PRECISION, Precision
 from studies.arguments import check_at_least_one
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device, load_subject
@@ -61,7 +61,7 @@ class Atlas(Study):
         distribution_mode: DistributionMode = "easy",
         num_frames: int = 20_000,
         settings: AtlasSettings = _SETTINGS,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         cache_dir: str = ".cache/activations",
         device: str = "auto",
     ) -> None:

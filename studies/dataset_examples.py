@@ -17,7 +17,7 @@ from interpretability.dataset_examples import DatasetExamples
 from interpretability.feature_sheet import example_row, example_text, patch_field
 from interpretability.pictures import sheet
 from interpretability.report_page import Section, report_page
-from networks import Precision, hash_tensors
+from networks import DEFAULT_PRECISION, Precision, hash_tensors
 from networks.weights import read_weights, save_tensors
 from studies.arguments import check_at_least_one, check_writable
 from studies.report import Cell, Report, Study, Table
@@ -75,7 +75,7 @@ class StreamedExamples(Study):
         distribution_mode: DistributionMode = "easy",
         play: PlaySettings = _PLAY,
         save_every: int = 100_000,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         cache_dir: str = ".cache/examples",
         device: str = "auto",
     ) -> None:

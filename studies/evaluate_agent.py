@@ -15,7 +15,7 @@ from interpretability.oracle_play import play_oracle
 from interpretability.outcomes import outcome_intervals
 from interpretability.replay import ActionLog, replay
 from interpretability.statistics import Interval, join_metrics
-from networks import Edit, Precision, TappedNetwork, load_network
+from networks import DEFAULT_PRECISION, Edit, Precision, TappedNetwork, load_network
 from networks.origin import how_trained
 from studies.arguments import check_at_least_one, check_not_negative
 from studies.edit_choice import EditChoice
@@ -81,7 +81,7 @@ class EvaluateAgent(Study):
         num_environments: int = 64,
         max_steps: int = GAME_TIME_OUT,
         film_episodes: int = 3,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         device: str = "auto",
         allow_other_agent: bool = False,
     ) -> None:

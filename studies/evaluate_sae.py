@@ -17,7 +17,7 @@ from interpretability.seed_stability import seed_cosines
 from interpretability.splice import evaluate_splices
 from interpretability.statistics import bracketed
 from lightning_modules.sae_validation import SAENumbers, SAEValidation
-from networks import Precision, SAEBase, load_network, load_sae
+from networks import DEFAULT_PRECISION, Precision, SAEBase, load_network, load_sae
 from studies.arguments import check_at_least_one, check_not_negative
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
@@ -101,7 +101,7 @@ class EvaluateSAE(Study):
         seed: int = 0,
         num_environments: int = 64,
         max_steps: int = GAME_TIME_OUT,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         cache_dir: str = ".cache/activations",
         device: str = "auto",
         allow_other_agent: bool = False,

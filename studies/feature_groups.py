@@ -27,7 +27,7 @@ from interpretability.feature_sheet import draw_feature_sheet
 from interpretability.optimised_images import OptimisationSettings
 from interpretability.stored_colours import game_colours
 from interpretability.unit_numbers import UnitNumbers
-from networks import Precision
+from networks import DEFAULT_PRECISION, Precision
 from studies.arguments import check_at_least_one, check_not_negative
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device, load_subject
@@ -84,7 +84,7 @@ class FeatureGroups(Study):
         num_frames: int = 20_000,
         optimisation: OptimisationSettings = _SETTINGS,
         seed: int = 0,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         cache_dir: str = ".cache/activations",
         device: str = "auto",
     ) -> None:

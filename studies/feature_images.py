@@ -19,7 +19,7 @@ from interpretability.optimised_images import Inside, OptimisationSettings, Opti
 from interpretability.pictures import Row, Tile, sheet
 from interpretability.replay import replay
 from interpretability.stored_colours import game_colours
-from networks import Precision, load_readout
+from networks import DEFAULT_PRECISION, Precision, load_readout
 from studies.arguments import check_at_least_one, check_not_empty
 from studies.report import Report, Study, Table
 from studies.subject import choose_device, load_subject
@@ -123,7 +123,7 @@ class FeatureImages(Study):
         distribution_mode: DistributionMode = "easy",
         num_frames: int = 4_096,
         settings: OptimisationSettings = _SETTINGS,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         cache_dir: str = ".cache/activations",
         device: str = "auto",
     ) -> None:

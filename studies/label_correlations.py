@@ -13,7 +13,7 @@ from datamodules.recorder import PlaySettings, Recorder
 from environments import TEST_LEVELS, VALIDATION_LEVELS, EnvironmentSettings, held_out_levels
 from environments.heist import COLOURS, DIRECTIONS, ENTITIES, Labels, deconfounded_states, label_states
 from interpretability.episodes import first_states
-from networks import Precision, load_agent
+from networks import DEFAULT_PRECISION, Precision, load_agent
 from studies.arguments import check_not_negative
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
@@ -58,7 +58,7 @@ class LabelCorrelations(Study):
         num_frames: int = 8_192,
         distribution_mode: Literal["easy", "hard"] = "easy",
         seed: int = 0,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         device: str = "auto",
     ) -> None:
         if num_frames < 2:

@@ -13,7 +13,7 @@ from interpretability.episodes import GAME_TIME_OUT, Episodes, play_episodes
 from interpretability.oracle_play import play_oracle
 from interpretability.outcomes import outcome_intervals
 from interpretability.statistics import Interval, join_metrics, spreads
-from networks import Precision, load_network
+from networks import DEFAULT_PRECISION, Precision, load_network
 from networks.origin import frames_trained, how_trained
 from studies.arguments import check_at_least_one, check_not_negative
 from studies.evaluation_tables import agent_table
@@ -65,7 +65,7 @@ class LearningCurve(Study):
         seed: int = 0,
         num_environments: int = 64,
         max_steps: int = GAME_TIME_OUT,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         device: str = "auto",
     ) -> None:
         check_at_least_one({"num_environments": num_environments, "max_steps": max_steps, "agents": len(agents)})

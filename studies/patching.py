@@ -8,7 +8,7 @@ import numpy as np
 from environments import EnvironmentSettings, held_out_levels
 from interpretability.patching import action_difference, record_taps
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
-from networks import Precision, load_agent
+from networks import DEFAULT_PRECISION, Precision, load_agent
 from studies.arguments import check_distances, check_not_negative
 from studies.patching_mazes import SETS, Pair, make_pairs
 from studies.patching_moves import ESTIMATES, PAIRS, REFERENCES, Moved, agreement, measure
@@ -85,7 +85,7 @@ class Patching(Study):
         keep: float = 0.9,
         distribution_mode: Literal["easy", "hard"] = "easy",
         seed: int = 0,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         device: str = "auto",
     ) -> None:
         for name, number in {"num_levels": num_levels, "validation_levels": validation_levels}.items():

@@ -22,7 +22,7 @@ from interpretability.choices import play_choices
 from interpretability.episodes import first_states
 from interpretability.patching import record_taps
 from interpretability.statistics import Interval, bootstrap_interval, grouped_mean, join_metrics, wilson_interval
-from networks import Precision, TappedAgent, load_agent
+from networks import DEFAULT_PRECISION, Precision, TappedAgent, load_agent
 from studies.arguments import check_at_least_one, check_distances, check_not_empty, check_not_negative
 from studies.bars import grouped_bars
 from studies.report import Cell, Report, Study, Table
@@ -82,7 +82,7 @@ class Plans(Study):
         distribution_mode: Literal["easy", "hard"] = "easy",
         seed: int = 0,
         num_environments: int = 64,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         device: str = "auto",
     ) -> None:
         check_not_empty({"taps": taps})

@@ -19,7 +19,7 @@ from interpretability.probe_figures import ProbeResult
 from interpretability.statistics import join_metrics
 from lightning_modules import LinearProbe
 from lightning_modules.sparse_probe import sparse_scores
-from networks import Precision, SAEBase, load_sae
+from networks import DEFAULT_PRECISION, Precision, SAEBase, load_sae
 from networks.linear_readout import Form
 from studies.arguments import check_not_empty, check_not_negative
 from studies.probe_page import TRANSFER, atlas_page, headline_table, heat_maps, scores_table, targets_table
@@ -81,7 +81,7 @@ class ProbeAtlas(Study):
         shuffled: bool = True,
         play: PlaySettings = PROBED_PLAY,
         seed: int = 0,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         cache_dir: str = ".cache/activations",
         device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> None:

@@ -14,7 +14,7 @@ from interpretability.films import Film, film_of_replays
 from interpretability.label_code import PLAN, SCENE, LabelCode, Written, fit_code, label_maps
 from interpretability.replay import ActionLog, replay
 from interpretability.statistics import Interval, bracketed, fraction_recovered, join_metrics, paired_bootstrap
-from networks import Edit, Precision, load_agent
+from networks import DEFAULT_PRECISION, Edit, Precision, load_agent
 from studies.arguments import check_at_least_one, check_not_empty, check_not_negative
 from studies.replacement_frames import (
     Recorded,
@@ -86,7 +86,7 @@ class Replacement(Study):
         distribution_mode: Literal["easy", "hard"] = "easy",
         seed: int = 0,
         num_environments: int = 64,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         device: str = "auto",
     ) -> None:
         numbers = {"fit_levels": fit_levels, "every": every, "max_steps": max_steps, "kernel": kernel}

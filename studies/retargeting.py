@@ -16,7 +16,7 @@ from interpretability.episodes import first_states, play_episodes
 from interpretability.films import Film
 from interpretability.policy_comparison import PolicyComparisons
 from interpretability.statistics import Interval, difference_of_means, join_metrics, paired_bootstrap, wilson_interval
-from networks import Precision, load_agent
+from networks import DEFAULT_PRECISION, Precision, load_agent
 from networks.channel_edit import TapEdit, load_edit
 from studies.arguments import check_at_least_one, check_distances, check_not_negative, check_writable
 from studies.report import Report, Study, Table
@@ -111,7 +111,7 @@ class Retargeting(Study):
         distribution_mode: Literal["easy", "hard"] = "easy",
         seed: int = 0,
         num_environments: int = 64,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         device: str = "auto",
         cache_dir: str = ".cache/retargeting",
     ) -> None:

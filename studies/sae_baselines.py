@@ -25,7 +25,7 @@ from interpretability.optimised_images import OptimisationSettings
 from interpretability.splice import SpliceResult, evaluate_splices
 from interpretability.statistics import join_metrics, paired_bootstrap, ratio_of_means
 from interpretability.stored_colours import game_colours
-from networks import Precision, SAEBase, load_agent, load_sae, save_weights
+from networks import DEFAULT_PRECISION, Precision, SAEBase, load_agent, load_sae, save_weights
 from studies.alike_training import train_alike
 from studies.arguments import check_at_least_one, check_not_negative
 from studies.baselines_over_agents import (
@@ -134,7 +134,7 @@ class SAEBaselines(Study):
         seed: int = 0,
         num_environments: int = 64,
         max_steps: int = GAME_TIME_OUT,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         cache_dir: str = ".cache/activations",
         device: str = "auto",
     ) -> None:

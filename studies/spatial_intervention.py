@@ -14,7 +14,7 @@ from interpretability.films import Film
 from interpretability.forced_maps import Forcing
 from interpretability.statistics import Interval, difference_of_means, join_metrics, paired_bootstrap, wilson_interval
 from interpretability.unit_maps import played_frames, unit_maps
-from networks import Precision, TappedAgent
+from networks import DEFAULT_PRECISION, Precision, TappedAgent
 from studies.arguments import check_distances, check_not_negative, check_writable
 from studies.report import Cell, Report, Study, Table
 from studies.spatial_figures import draw_arms, draw_end_map, draw_film, draw_scan, spatial_page
@@ -100,7 +100,7 @@ class SpatialIntervention(Study):
         distribution_mode: Literal["easy", "hard"] = "easy",
         seed: int = 0,
         num_environments: int = 128,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         device: str = "auto",
         cache_dir: str = ".cache/spatial_intervention",
     ) -> None:

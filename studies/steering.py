@@ -19,7 +19,7 @@ from interpretability.perception import SEEN, Views
 from interpretability.policy_comparison import PolicyComparisons
 from interpretability.statistics import Interval, join_metrics, wilson_interval
 from interpretability.steering import OPERATIONS, EditOfEach, SteerEdit, layer_behind, operation
-from networks import Edit, Precision, load_agent, load_sae
+from networks import DEFAULT_PRECISION, Edit, Precision, load_agent, load_sae
 from networks.channel_edit import RandomDirection
 from studies.arguments import check_at_least_one, check_distances, check_not_empty, check_not_negative
 from studies.report import Report, Study
@@ -103,7 +103,7 @@ class Steering(Study):
         distribution_mode: Literal["easy", "hard"] = "easy",
         seed: int = 0,
         num_environments: int = 64,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         device: str = "auto",
     ) -> None:
         check_at_least_one({"max_steps": max_steps, "num_environments": num_environments})

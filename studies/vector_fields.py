@@ -17,7 +17,7 @@ from interpretability.films import Film
 from interpretability.policy_field import PolicyField, policy_field
 from interpretability.splice import MEAN_LEVELS
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
-from networks import Edit, Precision, TappedAgent, load_agent
+from networks import DEFAULT_PRECISION, Edit, Precision, TappedAgent, load_agent
 from studies.arguments import check_at_least_one, check_not_negative
 from studies.edit_choice import EditChoice
 from studies.report import Cell, Report, Study, Table
@@ -95,7 +95,7 @@ class VectorFields(Study):
         distribution_mode: DistributionMode = "easy",
         seed: int = 0,
         num_environments: int = 64,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         device: str = "auto",
     ) -> None:
         self.edit_choice = EditChoice(sae, ablation, edit, tap, saved=saved_edit)

@@ -17,7 +17,7 @@ from interpretability.observed_episode import ObservedEpisode, check_shown, obse
 from interpretability.replay import ActionLog, Replay, replay
 from interpretability.saved_play import play_saved
 from interpretability.splice import MEAN_LEVELS
-from networks import Edit, Precision, SAEBase, load_agent
+from networks import DEFAULT_PRECISION, Edit, Precision, SAEBase, load_agent
 from studies.arguments import check_at_least_one, check_not_negative
 from studies.edit_choice import EditChoice
 from studies.report import Cell, Report, Study, Table
@@ -86,7 +86,7 @@ class Watch(Study):
         game: str = "heist",
         distribution_mode: DistributionMode = "easy",
         seed: int = 0,
-        precision: Precision = "bf16",
+        precision: Precision = DEFAULT_PRECISION,
         device: str = "auto",
         allow_other_agent: bool = False,
     ) -> None:

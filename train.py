@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks import RunSummary
 from commands import USER_ERRORS, OneMessageParser, compute_exactly, config_files, one_line, quieten
+from networks.precision import warn_of_slow_bf16
 from runs import Run, claim_run, readable
 
 
@@ -83,6 +84,8 @@ def main(args: list[str] | None = None) -> int:
         )
         rank_zero_only(print)(cli.run, flush=True)
         trainer, model, data = cli.trainer, cli.model, cli.datamodule
+        if str(trainer.precision).startswith("bf16"):
+            warn_of_slow_bf16(trainer.strategy.root_device.type, "--trainer.precision 32-true")
         trainer.fit(model, datamodule=data, ckpt_path=cli.run.checkpoint, weights_only=True)
         if trainer.enable_validation:  # with the final weights, whenever the last validation was
             trainer.validate(model, datamodule=data, verbose=False)

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import train
+from networks import precision
 from runs import start_run
 
 TESTS = Path(__file__).parent
@@ -71,6 +72,14 @@ def test_a_run_owns_a_folder_and_ends_with_a_summary(tiny: list[str], capsys: py
 
     assert train.main(["--config", str(folder / "config.yaml")]) == 0, "a saved configuration runs again"
     assert read_summary(Path("runs/tiny/version_1")) == summary, "and gives the same"
+
+
+def test_imitated_bfloat16_is_told_of(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_PROCESSOR", Path("absent"))
+    precision.warn_of_slow_bf16.cache_clear()
+    with pytest.warns(UserWarning, match="--trainer.precision 32-true is faster here"):
+        assert train.main([*tiny, "--trainer.precision", "bf16-mixed", "--trainer.max_steps", "2"]) == 0
+    precision.warn_of_slow_bf16.cache_clear()
 
 
 def test_name_and_root_of_the_run_can_be_chosen(tiny: list[str]) -> None:

@@ -236,6 +236,8 @@ def load_sae(path: str | Path, agent: TappedNetwork | None = None, allow_other_a
     kind = getattr(networks, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, SAEBase)):
         raise ValueError(f"{path} holds no sparse autoencoder that networks/ knows (kind {name!r}): pass another file")
+    if "tap" not in metadata:
+        raise ValueError(f"{path} does not say of which tap it is: save it with 'tap' in its metadata")
     try:
         sae = kind(**metadata["config"])
     except TypeError as error:
@@ -285,6 +287,6 @@ def load_readout(path: str | Path, agent: TappedNetwork | None = None) -> Linear
         raise ValueError(f"{path} holds no linear readout: give a file from a run's folder probes/")
     readout = LinearReadout(**metadata["config"])
     load_into(readout, tensors, path)
-    if agent is not None and metadata["agent_hash"] != agent.weights_hash:
+    if agent is not None and metadata.get("agent_hash") != agent.weights_hash:
         raise ValueError(f"{path} was fitted to another agent: load that agent, or fit probes to this one")
     return readout.eval()

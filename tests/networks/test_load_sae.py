@@ -54,6 +54,13 @@ def test_refuses_what_is_no_autoencoder(saved: tuple[Path, Path]) -> None:
         load_agent(saved[1])
 
 
+def test_a_file_saved_by_hand_has_to_name_its_tap(tmp_path: Path) -> None:
+    path = tmp_path / "sae.safetensors"
+    save_weights(path, SparseAutoencoder(32), {"kind": "SparseAutoencoder"})
+    with pytest.raises(ValueError, match=r"of which tap .* 'tap' in its metadata"):
+        load_sae(path)
+
+
 def test_a_file_from_before_there_were_kinds_loads(saved: tuple[Path, Path]) -> None:
     tensors, metadata = read_weights(saved[1])
     assert set(tensors) == {"encoder_weight", "encoder_bias", "decoder_weight", "decoder_bias", "mean", "scale"}

@@ -128,6 +128,8 @@ class OneMessageParser(LightningArgumentParser):
         """As jsonargparse; a null given to a class inside a class reaches the inner parser as Python's word for it."""
         if isinstance(args, list):
             args = [re.sub(r"^(--[^=]+)=None$", r"\1=null", str(argument)) for argument in args]
+        if repeated := next(filter(None, map(_given_twice, config_files(sys.argv[1:] if args is None else args))), ""):
+            self.exit(2, f"error: {repeated}\n")
         try:
             return super().parse_args(args, *rest, **kwargs)
         except UnicodeDecodeError as error:  # jsonargparse expects text in every file
@@ -138,8 +140,7 @@ class OneMessageParser(LightningArgumentParser):
         if not self.exit_on_error:  # the parser of one class inside another: the outer one explains
             super().error(message, ex)
         unreadable = next(filter(None, map(_unreadable, config_files(self.args))), "")
-        sys.stderr.write(f"error: {unreadable or explain(message, self, _names(ex))}\n")
-        raise SystemExit(2)
+        self.exit(2, f"error: {unreadable or explain(message, self, _names(ex))}\n")
 
 
 def _unreadable(path: str) -> str:
@@ -159,6 +160,26 @@ def _unreadable(path: str) -> str:
     except (OSError, ValueError, yaml.YAMLError) as error:
         return f"--config: {path} is no YAML file that can be read: {one_line(error)}"
     return "" if isinstance(settings, dict) else f"--config: {path} holds no settings by name, such as model: or study:"
+
+
+def _given_twice(path: str) -> str:
+    """The first key that stands twice in one place of a file, of which YAML would keep the last; empty if none does."""
+    try:
+        nodes = [yaml.compose(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)]
+    except (OSError, ValueError, yaml.YAMLError):
+        return ""  # told of by whoever reads it
+    for node in nodes:  # grows by what each holds
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                name, line = str(key.value), key.start_mark.line + 1
+                if name in lines:
+                    return f"--config: {path}, line {line}: {name} stands in line {lines[name]} too: keep one"
+                lines[name] = line
+                nodes.append(value)
+    return ""
 
 
 def explain(message: str, parser: ArgumentParser, names: Mapping[str, str] | None = None) -> str:

@@ -144,9 +144,10 @@ def test_wrong_key_is_one_message_before_any_work(
         (b"model:\n\twidth: 3\n", "wrong.yaml, line 2: found character '\\t'"),
         (b"model:\n  a: 1\n b: 2\n", "wrong.yaml, line 3: "),
         (b"# caf\xe9\nmodel: {}\n", "wrong.yaml is no YAML file that can be read"),
+        (b"trainer:\n  max_steps: 2\n  max_steps: 3\n", "wrong.yaml, line 3: max_steps stands in line 2 too"),
     ],
 )
-def test_a_file_that_holds_no_settings_is_named(
+def test_a_file_without_clear_settings_is_named(
     tiny: list[str], capsys: pytest.CaptureFixture[str], text: bytes, expected: str
 ) -> None:
     Path("wrong.yaml").write_bytes(text)

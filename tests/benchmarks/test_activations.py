@@ -24,7 +24,7 @@ def test_it_prints_its_figures(
     assert {"name", "ours", "baseline", "ratio", "unit", "floor", "machine"} <= figures.keys()
     assert {"ours", "environment", "forward", "floor", "ratio", "unit"} == figures["stream"].keys()
     alone = 1 / figures["stream"]["environment"] + 1 / figures["stream"]["forward"]
-    assert figures["stream"]["floor"] == pytest.approx(1 / alone, rel=1e-3)
+    assert figures["stream"]["floor"] == pytest.approx(1 / alone, abs=0.0501)  # it is rounded to a tenth
     assert figures["memory"] == {"positions": 8_192, "peak": 0.5, "limit": 2.0, "unit": "GB"}
     assert figures["ours"] > 0
     assert figures["sizes"]["frames_per_block"] == 128

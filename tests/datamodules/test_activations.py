@@ -37,6 +37,7 @@ def make(agent_path: str, cache_dir: str, **changes: Any) -> ActivationDataModul
         "batch_size": 256,
         "validation_batch_size": 24,
         "play": PLAY,
+        "precision": "bf16",
         "cache_dir": cache_dir,
     }
     return ActivationDataModule(agent_path, **(arguments | changes))

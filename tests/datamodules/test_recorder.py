@@ -32,7 +32,7 @@ def outputs(agent: CustomCNN) -> Iterator[list[AgentOutput]]:
 
 
 def recorder(agent: CustomCNN, taps: tuple[str, ...] = ("conv4a",), **changes: object) -> Recorder:
-    arguments = {"play": PLAY, **changes}
+    arguments = {"play": PLAY, "precision": "bf16", **changes}
     settings = arguments.pop("settings", EnvironmentSettings())
     return Recorder(agent, settings, taps, **arguments)
 

@@ -180,9 +180,7 @@ def search_learned(
 
 def _counts(agent: TappedAgent, tap: str, asked: Sequence[int]) -> list[int]:
     """Sizes of edits that the tap can have."""
-    agent.check_taps([tap])
-    if tap.split(".")[0] in ("logits", "value"):
-        raise ValueError(f"{tap} is no tap to retarget at: choose one inside the network")
+    agent.check_taps([tap], inner=True)
     counts = sorted({count for count in asked if 1 <= count <= agent.taps[tap][0]})
     if not counts:
         raise ValueError(f"unit_counts {list(asked)} hold none from 1 to {agent.taps[tap][0]}, the units of {tap}")

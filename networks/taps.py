@@ -126,13 +126,23 @@ class TappedNetwork(nn.Module, ABC):
             torch.manual_seed(2**31 + seed)
             return type(self)(**self.config()).eval()
 
-    def check_taps(self, names: Sequence[str]) -> None:
-        """Raise ValueError for a name that is no tap of this network, and for one name that is not in a list."""
+    def check_taps(self, names: Sequence[str], inner: bool = False) -> None:
+        """Refuse names that are no taps of this network.
+
+        Args:
+            names: to be looked at.
+            inner: refuse what the network ends in too, the logits and the value.
+
+        Raises:
+            ValueError: names the tap and those that there are; also for one name that is not in a list.
+        """
         if isinstance(names, str):
             raise ValueError(f"the tap {names!r} is given by itself: give a list, [{names!r}]")
         for name in names:
             if name not in self.taps:
                 raise ValueError(f"{self.architecture} has no tap {name!r}: choose one of {', '.join(self.taps)}")
+            if inner and name.split(".")[0] in ("logits", "value"):
+                raise ValueError(f"the tap {name!r} is what {self.architecture} ends in: choose one inside the network")
 
     def check_edits(self, edits: Sequence[Edit]) -> None:
         """Raise ValueError for what is no (tap, module) pair, and for a name that is no tap of this network."""

@@ -95,9 +95,7 @@ class Plans(Study):
             "test": held_out_levels("test", num_levels),
         }
         self.agent = load_agent(agent).to(choose_device(device))
-        self.agent.check_taps(taps)
-        if ends := [tap for tap in taps if tap.split(".")[0] in ("logits", "value")]:
-            raise ValueError(f"taps: {ends[0]} is what the plan ends in: choose places inside the network")
+        self.agent.check_taps(taps, inner=True)
         self.taps, self.distances, self.least, self.max_steps, self.seed = taps, distances, least, max_steps, seed
         self.settings = EnvironmentSettings("heist", distribution_mode)
         self.num_environments = num_environments

@@ -96,10 +96,7 @@ class Replacement(Study):
         if kernel % 2 == 0:
             raise ValueError(f"kernel {kernel} has no middle: take an odd side")
         self.agent = load_agent(agent).to(choose_device(device))
-        self.agent.check_taps(list(taps))
-        for tap in taps:
-            if tap.split(".")[0] in ("logits", "value"):
-                raise ValueError(f"tap {tap!r} is the network's output: choose one inside the network")
+        self.agent.check_taps(list(taps), inner=True)
         self.fitted = range(TRAINING_START, TRAINING_START + fit_levels)
         self.tested = held_out_levels("test", num_levels)
         self.settings = EnvironmentSettings("heist", distribution_mode)

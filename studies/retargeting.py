@@ -139,12 +139,8 @@ class Retargeting(Study):
             known = {entity: (edited, edit.to(where)) for entity, edited, edit in loaded}
             self.loaded = {entity: known[entity] for entity in ASKED}
         taps = [tap] if self.search.taps is None else self.search.taps
-        if not self.loaded:  # those in files have their own
-            self.agent.check_taps(taps)
+        self.agent.check_taps([edited for edited, _ in self.loaded.values()] or taps, inner=True)
         taps = [name for name in self.agent.taps if name in taps]  # in order of computation
-        for name in {*taps, *(edited for edited, _ in self.loaded.values())}:
-            if name.split(".")[0] in ("logits", "value"):
-                raise ValueError(f"tap {name!r} is none to retarget at: choose one inside the network")
         check_probe_taps(self.agent, map_taps, goal_tap)
         self.distances, self.max_steps, self.finish_steps = distances, max_steps, finish_steps
         self.seed, self.num_environments = seed, num_environments

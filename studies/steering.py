@@ -124,10 +124,7 @@ class Steering(Study):
         self.sae = None if sae is None else load_sae(sae, self.agent).to(where).eval().requires_grad_(False)
         self.taps = tuple(dict.fromkeys([*taps, *([] if self.sae is None else [self.sae.tap])]))
         check_not_empty({"taps": self.taps})
-        self.agent.check_taps(list(self.taps))
-        for tap in self.taps:
-            if tap.split(".")[0] in ("logits", "value"):
-                raise ValueError(f"tap {tap!r} is none to steer at: choose one inside the network")
+        self.agent.check_taps(list(self.taps), inner=True)
         if self.sae is None and all(layer_behind(self.agent, tap) is None for tap in self.taps):
             check_not_empty({"sources": sources})  # latents and eigenfilters would be others
         self.sources, self.operations, self.strengths = sources, operations, tuple(sorted(strengths))

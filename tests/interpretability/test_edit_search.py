@@ -50,7 +50,7 @@ def test_the_planted_agent_is_redirected_by_what_is_found_and_by_no_control(move
 
 def test_refuses_taps_and_counts_that_cannot_be(moves):
     agent = PeakFollower().eval()
-    with pytest.raises(ValueError, match="no tap to retarget"):
+    with pytest.raises(ValueError, match="PeakFollower ends in"):
         search_edit(agent, "logits", moves, moves)
     with pytest.raises(ValueError, match="hold none from 1 to 3"):
         search_edit(agent, "map", moves, moves, unit_counts=(4,))
@@ -76,7 +76,7 @@ def test_a_learned_edit_redirects_the_planted_agent(moves, fresh):
         logits = agent(moves.frames, edits=[("map", RandomDirection(found.edit, 0))]).logits
         assert logits is not None
         assert (logits.argmax(1) == 7).float().mean() < 0.5
-    with pytest.raises(ValueError, match="no tap to retarget"):
+    with pytest.raises(ValueError, match="PeakFollower ends in"):
         next(search_learned(agent, "value", {1: MixingEdit(1, 1)}, moves, moves))
 
 

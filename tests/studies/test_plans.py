@@ -76,7 +76,7 @@ def test_records_in_the_precision_that_the_agent_plays_in(agent: str) -> None:
 
 def test_refuses_what_cannot_be_read(agent: str) -> None:
     for given, said in (
-        ({"taps": ("logits",)}, "logits is what the plan ends in"),
+        ({"taps": ("logits",)}, "CustomCNN ends in"),
         ({"taps": ("conv9",)}, "no tap 'conv9'"),
         ({"taps": ()}, "taps"),
         ({"distances": (3, 2)}, "must rise"),

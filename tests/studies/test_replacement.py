@@ -69,7 +69,7 @@ def test_reports_every_arm(agent: str, taps: tuple[str, ...]) -> None:
 
 
 def test_refuses_what_cannot_be_written(agent: str) -> None:
-    with pytest.raises(ValueError, match="the network's output"):
+    with pytest.raises(ValueError, match="CustomCNN ends in"):
         Replacement(agent, taps=("logits",))
     with pytest.raises(ValueError, match="taps is empty"):
         Replacement(agent, taps=())

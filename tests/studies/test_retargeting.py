@@ -277,11 +277,11 @@ def never(*given: object) -> None:
 
 
 def test_refuses_what_cannot_be_asked(agent: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="none to retarget at"):
+    with pytest.raises(ValueError, match="CustomCNN ends in"):
         Retargeting(agent, tap="logits", **SMALL)
     with pytest.raises(ValueError, match="one file for each"):
         Retargeting(agent, edits=[saved(tmp_path, agent, "gem")], **SMALL)
-    with pytest.raises(ValueError, match="'logits' is none to retarget at"):
+    with pytest.raises(ValueError, match="'logits' is what CustomCNN ends in"):
         Retargeting(agent, edits=[saved(tmp_path, agent, entity, "logits") for entity in ASKED], **SMALL)
     wrongs: list[dict[str, Any]] = [
         {"kernel": 2}, {"unit_counts": ()}, {"unit_counts": (0,)}, {"rounds": -1}, {"keep": 0.0}, {"keep_seen": -1.0}

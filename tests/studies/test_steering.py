@@ -84,7 +84,7 @@ def test_strengths_are_chosen_on_tuning_mazes_and_eigenfilters_come_with_a_bilin
 
 
 def test_refuses_what_cannot_be_steered(agent: str) -> None:
-    with pytest.raises(ValueError, match="none to steer at"):
+    with pytest.raises(ValueError, match="CustomCNN ends in"):
         Steering(agent, taps=("logits",))
     with pytest.raises(ValueError, match="strengths"):
         Steering(agent, strengths=(0.0, 1.0))

@@ -1,10 +1,12 @@
 """What every benchmark shares: a clock that waits for the device, the device's arithmetic peak, and the last line."""
 
+import argparse
+import importlib.util
 import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -45,6 +47,20 @@ class Stopwatch:
                 self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
         return wrapped
+
+
+def require_peers(parser: argparse.ArgumentParser, names: Iterable[str], otherwise: str) -> None:
+    """End with a usage error if a library to compare with is not installed.
+
+    Args:
+        parser: of the benchmark.
+        names: of the modules that it would import.
+        otherwise: what to pass to do without.
+    """
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        parser.error(
+            f"{', '.join(missing)} not installed: pip install -c constraints.txt -e '.[peers]', or pass {otherwise}"
+        )
 
 
 def peak_flops(

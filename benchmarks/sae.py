@@ -10,7 +10,6 @@ logging and callbacks, as a share of the bare loop's.
 """
 
 import argparse
-import importlib.util
 import time
 import warnings
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import machine, peak_flops, report, say, synchronise
+from benchmarks.measure import machine, peak_flops, report, require_peers, say, synchronise
 from benchmarks.sae_contestants import CHANNELS, LATENTS, PEERS, Case, Trained, make, planted
 
 _ROWS = 2**19
@@ -185,11 +184,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.clock == "processor" and (arguments.device != "cpu" or torch.get_num_threads() > 1):
         parser.error("--clock processor adds up the threads of a process: set --device cpu and OMP_NUM_THREADS=1")
-    missing = [name for name in PEERS if importlib.util.find_spec(name) is None]
-    if missing and not arguments.without_peers:
-        parser.error(
-            f"{', '.join(missing)} not installed: pip install -c constraints.txt -e '.[peers]', or pass --without_peers"
-        )
+    if not arguments.without_peers:
+        require_peers(parser, PEERS, "--without_peers")
     device = torch.device(arguments.device)
     how = (not arguments.without_peers, arguments.rivals, arguments.clock)
     cases = [

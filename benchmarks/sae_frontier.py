@@ -10,7 +10,6 @@ for another of our configurations or other code, a peer's for another version of
 """
 
 import argparse
-import importlib.util
 import json
 import logging
 import time
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks.frontier_report import write_report
 from benchmarks.frontier_trainers import Coder, Point, Samples, our_code, our_settings, peer_version, train
-from benchmarks.measure import machine, report, say
+from benchmarks.measure import machine, report, require_peers, say
 from commands import quieten
 from datamodules import ActivationDataModule
 from lightning_modules.sae_metrics import ExplainedVariance, Sparsity
@@ -182,11 +181,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs"), help="where table and plot are written")
     parser.add_argument("--finished_only", action="store_true", help="train nothing, report on what is finished")
     arguments = parser.parse_args()
-    missing = [name for name in LIBRARIES[1:] if name in arguments.libraries and importlib.util.find_spec(name) is None]
-    if missing and not arguments.finished_only:
-        parser.error(
-            f"{', '.join(missing)} not installed: pip install -c constraints.txt -e '.[peers]', or --libraries ours"
-        )
+    if not arguments.finished_only:
+        require_peers(parser, [name for name in LIBRARIES[1:] if name in arguments.libraries], "--libraries ours")
     quieten()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore")  # the peers' imports, and Lightning's advice, would bury the bar

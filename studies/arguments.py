@@ -1,7 +1,7 @@
 """Checks of what a study is given."""
 
 import tempfile
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 
 
@@ -41,6 +41,20 @@ def check_not_empty(lists: Mapping[str, Sized | None]) -> None:
     for name, given in lists.items():
         if given is not None and not len(given):
             raise ValueError(f"{name} is empty: give at least one")
+
+
+def check_files(name: str, paths: Sequence[str]) -> None:
+    """Refuse no file at all, and one that is named twice, however it is written.
+
+    Args:
+        name: of the argument.
+        paths: that it names.
+
+    Raises:
+        ValueError: names the argument and what it was given.
+    """
+    if not paths or len({Path(path).resolve() for path in paths}) < len(paths):
+        raise ValueError(f"{name} {list(paths)} must name at least one file, and none twice")
 
 
 def check_distances(distances: tuple[int, int]) -> None:

@@ -17,7 +17,7 @@ from interpretability.replay import ActionLog, replay
 from interpretability.statistics import Interval, join_metrics
 from networks import DEFAULT_PRECISION, Edit, Precision, TappedNetwork, load_network
 from networks.origin import how_trained
-from studies.arguments import check_at_least_one, check_not_negative
+from studies.arguments import check_at_least_one, check_files, check_not_negative
 from studies.edit_choice import EditChoice
 from studies.evaluation_tables import Choice, agent_table, draw_outcomes, episode_table, group_table
 from studies.report import Report, Study
@@ -89,8 +89,7 @@ class EvaluateAgent(Study):
         check_at_least_one({"num_environments": num_environments, "max_steps": max_steps})
         check_not_negative({"film_episodes": film_episodes, "seed": seed})
         self.names = [agent] if isinstance(agent, str) else list(agent)
-        if len(self.names) == 0 or len(set(self.names)) < len(self.names):
-            raise ValueError(f"agent {self.names} must name at least one file, and none twice")
+        check_files("agent", self.names)
         if sae is not None and len(self.names) > 1 and not allow_other_agent:
             raise ValueError(
                 "an autoencoder belongs to the one agent that it was trained on: give one agent, no sae, "

@@ -18,7 +18,7 @@ from interpretability.splice import evaluate_splices
 from interpretability.statistics import bracketed
 from lightning_modules.sae_validation import SAENumbers, SAEValidation
 from networks import DEFAULT_PRECISION, Precision, SAEBase, load_network, load_sae
-from studies.arguments import check_at_least_one, check_not_negative
+from studies.arguments import check_at_least_one, check_files, check_not_negative
 from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device
 
@@ -111,8 +111,7 @@ class EvaluateSAE(Study):
         )
         check_not_negative({"num_levels": num_levels, "seed": seed})
         paths = [sae] if isinstance(sae, str) else list(sae)
-        if not paths or len({Path(path).resolve() for path in paths}) < len(paths):
-            raise ValueError(f"sae {paths} must name at least one file, and none twice")
+        check_files("sae", paths)
         self.levels = held_out_levels(split, num_levels) if num_levels else range(0)
         self.settings = EnvironmentSettings(game, distribution_mode)
         VectorEnvironment(self.settings, 1).close()  # refuses an unknown game

@@ -27,7 +27,7 @@ from interpretability.statistics import join_metrics, paired_bootstrap, ratio_of
 from interpretability.stored_colours import game_colours
 from networks import DEFAULT_PRECISION, Precision, SAEBase, load_agent, load_sae, save_weights
 from studies.alike_training import train_alike
-from studies.arguments import check_at_least_one, check_not_negative
+from studies.arguments import check_at_least_one, check_files, check_not_negative
 from studies.baselines_over_agents import (
     agents_table,
     check_agents,
@@ -111,7 +111,8 @@ class SAEBaselines(Study):
         device: where; `auto` takes a GPU if there is one.
 
     Raises:
-        ValueError: a file that is missing or does not fit, a number below 1, a negative seed, too many levels.
+        ValueError: a file that is missing, given twice or does not fit, a number below 1, a negative seed, too many
+            levels.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class SAEBaselines(Study):
         check_not_negative({"seed": seed})
         self.shown, self.examples, self.optimisation = shown, examples, optimisation
         self.device = choose_device(device)
+        check_files("sae, more:", [sae, *more])
         self.agent_path = agent
         self.agent = load_agent(agent).to(self.device).requires_grad_(False)
         self.sae: SAEBase = load_sae(sae, self.agent).to(self.device).requires_grad_(False)

@@ -6,7 +6,7 @@ import torch
 
 import studies
 from studies import Patching, Plans, Retargeting, SAEBaselines, SpatialIntervention, Steering, Study
-from studies.arguments import check_not_empty, check_writable
+from studies.arguments import check_files, check_not_empty, check_writable
 from studies.subject import choose_device
 
 STUDIES = [each for each in vars(studies).values() if isinstance(each, type) and issubclass(each, Study)]
@@ -39,6 +39,14 @@ def test_distances_have_to_rise(study: type[Study], distances: tuple[int, int]) 
 @pytest.mark.parametrize("name", ["num_environments", "max_steps"])
 def test_play_that_comes_after_training_is_checked_before_it(name: str) -> None:
     refused(SAEBaselines, f"{name} 0 must be at least 1", **{name: 0})
+
+
+def test_a_file_is_named_once_however_it_is_written() -> None:
+    check_files("sae", ["a", "b/a"])
+    for paths in (["a", "b/../a"], []):
+        with pytest.raises(ValueError, match=r"sae .* at least one file, and none twice"):
+            check_files("sae", paths)
+    refused(SAEBaselines, "none twice", more=("nowhere",))
 
 
 def test_a_cache_folder_is_made_and_left_empty(tmp_path: Path) -> None:

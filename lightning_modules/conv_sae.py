@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from datamodules import ActivationBatch
 from lightning_modules.kernel_adam import KernelAdam
-from lightning_modules.run_checks import refuse_other_agent
+from lightning_modules.run_checks import refuse_other_agent, tell_changed_settings
 from lightning_modules.sae_arguments import check_member, check_run
 from lightning_modules.sae_kernel import SAEKernel, kernel_parameters, load_kernel, named
 from lightning_modules.sae_objective import SAEObjective
@@ -27,6 +27,9 @@ from lightning_modules.sae_training import (
 from lightning_modules.sae_validation import SAEValidation
 from networks import FiringCounter, ProgressNow, SAEBase, SparseAutoencoder
 from networks.compilation import compile_in_place
+
+_FIXED_SETTINGS = ("kind", "tap", "in_channels", "expansion", "kernel_size")
+"""Without which a checkpoint's weights are of no use."""
 
 
 class ConvSAE(LightningModule):
@@ -225,36 +228,33 @@ class ConvSAE(LightningModule):
         """Refuse to save what is not finite, and note whose activations these are."""
         self._tally.stop_if_bad()
         checkpoint["agent_hash"] = self._data.agent.weights_hash
-        checkpoint["sae_kind"] = type(self.sae).__name__
+        checkpoint["sae_settings"] = self._settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another agent, of another kind or of another size.
+        """Refuse a checkpoint of another agent, kind, tap or size; say what else is configured otherwise now.
 
         Raises:
             ValueError: says which, and what to do.
         """
         refuse_other_agent(checkpoint, self._data.agent)
-        kind = checkpoint.get("sae_kind", "SparseAutoencoder")  # the one there was before they were noted
-        if kind != type(self.sae).__name__:
-            raise ValueError(
-                f"ckpt_path: this checkpoint is of kind {kind}, but model.init_args.sae is "
-                f"{type(self.sae).__name__}: use the same kind, or start without ckpt_path"
-            )
-        own = self.state_dict()
-        for name, tensor in checkpoint["state_dict"].items():
-            if name in own and own[name].shape != tensor.shape:
-                raise ValueError(
-                    f"ckpt_path: {name} of this checkpoint is {tuple(tensor.shape)}, but {self.tap} and expansion "
-                    f"{self.expansion} need {tuple(own[name].shape)}: use the checkpoint's own tap and arguments"
-                )
+        if "sae_settings" not in checkpoint:
+            raise ValueError("ckpt_path: this checkpoint is of another kind of training: start without ckpt_path")
+        tell_changed_settings(checkpoint["sae_settings"], self._settings(), _FIXED_SETTINGS)
 
     def sae_metadata(self) -> dict[str, Any]:
         """What the saved autoencoder's file says of its making."""
         return {
             **origin_metadata(self.sae, self._data, self.trainer.world_size),
-            "training": {name: value for name, value in self.hparams.items() if name != "compile"},
+            "training": self._training(),
             "steps": self.global_step,
         }
+
+    def _training(self) -> dict[str, Any]:
+        return {name: value for name, value in self.hparams.items() if name != "compile"}
+
+    def _settings(self) -> dict[str, Any]:
+        """What is configured, by name, with what the autoencoder is."""
+        return {**self._training(), "kind": type(self.sae).__name__, **self.sae.config()}
 
     def _step(self, acts: Float[Tensor, "B C *HW"], progress: ProgressNow) -> Any:
         """What the objective computes, by the kernel where it can; AuxK is needed only if latents are dead."""

@@ -7,11 +7,9 @@ import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from datamodules.ranks import gather, world_size
-from datamodules.resuming import changed_settings
 from datamodules.rollout_batch import RolloutBatch
 from datamodules.rollouts import FIXED_SETTINGS, RolloutDataModule
 from lightning_modules.ppo_losses import (
@@ -22,6 +20,7 @@ from lightning_modules.ppo_losses import (
     policy_entropy,
 )
 from lightning_modules.rollout_boundary import SigtermFlag, check_checkpoints
+from lightning_modules.run_checks import tell_changed_settings
 from networks import AgentOutput, TappedAgent, load_agent, log_probabilities
 from networks.compilation import compile_in_place
 from networks.origin import parent
@@ -297,8 +296,7 @@ class PPOImpala(LightningModule):
             )
         there = {**data["settings"], **checkpoint["settings"]}
         here = {**self.rollouts.settings(), **self.settings()}
-        if changed := changed_settings(there, here, (*FIXED_SETTINGS, *_FIXED_SETTINGS)):
-            rank_zero_info(f"goes on with settings that have changed since the checkpoint: {'; '.join(changed)}")
+        tell_changed_settings(there, here, (*FIXED_SETTINGS, *_FIXED_SETTINGS))
 
     def agent_metadata(self) -> dict[str, Any]:
         """What the saved agent's file says of its training."""

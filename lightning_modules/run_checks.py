@@ -1,8 +1,11 @@
 """What several kinds of training ask of a run: that it has an end, that it goes on from a checkpoint which fits."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from datamodules.resuming import changed_settings
 from networks import TappedNetwork
 
 
@@ -29,3 +32,18 @@ def refuse_other_agent(checkpoint: Mapping[str, Any], agent: TappedNetwork) -> N
             "ckpt_path: this checkpoint was trained on another agent's activations: "
             "set data.init_args.agent to that agent, or start without ckpt_path"
         )
+
+
+def tell_changed_settings(there: Mapping[str, Any], here: Mapping[str, Any], fixed: Iterable[str]) -> None:
+    """Say what is configured otherwise than when a checkpoint was written.
+
+    Args:
+        there: settings by name as the checkpoint has them; a group of settings is a mapping of its own.
+        here: as they are now.
+        fixed: names, of groups or single settings, under which the saved state is of no use if they change.
+
+    Raises:
+        ValueError: a fixed setting differs; all that do are named, with both values.
+    """
+    if changed := changed_settings(there, here, fixed):
+        rank_zero_info(f"goes on with settings that have changed since the checkpoint: {'; '.join(changed)}")

@@ -202,8 +202,8 @@ def test_refuses_data_that_do_not_fit() -> None:
     ("arguments", "data", "message"),
     [
         ({}, {"agent_hash": "another"}, "another agent"),
-        ({"sae": TopKSAE}, {}, "is of kind SparseAutoencoder, but model.init_args.sae is TopKSAE"),
-        ({"expansion": 3}, {}, "coder_weight of this checkpoint is .*16"),
+        ({"sae": TopKSAE}, {}, "kind 'SparseAutoencoder' there, 'TopKSAE' here"),
+        ({"expansion": 3}, {}, "another training .expansion 2 there, 3 here"),
     ],
 )
 def test_refuses_a_checkpoint_that_does_not_fit(
@@ -216,6 +216,17 @@ def test_refuses_a_checkpoint_that_does_not_fit(
         small_trainer(4).fit(
             small_module(**arguments), datamodule=PlantedData(**data), ckpt_path=tmp_path / "a.ckpt", weights_only=True
         )
+
+
+def test_going_on_with_other_settings_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = small_trainer(2)
+    trainer.fit(small_module(sae=partial(TopKSAE, k=2)), datamodule=PlantedData())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    resumed = small_module(sae=partial(TopKSAE, k=3), learning_rate=2e-3)
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        small_trainer(4).fit(resumed, datamodule=PlantedData(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    (told,) = (line for line in caplog.messages if "settings that have changed" in line)
+    assert told.endswith("checkpoint: learning_rate 0.01 there, 0.002 here; k 2 there, 3 here")
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,10 @@ class RolloutDataModule(LightningDataModule):
             )
         if time_limit is not None and time_limit < 1:
             raise ValueError(f"time_limit is {time_limit}: give at least 1 step, or null for none")
+        if time_limit is not None and num_steps == 1:
+            raise ValueError(
+                "with num_steps 1 a time_limit can break off all that a rollout holds: set 2 or more steps"
+            )
         if time_limit_frames is not None and time_limit is None:
             raise ValueError("time_limit_frames is set without a time_limit: set both or neither")
         self.environment = environment or EnvironmentSettings()

@@ -162,6 +162,7 @@ def test_a_state_of_other_environments_is_refused():
         ({"discount": 1.5}, "discount is 1.5: choose 0 to 1"),
         ({"gae_lambda": -1.0}, "gae_lambda is -1.0: choose 0 to 1"),
         ({"time_limit": 0}, "at least 1 step"),
+        ({"time_limit": 9, "num_steps": 1}, "set 2 or more steps"),
         ({"time_limit_frames": 100}, "without a time_limit"),
     ],
 )

@@ -29,6 +29,8 @@ _PREFIX = {"clean": "clean_", "spliced": "", "mean_ablated": "mean_ablation_", "
 class SpliceResult:
     """The four arms, played on the same levels with the same action noise, and the policies compared on clean play.
 
+    The ablated arms may have played the first of the levels only.
+
     Attributes:
         clean, spliced, mean_ablated, zero_ablated: the episodes of each arm.
         comparisons: `spliced`, `mean_ablated` and `zero_ablated` against the clean policy on frames of the clean arm.
@@ -47,7 +49,7 @@ class SpliceResult:
         - `clean_return`, `return`, `mean_ablation_return`, `zero_ablation_return`: mean return of each arm
         - `clean_solved`, `solved`, ...: fraction of levels solved, likewise
         - `return_ratio`: spliced / clean
-        - `recovered`: (spliced - mean-ablated) / (clean - mean-ablated), of the returns
+        - `recovered`: (spliced - mean-ablated) / (clean - mean-ablated), of the returns on levels that all arms played
         - `action_agreement`: fraction of frames of clean play with the same most likely action
         - `kl`: mean over frames of clean play of KL(clean || spliced), in nats
         - `value_error`: mean over frames of clean play of |spliced value - clean value|, in the value head's unit; a
@@ -55,7 +57,7 @@ class SpliceResult:
           there is none
         - `mean_ablation_...` and `zero_ablation_...` of the last three
         - `kl_recovered`: 1 - kl / mean-ablated kl
-        - `levels`: how many levels were played (without bounds)
+        - `levels`, `ablated_levels`: how many levels were played, by all arms and by the ablated ones (without bounds)
 
         A ratio over zero is NaN or infinite.
         """
@@ -69,10 +71,11 @@ class SpliceResult:
         clean, spliced, ablated = self.clean.returns, self.spliced.returns, self.mean_ablated.returns
         kls = [self.comparisons[name].kl for name in ("spliced", "mean_ablated")]
         intervals["return_ratio"] = paired_bootstrap(ratio_of_means, [spliced, clean])
-        intervals["recovered"] = paired_bootstrap(fraction_recovered, [clean, spliced, ablated])
+        shared = len(ablated)
+        intervals["recovered"] = paired_bootstrap(fraction_recovered, [clean[:shared], spliced[:shared], ablated])
         intervals["kl_recovered"] = paired_bootstrap(_kept, kls)
         metrics = join_metrics({f"splice/{name}": interval for name, interval in intervals.items()})
-        return metrics | {"splice/levels": float(len(clean))}
+        return metrics | {"splice/levels": float(len(clean)), "splice/ablated_levels": float(shared)}
 
 
 def _kept(spliced: np.ndarray, ablated: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -92,14 +95,16 @@ def evaluate_splice(
     max_steps: int = GAME_TIME_OUT,
     precision: Precision = DEFAULT_PRECISION,
     compare_every: int = 4,
+    ablated_levels: int | None = None,
     progress: bool = False,
 ) -> SpliceResult:
     """Play the same levels with the tap untouched, spliced, mean-ablated and zero-ablated.
 
     All arms share the action noise (`play_episodes`) and play to the game's own end. Ablated agents mostly run into
-    the time-out, yet cost little: a policy cut off from the frame is computed once. The mean that the ablation puts
-    in is over untouched play of up to 64 of the levels, 200 steps each (`mean_ablation`). Policies are compared on
-    every `compare_every`-th step of the clean arm.
+    the time-out of 1000 steps, where an untouched one plays some tens: though a policy cut off from the frame is
+    computed once, their arms take most of the time, and `ablated_levels` can be few, as their returns are far from the
+    others'. The mean that the ablation puts in is over untouched play of up to 64 of the levels, 200 steps each
+    (`mean_ablation`). Policies are compared on every `compare_every`-th step of the clean arm.
 
     Args:
         agent: plays on the device where its parameters are.
@@ -109,10 +114,11 @@ def evaluate_splice(
         settings, greedy, seed, num_environments, max_steps, precision: as for `play_episodes`; `max_steps` below the
             game's time-out counts longer episodes as unsolved in every arm.
         compare_every: step between compared frames of a level.
+        ablated_levels: the first so many are played by the ablated arms; None for all.
         progress: show a progress bar per arm on stderr.
 
     Raises:
-        ValueError: no such tap, or levels that cannot be played.
+        ValueError: no such tap, levels that cannot be played, or more ablated levels than levels.
     """
     results = evaluate_splices(
         agent,
@@ -125,6 +131,7 @@ def evaluate_splice(
         max_steps=max_steps,
         precision=precision,
         compare_every=compare_every,
+        ablated_levels=ablated_levels,
         progress=progress,
     )
     return results[""]
@@ -142,6 +149,7 @@ def evaluate_splices(
     max_steps: int = GAME_TIME_OUT,
     precision: Precision = DEFAULT_PRECISION,
     compare_every: int = 4,
+    ablated_levels: int | None = None,
     progress: bool = False,
 ) -> dict[str, SpliceResult]:
     """`evaluate_splice` for several autoencoders, of one or several taps: the clean arm is played once for all of them,
@@ -149,23 +157,26 @@ def evaluate_splices(
 
     Args:
         saes: tap and autoencoder by name.
-        agent, levels, settings, greedy, seed, num_environments, max_steps, precision, compare_every, progress: see
-            `evaluate_splice`.
+        agent, levels, settings, greedy, seed, num_environments, max_steps, precision, compare_every, ablated_levels,
+            progress: see `evaluate_splice`.
 
     Returns:
         What was found of each, by name.
 
     Raises:
-        ValueError: no such tap, or levels that cannot be played.
+        ValueError: no such tap, levels that cannot be played, or more ablated levels than levels.
     """
     taps = list(dict.fromkeys(tap for tap, _ in saes.values()))
     agent.check_taps(taps)
     levels = list(levels)
+    if ablated_levels is not None and not 1 <= ablated_levels <= len(levels):
+        raise ValueError(f"ablated_levels is {ablated_levels}: choose 1 to {len(levels)}, the levels played, or null")
 
     def title(arm: str) -> str | None:
         return f"play {arm}".rstrip() if progress else None
 
-    edits: dict[str, list[Edit]] = {f"spliced {name}": [edit] for name, edit in saes.items()}
+    spliced: dict[str, list[Edit]] = {f"spliced {name}": [edit] for name, edit in saes.items()}
+    ablated: dict[str, list[Edit]] = {}
     for tap in taps:
         mean = mean_ablation(
             agent,
@@ -178,12 +189,11 @@ def evaluate_splices(
             precision=precision,
             progress=title(f"for the mean of {tap}"),
         )
-        edits |= {f"{tap} mean-ablated": [(tap, mean)], f"{tap} zero-ablated": [(tap, ZeroAblation())]}
-    comparisons = PolicyComparisons(agent, edits, levels, precision, compare_every)
+        ablated |= {f"{tap} mean-ablated": [(tap, mean)], f"{tap} zero-ablated": [(tap, ZeroAblation())]}
+    comparisons = PolicyComparisons(agent, spliced | ablated, levels, precision, compare_every)
     play = partial(
         play_episodes,
         agent,
-        levels,
         settings=settings,
         greedy=greedy,
         seed=seed,
@@ -192,8 +202,10 @@ def evaluate_splices(
         precision=precision,
     )
     with evaluating(*(sae for _, sae in saes.values())):
-        clean = play(observer=comparisons, progress=title("clean"))
-        played = {arm: play(edits=put_in, progress=title(arm)) for arm, put_in in edits.items()}
+        clean = play(levels, observer=comparisons, progress=title("clean"))
+        played = {arm: play(levels, edits=put_in, progress=title(arm)) for arm, put_in in spliced.items()}
+        first = levels[:ablated_levels]
+        played |= {arm: play(first, edits=put_in, progress=title(arm)) for arm, put_in in ablated.items()}
     results = {}
     for name, (tap, _) in saes.items():
         arms = {

@@ -71,6 +71,8 @@ class EvaluateSAE(Study):
         sae: path of an autoencoder, or of several, of any taps of this agent.
         split: held-out levels to play; keep `test` for what is reported. Statistics are of validation levels always.
         num_levels: the first so many of them; 0 for no play.
+        ablated_levels: the first so many of those are also played with the tap's mean and zeros, which takes longest,
+            as such an agent seldom finishes; null for all.
         validation_frames: that statistics are over; 50 000 tell a dead latent from a rare one. Whole maps are kept on
             the disk: 0.8 GB for as many of conv4a, 7 GB of conv1a.
         game: what is played.
@@ -94,6 +96,7 @@ class EvaluateSAE(Study):
         sae: list[str] | str,
         split: Literal["validation", "test"] = "validation",
         num_levels: int = 200,
+        ablated_levels: int | None = None,
         validation_frames: int = 50_000,
         game: str = "heist",
         distribution_mode: DistributionMode = "easy",
@@ -113,6 +116,11 @@ class EvaluateSAE(Study):
         paths = [sae] if isinstance(sae, str) else list(sae)
         check_files("sae", paths)
         self.levels = held_out_levels(split, num_levels) if num_levels else range(0)
+        if ablated_levels is not None and not 1 <= ablated_levels <= num_levels:
+            raise ValueError(
+                f"ablated_levels is {ablated_levels}: choose 1 to num_levels, {num_levels}, or null for all"
+            )
+        self.ablated_levels = ablated_levels
         self.settings = EnvironmentSettings(game, distribution_mode)
         VectorEnvironment(self.settings, 1).close()  # refuses an unknown game
         self.device = choose_device(device)
@@ -186,6 +194,7 @@ class EvaluateSAE(Study):
             num_environments=self.num_environments,
             max_steps=self.max_steps,
             precision=self.precision,
+            ablated_levels=self.ablated_levels,
             progress=True,
         )
         return {name: result.metrics() for name, result in results.items()}

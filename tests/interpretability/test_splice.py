@@ -114,6 +114,23 @@ def test_metrics_of_known_episodes(agent):
     assert metrics["splice/mean_ablation_kl"] > metrics["splice/kl"]
 
 
+def test_ablated_arms_may_play_the_first_levels_only(agent):
+    whole = evaluate_splice(agent, "conv4a", Halve(), LEVELS, **PLAY)
+    part = evaluate_splice(agent, "conv4a", Halve(), LEVELS, ablated_levels=4, **PLAY)
+    for arm in ("clean", "spliced"):
+        assert getattr(part, arm).lengths.tolist() == getattr(whole, arm).lengths.tolist()
+    for arm in ("mean_ablated", "zero_ablated"):
+        assert getattr(part, arm).lengths.tolist() == getattr(whole, arm).lengths[:4].tolist()
+    part.clean.returns[:] = [10, 10, 0, 0, 10, 10]
+    part.spliced.returns[:] = [10, 0, 0, 0, 10, 10]
+    part.mean_ablated.returns[:] = 0
+    metrics = part.metrics()
+    assert metrics["splice/return_ratio"] == pytest.approx(3 / 4)
+    assert metrics["splice/recovered"] == pytest.approx(1 / 2)
+    assert (metrics["splice/levels"], metrics["splice/ablated_levels"]) == (6, 4)
+    assert metrics["splice/kl_recovered"] == pytest.approx(whole.metrics()["splice/kl_recovered"])
+
+
 def test_identity_splice_changes_nothing(agent):
     result = evaluate_splice(agent, "conv4a", nn.Identity(), LEVELS, **PLAY | {"precision": "bf16"})
     assert result.clean.lengths.tolist() == result.spliced.lengths.tolist()
@@ -140,3 +157,6 @@ def test_refusals(agent):
         evaluate_splice(agent, "conv5", nn.Identity(), [1], settings=EASY)
     with pytest.raises(ValueError, match="run the agent"):
         TapMean().ablation()
+    for number in (0, 3):
+        with pytest.raises(ValueError, match=f"ablated_levels is {number}: choose 1 to 2"):
+            evaluate_splice(agent, "fc1", nn.Identity(), [1, 2], ablated_levels=number, settings=EASY)

@@ -123,6 +123,7 @@ def test_mistakes_stop_before_any_work(files: dict[str, str], tmp_path: Path) ->
         ({"sae": [sae, sae]}, "none twice"),
         ({"sae": "nowhere.safetensors"}, "nowhere.safetensors"),
         ({"num_levels": -1}, "num_levels -1 must be at least 0"),
+        ({"num_levels": 4, "ablated_levels": 5}, "ablated_levels is 5: choose 1 to num_levels, 4"),
         ({"validation_frames": 0}, "validation_frames 0 must be at least 1"),
         ({"split": "test", "num_levels": 50_001}, "50001 test levels"),
         ({"game": "chess"}, "no game 'chess'"),

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from callbacks.trainer_access import log_now, misplaced
 from environments import held_out_levels
 from interpretability.episodes import GAME_TIME_OUT
-from interpretability.splice import SpliceResult, evaluate_splice
+from interpretability.splice import SpliceResult, check_ablated_levels, evaluate_splice
 
 
 class SpliceEvaluation(Callback):
@@ -28,6 +28,8 @@ class SpliceEvaluation(Callback):
         num_environments: levels played at a time.
         max_steps: cut episodes here and count them as unsolved; 1000 is the game's own time-out.
         compare_every: policies are compared on every so-many-th step of untouched play.
+        ablated_levels: the first so many levels are also played with the tap's mean and zeros, which takes longest, as
+            such an agent seldom finishes; null for all.
 
     Attributes:
         result: of the last evaluation.
@@ -48,6 +50,7 @@ class SpliceEvaluation(Callback):
         num_environments: int = 64,
         max_steps: int = GAME_TIME_OUT,
         compare_every: int = 4,
+        ablated_levels: int | None = None,
     ) -> None:
         counts = {"num_environments": num_environments, "max_steps": max_steps, "compare_every": compare_every}
         if every_n_validations is not None:
@@ -56,6 +59,8 @@ class SpliceEvaluation(Callback):
             if count < 1:
                 raise ValueError(f"{name} is {count}: at least 1 is needed")
         self.levels = held_out_levels("validation", num_levels)
+        check_ablated_levels(ablated_levels, num_levels)
+        self.ablated_levels = ablated_levels
         self.every_n_validations = every_n_validations
         self.greedy, self.seed, self.num_environments = greedy, seed, num_environments
         self.max_steps, self.compare_every = max_steps, compare_every
@@ -101,6 +106,7 @@ class SpliceEvaluation(Callback):
             max_steps=self.max_steps,
             precision=data.precision,
             compare_every=self.compare_every,
+            ablated_levels=self.ablated_levels,
             progress=trainer.progress_bar_callback is not None,
         )
         return self.result.metrics()

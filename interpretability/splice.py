@@ -82,6 +82,12 @@ def _kept(spliced: np.ndarray, ablated: np.ndarray, axis: int = -1) -> np.ndarra
     return 1 - ratio_of_means(spliced, ablated, axis)
 
 
+def check_ablated_levels(ablated_levels: int | None, num_levels: int) -> None:
+    """Raise ValueError if of so many levels the ablated arms cannot play the first `ablated_levels`."""
+    if ablated_levels is not None and not 1 <= ablated_levels <= num_levels:
+        raise ValueError(f"ablated_levels is {ablated_levels}: choose 1 to num_levels, {num_levels}, or null for all")
+
+
 def evaluate_splice(
     agent: TappedNetwork,
     tap: str,
@@ -169,8 +175,7 @@ def evaluate_splices(
     taps = list(dict.fromkeys(tap for tap, _ in saes.values()))
     agent.check_taps(taps)
     levels = list(levels)
-    if ablated_levels is not None and not 1 <= ablated_levels <= len(levels):
-        raise ValueError(f"ablated_levels is {ablated_levels}: choose 1 to {len(levels)}, the levels played, or null")
+    check_ablated_levels(ablated_levels, len(levels))
 
     def title(arm: str) -> str | None:
         return f"play {arm}".rstrip() if progress else None

@@ -14,7 +14,7 @@ from environments import EnvironmentSettings, VectorEnvironment, held_out_levels
 from environments.procgen import DistributionMode
 from interpretability.episodes import GAME_TIME_OUT
 from interpretability.seed_stability import seed_cosines
-from interpretability.splice import evaluate_splices
+from interpretability.splice import check_ablated_levels, evaluate_splices
 from interpretability.statistics import bracketed
 from lightning_modules.sae_validation import SAENumbers, SAEValidation
 from networks import DEFAULT_PRECISION, Precision, SAEBase, load_network, load_sae
@@ -116,10 +116,7 @@ class EvaluateSAE(Study):
         paths = [sae] if isinstance(sae, str) else list(sae)
         check_files("sae", paths)
         self.levels = held_out_levels(split, num_levels) if num_levels else range(0)
-        if ablated_levels is not None and not 1 <= ablated_levels <= num_levels:
-            raise ValueError(
-                f"ablated_levels is {ablated_levels}: choose 1 to num_levels, {num_levels}, or null for all"
-            )
+        check_ablated_levels(ablated_levels, num_levels)
         self.ablated_levels = ablated_levels
         self.settings = EnvironmentSettings(game, distribution_mode)
         VectorEnvironment(self.settings, 1).close()  # refuses an unknown game

@@ -69,7 +69,9 @@ def fit(tmp_path, callbacks: list[SpliceEvaluation], **options) -> tuple[Trainer
 
 
 def test_evaluates_at_the_end_and_every_so_many_validations(tmp_path, monkeypatch):
-    callback = SpliceEvaluation(num_levels=3, every_n_validations=2, num_environments=3, max_steps=4, compare_every=1)
+    callback = SpliceEvaluation(
+        num_levels=3, every_n_validations=2, num_environments=3, max_steps=4, compare_every=1, ablated_levels=2
+    )
     steps = []
     evaluate = callback._evaluate
     monkeypatch.setattr(
@@ -80,6 +82,7 @@ def test_evaluates_at_the_end_and_every_so_many_validations(tmp_path, monkeypatc
     assert trainer.callback_metrics["splice/levels"] == 3
     assert callback.result.clean.levels.tolist() == [0, 1, 2]
     assert callback.result.clean.lengths.tolist() == [4, 4, 4]
+    assert callback.result.zero_ablated.lengths.tolist() == [4, 4]
     assert trainer.callback_metrics["splice/kl"] == pytest.approx(callback.result.metrics()["splice/kl"])
     trainer.validate(trainer.lightning_module, datamodule=trainer.datamodule, verbose=False)
     assert steps == [8, 8]
@@ -99,3 +102,5 @@ def test_wrong_arguments_are_refused():
         SpliceEvaluation(every_n_validations=0)
     with pytest.raises(ValueError, match="60000 validation levels"):
         SpliceEvaluation(num_levels=60_000)
+    with pytest.raises(ValueError, match="ablated_levels is 4: choose 1 to num_levels, 3"):
+        SpliceEvaluation(num_levels=3, ablated_levels=4)

@@ -158,5 +158,5 @@ def test_refusals(agent):
     with pytest.raises(ValueError, match="run the agent"):
         TapMean().ablation()
     for number in (0, 3):
-        with pytest.raises(ValueError, match=f"ablated_levels is {number}: choose 1 to 2"):
+        with pytest.raises(ValueError, match=f"ablated_levels is {number}: choose 1 to num_levels, 2"):
             evaluate_splice(agent, "fc1", nn.Identity(), [1, 2], ablated_levels=number, settings=EASY)

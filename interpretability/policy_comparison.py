@@ -77,6 +77,17 @@ class PolicyComparisons:
         self._row = {level: row for row, level in enumerate(levels)}
         self.of = {name: PolicyComparison(len(levels)) for name in arms}
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that was found, as `ARM:WHAT`."""
+        return {f"{name}:{what}": values for name, found in self.of.items() for what, values in vars(found).items()}
+
+    def take(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Have found what another found before, as its `arrays` say; returns those that it does not know."""
+        rest = dict(arrays)
+        for name, found in self.of.items():
+            vars(found).update({what: rest.pop(f"{name}:{what}") for what in vars(found)})
+        return rest
+
     def __call__(self, step: PlayedStep) -> None:
         chosen = np.flatnonzero(step.steps % self._every == 0)
         if len(chosen) == 0 and not self._remembers:

@@ -1,8 +1,9 @@
 """What an agent loses when an autoencoder's reconstruction replaces a tap, between untouched and ablated play."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from environments import EnvironmentSettings
 from interpretability.ablations import ZeroAblation, mean_ablation
 from interpretability.episodes import GAME_TIME_OUT, Episodes, evaluating, play_episodes
+from interpretability.kept import Kept, edit_hashes
 from interpretability.policy_comparison import PolicyComparison, PolicyComparisons
 from interpretability.statistics import (
     Interval,
@@ -20,6 +22,7 @@ from interpretability.statistics import (
 )
 from networks.precision import DEFAULT_PRECISION, Precision
 from networks.taps import Edit, TappedNetwork
+from networks.weights import hash_tensors
 
 MEAN_LEVELS, MEAN_STEPS = 64, 200  # of the play whose mean the ablation puts in
 _PREFIX = {"clean": "clean_", "spliced": "", "mean_ablated": "mean_ablation_", "zero_ablated": "zero_ablation_"}
@@ -156,6 +159,7 @@ def evaluate_splices(
     precision: Precision = DEFAULT_PRECISION,
     compare_every: int = 4,
     ablated_levels: int | None = None,
+    keep_dir: str | Path | None = None,
     progress: bool = False,
 ) -> dict[str, SpliceResult]:
     """`evaluate_splice` for several autoencoders, of one or several taps: the clean arm is played once for all of them,
@@ -163,6 +167,8 @@ def evaluate_splices(
 
     Args:
         saes: tap and autoencoder by name.
+        keep_dir: folder in which every arm is kept that was played to the end, until all are: if something interrupts,
+            the same call goes on from there. None keeps nothing.
         agent, levels, settings, greedy, seed, num_environments, max_steps, precision, compare_every, ablated_levels,
             progress: see `evaluate_splice`.
 
@@ -206,11 +212,29 @@ def evaluate_splices(
         max_steps=max_steps,
         precision=precision,
     )
+    description = {
+        "agent": [agent.architecture, hash_tensors(agent.state_dict())],
+        "arms": {arm: edit_hashes(edits) for arm, edits in (spliced | ablated).items()},
+        "play": [levels, ablated_levels, settings.as_dict(), greedy, seed, num_environments, max_steps, precision],
+        "compare_every": compare_every,
+    }
+    kept = Kept(keep_dir, description) if keep_dir is not None else None
+
+    def finished(name: str, arm: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return arm() if kept is None else kept.arrays(name, arm)
+
+    def clean_arm() -> dict[str, np.ndarray]:
+        return vars(play(levels, observer=comparisons, progress=title("clean"))) | comparisons.arrays()
+
+    def edited(name: str, levels: Sequence[int], edits: Sequence[Edit]) -> Episodes:
+        return Episodes(**finished(name, lambda: vars(play(levels, edits=edits, progress=title(name)))))
+
     with evaluating(*(sae for _, sae in saes.values())):
-        clean = play(levels, observer=comparisons, progress=title("clean"))
-        played = {arm: play(levels, edits=put_in, progress=title(arm)) for arm, put_in in spliced.items()}
-        first = levels[:ablated_levels]
-        played |= {arm: play(first, edits=put_in, progress=title(arm)) for arm, put_in in ablated.items()}
+        clean = Episodes(**comparisons.take(finished("clean", clean_arm)))
+        played = {name: edited(name, levels, edits) for name, edits in spliced.items()}
+        played |= {name: edited(name, levels[:ablated_levels], edits) for name, edits in ablated.items()}
+    if kept is not None:
+        kept.forget()
     results = {}
     for name, (tap, _) in saes.items():
         arms = {

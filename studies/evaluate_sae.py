@@ -82,7 +82,7 @@ class EvaluateSAE(Study):
         num_environments: levels played at a time.
         max_steps: cut episodes here and count them as unsolved; 1000 is the game's own time-out.
         precision: in which the agent runs.
-        cache_dir: folder of activation caches.
+        cache_dir: folder of activation caches, and of arms that were played before something interrupted.
         device: where; `auto` takes a GPU if there is one.
         allow_other_agent: take autoencoders that were trained on another agent, if their taps fit.
 
@@ -192,6 +192,7 @@ class EvaluateSAE(Study):
             max_steps=self.max_steps,
             precision=self.precision,
             ablated_levels=self.ablated_levels,
+            keep_dir=self.cache_dir,
             progress=True,
         )
         return {name: result.metrics() for name, result in results.items()}

@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from interpretability.kept import Kept, edit_hashes
 from networks import Edit, SAEBase, TappedAgent
 from networks.weights import hash_tensors
-from studies.retargeting_search import Kept
 
 
 def kept_arm(
@@ -29,7 +29,7 @@ def kept_arm(
     """
     description = {
         "agent": [agent.architecture, hash_tensors(agent.state_dict())],
-        "edits": [[tap, type(edit).__name__, hash_tensors(edit.state_dict())] for tap, edit in edits],
+        "edits": edit_hashes(edits),
         "sae": None if sae is None else [type(sae).__name__, hash_tensors(sae.state_dict())],
         "states": hashlib.sha256(b"".join(states)).hexdigest(),
         **known,

@@ -11,11 +11,12 @@ from jaxtyping import Bool, Int
 from environments import EnvironmentSettings, State
 from environments.heist import ENTITIES, recolour, swap_entities
 from interpretability.choices import NOTHING, Choices, play_choices, play_to_end
+from interpretability.kept import Kept, edit_hashes
 from interpretability.statistics import Interval, wilson_interval
 from networks import Edit, Precision, TappedAgent
 from networks.channel_edit import RandomDirection, ShamPosition, TapEdit, on_random_units
 from networks.weights import hash_tensors
-from studies.retargeting_search import ASKED, Kept
+from studies.retargeting_search import ASKED
 
 
 class Outcome(NamedTuple):
@@ -87,10 +88,7 @@ class RetargetingArms:
             {
                 "agent": agent.weights_hash, "seed": seed, "steps": [max_steps, finish_steps],
                 "arms": {
-                    entity: {
-                        arm: [[tap, type(edit).__name__, hash_tensors(edit.state_dict())] for tap, edit in trial]
-                        for arm, trial in self._trials(entity).items()
-                    }
+                    entity: {arm: edit_hashes(trial) for arm, trial in self._trials(entity).items()}
                     for entity in edits
                 },
                 "random_agent": hash_tensors(self._untrained.state_dict()),

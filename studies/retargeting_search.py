@@ -1,11 +1,9 @@
 """The search of the retargeting study: mazes of training levels in, a frontier of edits for an entity out."""
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -19,10 +17,10 @@ from interpretability.asked_moves import AskedMoves, asked_moves, own_moves
 from interpretability.choices import Choices, play_choices
 from interpretability.edit_search import NORM_FRAMES, FoundEdit, change_norm, edit_size, search_edit, search_learned
 from interpretability.episodes import first_states
+from interpretability.kept import Kept
 from interpretability.perception import CellReader, cell_readers
 from networks import Edit, Precision, TappedAgent, save_weights
 from networks.channel_edit import MixingEdit, RepaintEdit, TapEdit, load_edit
-from networks.files import write_atomically
 from networks.weights import read_weights
 from studies.arguments import check_at_least_one, check_not_negative
 from studies.retargeting_goal import choice_views, readable_maps
@@ -97,29 +95,6 @@ class SearchSettings:
     def judged(self) -> int:
         """Mazes that validate."""
         return max(1, self.mazes // 4)
-
-
-class Kept:
-    """What has been worked out before, in a folder of files; an interrupted study finds it again.
-
-    Args:
-        root: folder of all studies' files.
-        description: everything that decides the outcome; its hash names the folder.
-    """
-
-    def __init__(self, root: str | Path, description: dict[str, Any]) -> None:
-        text = json.dumps(description, sort_keys=True, default=str)
-        self.folder = Path(root) / hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def numbers(self, name: str, compute: Callable[..., dict[str, list[int]]], *given: object) -> dict[str, list[int]]:
-        """The lists of numbers of that name, worked out of what is given at the first time."""
-        path = self.folder / f"{name}.json"
-        if path.exists():
-            found: dict[str, list[int]] = json.loads(path.read_text())
-            return found
-        made = compute(*given)
-        write_atomically(path, lambda partial: partial.write_text(json.dumps(made)))
-        return made
 
 
 class EditSearch:

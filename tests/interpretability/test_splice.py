@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from torch import nn
 from environments import EnvironmentSettings
 from interpretability.ablations import MeanAblation, TapMean, ZeroAblation
 from interpretability.episodes import play_episodes
-from interpretability.splice import evaluate_splice
+from interpretability.splice import evaluate_splice, evaluate_splices
 from networks.custom_cnn import CustomCNN
 
 EASY = EnvironmentSettings()
@@ -129,6 +131,31 @@ def test_ablated_arms_may_play_the_first_levels_only(agent):
     assert metrics["splice/recovered"] == pytest.approx(1 / 2)
     assert (metrics["splice/levels"], metrics["splice/ablated_levels"]) == (6, 4)
     assert metrics["splice/kl_recovered"] == pytest.approx(whole.metrics()["splice/kl_recovered"])
+
+
+def test_an_interrupted_evaluation_goes_on_from_the_arms_it_finished(agent, tmp_path, monkeypatch):
+    def results(**more):
+        saes = {"half": ("conv4a", Halve()), "whole": ("fc1", nn.Identity())}
+        return evaluate_splices(agent, saes, LEVELS[:4], **PLAY | {"max_steps": 6} | more)
+
+    def play_until(*given, **settings):
+        if len(played) == allowed[-1]:
+            raise KeyboardInterrupt
+        played.append(given)
+        return play_episodes(*given, **settings)
+
+    expected = results()
+    monkeypatch.setattr("interpretability.splice.play_episodes", play_until)
+    found, played, allowed = {}, [], []
+    for arms in (3, 3, 8):  # clean, half and whole; nothing more; the four ablated ones
+        allowed.append(arms)
+        with contextlib.suppress(KeyboardInterrupt):
+            found = results(keep_dir=tmp_path)
+    assert len(played) == 7
+    for name, result in expected.items():
+        assert found[name].metrics() == pytest.approx(result.metrics(), nan_ok=True)
+        assert found[name].clean.lengths.tolist() == [6] * 4
+    assert not list(tmp_path.iterdir()), "nothing is kept of what is finished"
 
 
 def test_identity_splice_changes_nothing(agent):

@@ -153,7 +153,8 @@ def test_cosines_by_hand() -> None:
 def test_channels_of_a_flat_tap_alone_and_of_another_game(weights) -> None:
     agent, _, cache = weights
     settings = AtlasSettings(2, 1, 8, 4, OptimisationSettings(steps=1, starts=1))
-    report = Atlas(agent, tap="fc2", game="maze", num_frames=64, settings=settings, cache_dir=cache, device="cpu").run()
+    study = Atlas(agent, tap="logits", game="maze", num_frames=64, settings=settings, cache_dir=cache, device="cpu")
+    report = study.run()
     assert "atlas/channel/auc" not in report.summary
     assert b'"gem":' not in report.sites["atlas"]["data.js"]
 

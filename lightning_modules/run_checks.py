@@ -35,15 +35,6 @@ def refuse_other_agent(checkpoint: Mapping[str, Any], agent: TappedNetwork) -> N
 
 
 def tell_changed_settings(there: Mapping[str, Any], here: Mapping[str, Any], fixed: Iterable[str]) -> None:
-    """Say what is configured otherwise than when a checkpoint was written.
-
-    Args:
-        there: settings by name as the checkpoint has them; a group of settings is a mapping of its own.
-        here: as they are now.
-        fixed: names, of groups or single settings, under which the saved state is of no use if they change.
-
-    Raises:
-        ValueError: a fixed setting differs; all that do are named, with both values.
-    """
+    """Say before a run goes on what `changed_settings` finds, with its arguments and its refusal."""
     if changed := changed_settings(there, here, fixed):
         rank_zero_info(f"goes on with settings that have changed since the checkpoint: {'; '.join(changed)}")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Required, TypedDict, Unpack
 
 import numpy as np
 from torch import nn
@@ -91,59 +92,26 @@ def check_ablated_levels(ablated_levels: int | None, num_levels: int) -> None:
         raise ValueError(f"ablated_levels is {ablated_levels}: choose 1 to num_levels, {num_levels}, or null for all")
 
 
+class SpliceOptions(TypedDict, total=False):
+    """What `evaluate_splices` takes by keyword, the environment's settings at the least."""
+
+    settings: Required[EnvironmentSettings]
+    greedy: bool
+    seed: int
+    num_environments: int
+    max_steps: int
+    precision: Precision
+    compare_every: int
+    ablated_levels: int | None
+    keep_dir: str | Path | None
+    progress: bool
+
+
 def evaluate_splice(
-    agent: TappedNetwork,
-    tap: str,
-    sae: nn.Module,
-    levels: Sequence[int],
-    *,
-    settings: EnvironmentSettings,
-    greedy: bool = False,
-    seed: int = 0,
-    num_environments: int = 64,
-    max_steps: int = GAME_TIME_OUT,
-    precision: Precision = DEFAULT_PRECISION,
-    compare_every: int = 4,
-    ablated_levels: int | None = None,
-    progress: bool = False,
+    agent: TappedNetwork, tap: str, sae: nn.Module, levels: Sequence[int], **options: Unpack[SpliceOptions]
 ) -> SpliceResult:
-    """Play the same levels with the tap untouched, spliced, mean-ablated and zero-ablated.
-
-    All arms share the action noise (`play_episodes`) and play to the game's own end. Ablated agents mostly run into
-    the time-out of 1000 steps, where an untouched one plays some tens: though a policy cut off from the frame is
-    computed once, their arms take most of the time, and `ablated_levels` can be few, as their returns are far from the
-    others'. The mean that the ablation puts in is over untouched play of up to 64 of the levels, 200 steps each
-    (`mean_ablation`). Policies are compared on every `compare_every`-th step of the clean arm.
-
-    Args:
-        agent: plays on the device where its parameters are.
-        tap: where the edits go.
-        sae: any edit of that tap; usually the autoencoder. On the agent's device.
-        levels: level seeds, held out from the autoencoder's training.
-        settings, greedy, seed, num_environments, max_steps, precision: as for `play_episodes`; `max_steps` below the
-            game's time-out counts longer episodes as unsolved in every arm.
-        compare_every: step between compared frames of a level.
-        ablated_levels: the first so many are played by the ablated arms; None for all.
-        progress: show a progress bar per arm on stderr.
-
-    Raises:
-        ValueError: no such tap, levels that cannot be played, or more ablated levels than levels.
-    """
-    results = evaluate_splices(
-        agent,
-        {"": (tap, sae)},
-        levels,
-        settings=settings,
-        greedy=greedy,
-        seed=seed,
-        num_environments=num_environments,
-        max_steps=max_steps,
-        precision=precision,
-        compare_every=compare_every,
-        ablated_levels=ablated_levels,
-        progress=progress,
-    )
-    return results[""]
+    """`evaluate_splices` for one autoencoder, or for any other edit of a tap."""
+    return evaluate_splices(agent, {"": (tap, sae)}, levels, **options)[""]
 
 
 def evaluate_splices(
@@ -162,15 +130,26 @@ def evaluate_splices(
     keep_dir: str | Path | None = None,
     progress: bool = False,
 ) -> dict[str, SpliceResult]:
-    """`evaluate_splice` for several autoencoders, of one or several taps: the clean arm is played once for all of them,
-    the ablated ones once for each tap.
+    """Play the same levels with the tap untouched, spliced, mean-ablated and zero-ablated.
+
+    The clean arm is played once for all autoencoders, the ablated ones once for each tap. All arms share the action
+    noise (`play_episodes`) and play to the game's own end. Ablated agents mostly run into the time-out of 1000 steps,
+    where an untouched one plays some tens: though a policy cut off from the frame is computed once, their arms take
+    most of the time, and `ablated_levels` can be few, as their returns are far from the others'. The mean that the
+    ablation puts in is over untouched play of up to 64 of the levels, 200 steps each (`mean_ablation`). Policies are
+    compared on every `compare_every`-th step of the clean arm.
 
     Args:
-        saes: tap and autoencoder by name.
+        agent: plays on the device where its parameters are.
+        saes: by name, a tap and the edit that goes there; usually an autoencoder. On the agent's device.
+        levels: level seeds, held out from the autoencoders' training.
+        settings, greedy, seed, num_environments, max_steps, precision: as for `play_episodes`; `max_steps` below the
+            game's time-out counts longer episodes as unsolved in every arm.
+        compare_every: step between compared frames of a level.
+        ablated_levels: the first so many are played by the ablated arms; None for all.
         keep_dir: folder in which every arm is kept that was played to the end, until all are: if something interrupts,
             the same call goes on from there. None keeps nothing.
-        agent, levels, settings, greedy, seed, num_environments, max_steps, precision, compare_every, ablated_levels,
-            progress: see `evaluate_splice`.
+        progress: show a progress bar per arm on stderr.
 
     Returns:
         What was found of each, by name.
@@ -212,13 +191,15 @@ def evaluate_splices(
         max_steps=max_steps,
         precision=precision,
     )
-    description = {
-        "agent": [agent.architecture, hash_tensors(agent.state_dict())],
-        "arms": {arm: edit_hashes(edits) for arm, edits in (spliced | ablated).items()},
-        "play": [levels, ablated_levels, settings.as_dict(), greedy, seed, num_environments, max_steps, precision],
-        "compare_every": compare_every,
-    }
-    kept = Kept(keep_dir, description) if keep_dir is not None else None
+    kept = None
+    if keep_dir is not None:
+        description = {
+            "agent": [agent.architecture, hash_tensors(agent.state_dict())],
+            "arms": {arm: edit_hashes(edits) for arm, edits in (spliced | ablated).items()},
+            "play": [levels, ablated_levels, settings.as_dict(), greedy, seed, num_environments, max_steps, precision],
+            "compare_every": compare_every,
+        }
+        kept = Kept(keep_dir, description)
 
     def finished(name: str, arm: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         return arm() if kept is None else kept.arrays(name, arm)

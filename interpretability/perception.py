@@ -1,12 +1,13 @@
-"""Does an edit change what the agent sees or what it wants? Probes fitted on untouched play, read with the edit.
+"""Does an edit change what the agent sees or what it wants? Probes fitted without the edit, read with it.
 
 One probe asks of the cells of maps what lies there: a key of which colour, the gem, or nothing. The other asks of a
 late flat tap which entity the agent will touch next. An edit of the goal alone leaves the first as it was and turns the
 second to the asked entity; an edit that repaints the maze turns both.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ SEEN = ("blue_key", "green_key", "red_key", "gem")
 _EMPTY = len(SEEN)
 _BATCH = 256
 _NEVER = -1e4  # score of a class that was not there to be fitted
+_KERNEL = 3  # side of the neighbourhoods of cells
 _STRENGTH = 0.1  # of readers: 1 over the penalty on squared weights of standardised features
 
 
@@ -34,7 +36,7 @@ class Views:
         frames: uint8 [N 64 64 3].
         labels: of their states.
         maze: which maze each is of.
-        pursued: index into `SEEN` of what the unedited agent touched next, -1 where that was nothing.
+        pursued: index into `SEEN` of what the agent touched next, -1 where that was nothing.
     """
 
     frames: UInt8[np.ndarray, "N 64 64 3"]
@@ -78,15 +80,14 @@ class Ridge:
 class CellReader(nn.Module):
     """Reads what lies at each position of a map from its neighbourhood: scores [B K H W], one convolution of [B C H W].
 
-    Multinomial logistic regression on standardised neighbourhoods of `kernel` x `kernel` positions; with the position
-    alone, colours are hardly told (of `conv3a` of the shipped agents about half as well).
+    Multinomial logistic regression on standardised neighbourhoods of k x k positions; with the position alone, colours
+    are hardly told (of `conv3a` of the shipped agents about half as well).
 
     Args:
-        maps: activations to fit on.
-        rows, places: which of them, and which position of it.
+        around: neighbourhoods to fit on (see `neighbourhoods`).
         classes: what lies there, from 0 to `count` - 1; one that never occurs is never read.
         count: K.
-        kernel: odd side of the neighbourhood.
+        kernel: k.
 
     Raises:
         ValueError: the same lies everywhere.
@@ -97,19 +98,12 @@ class CellReader(nn.Module):
 
     def __init__(
         self,
-        maps: Float[Tensor, "N C H W"],
-        rows: Int[np.ndarray, " M"],
-        places: Int[np.ndarray, " M"],
+        around: Float[Tensor, "M D"],
         classes: Int[np.ndarray, " M"],
         count: int = _EMPTY + 1,
-        kernel: int = 3,
+        kernel: int = _KERNEL,
     ) -> None:
         super().__init__()
-        around = torch.empty(len(rows), maps.shape[1] * kernel**2)
-        for start in range(0, len(maps), _BATCH):  # all at once would be nine times the maps
-            here = np.flatnonzero((start <= rows) & (rows < start + _BATCH))
-            unfolded = F.unfold(maps[start : start + _BATCH], kernel, padding=kernel // 2)
-            around[here] = unfolded[rows[here] - start, :, places[here]]
         mean, std = around.mean(0), around.std(0).clamp(min=1e-6)
         fitted = LogisticRegression(C=_STRENGTH, max_iter=500).fit(((around - mean) / std).numpy(), classes)
         known = fitted.classes_ if len(fitted.classes_) > 2 else fitted.classes_[1:]  # of two, the first has scores 0
@@ -117,89 +111,141 @@ class CellReader(nn.Module):
         bias[fitted.classes_] = 0.0
         weight[known] = torch.from_numpy(fitted.coef_).float() / std
         bias[known] = torch.from_numpy(fitted.intercept_).float() - weight[known] @ mean
-        self.register_buffer("weight", weight.view(count, maps.shape[1], kernel, kernel))
+        self.register_buffer("weight", weight.view(count, -1, kernel, kernel))
         self.register_buffer("bias", bias)
 
     def forward(self, maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
         return F.conv2d(maps.float(), self.weight, self.bias, padding=self.weight.shape[-1] // 2)
 
+    def read(self, around: Float[Tensor, "M D"]) -> Int[np.ndarray, " M"]:
+        """The likeliest class in the middle of each neighbourhood."""
+        return F.linear(around, self.weight.flatten(1), self.bias).argmax(1).numpy()
 
-def cell_readers(agent: TappedAgent, views: Views, taps: Sequence[str], seed: int = 0) -> dict[str, CellReader]:
-    """A reader of each map, fitted on the unedited agent's views.
+
+def neighbourhoods(
+    maps: Float[Tensor, "N C H W"], rows: Int[np.ndarray, " M"], places: Int[np.ndarray, " M"], kernel: int = _KERNEL
+) -> Float[Tensor, "M D"]:
+    """The D = C x k x k numbers around positions of maps, zeros beyond the edge.
 
     Args:
-        agent: whose taps are read.
-        views: to fit on.
-        taps: maps laid over the whole frame.
-        seed: of the empty cells that are asked about.
-
-    Raises:
-        ValueError: a tap that the agent does not have, or no map.
+        maps: activations.
+        rows, places: which of them, and which position of it.
+        kernel: k, odd.
     """
-    acts = _read(agent, views, taps)
-    readers = {}
-    for tap in taps:
-        if len(agent.taps[tap]) != 3:
-            raise ValueError(f"{tap} must be a map: choose other taps to read")
-        readers[tap] = CellReader(acts[tap], *_cells(agent, views, tap, seed))
-    return readers
+    return F.unfold(maps, kernel, padding=kernel // 2)[rows, :, places]
 
 
-class PerceptionProbes:
-    """Both probes, fitted on some views without an edit.
+class CellSamples(NamedTuple):
+    """What M cells of a map look like, and what lies in them.
+
+    Attributes:
+        around: neighbourhoods of their middles.
+        classes: index into `SEEN`, or the class after.
+        rows: which frame each is of, ascending.
+    """
+
+    around: Float[Tensor, "M D"]
+    classes: Int[np.ndarray, " M"]
+    rows: Int[np.ndarray, " M"]
+
+
+class Samples(NamedTuple):
+    """What an agent makes of views, as far as the probes read it.
+
+    Attributes:
+        cells: of each map: every key and the gem, and of each frame one position in no entity's cell, of floor or wall.
+        goals: what a flat tap says to each of N frames; nothing if none was asked for.
+        pursued: as in `Views`.
+    """
+
+    cells: dict[str, CellSamples]
+    goals: Float[Tensor, "N G"]
+    pursued: Int[np.ndarray, " N"]
+
+
+@torch.no_grad()
+def sample(
+    agent: TappedAgent,
+    views: Views,
+    map_taps: Sequence[str],
+    goal_tap: str | None = None,
+    edits: Sequence[Edit] = (),
+    seed: int = 0,
+) -> Samples:
+    """What the agent, with edits, makes of views.
 
     Args:
         agent: whose taps are read.
-        views: to fit on.
-        map_taps: maps laid over the whole frame, of whose cells one probe each asks what lies there.
-        goal_tap: a flat tap, of which the other asks what is touched next.
+        views: that it is shown.
+        map_taps: maps laid over the whole frame.
+        goal_tap: a flat tap.
+        edits: put in at the agent's taps.
         seed: of the empty cells that are asked about.
 
     Raises:
         ValueError: a tap that the agent does not have, or of the wrong kind.
     """
-
-    def __init__(
-        self,
-        agent: TappedAgent,
-        views: Views,
-        map_taps: Sequence[str] = ("conv2b", "conv3a"),
-        goal_tap: str = "fc1",
-        seed: int = 0,
-    ) -> None:
-        agent.check_taps([*map_taps, goal_tap])
-        if len(agent.taps[goal_tap]) != 1:
-            raise ValueError(f"{goal_tap} must be flat: choose another tap to read")
-        self._agent, self._goal_tap, self._seed = agent, goal_tap, seed
-        self._seen = cell_readers(agent, views, map_taps, seed)
-        goals, known = _read(agent, views, [goal_tap])[goal_tap], views.pursued >= 0
-        self._pursued = Ridge(goals[known], torch.from_numpy(views.pursued[known]), len(SEEN))
-
-    def __call__(
-        self, views: Views, edits: Sequence[Edit] = ()
-    ) -> tuple[dict[str, tuple[Int[np.ndarray, " M"], Bool[np.ndarray, " M"]]], Int[np.ndarray, " N"]]:
-        """(by map tap the frame's row and whether it is read rightly, for each cell that is asked about; what each
-        frame pursues).
-
-        Every key and the gem is asked about, and of each frame one position in no entity's cell, of floor or wall.
-        """
-        acts = _read(self._agent, views, [*self._seen, self._goal_tap], edits)
-        right = {}
-        for tap, reader in self._seen.items():
-            rows, places, classes = _cells(self._agent, views, tap, self._seed)
-            scores = torch.cat([reader(part).flatten(2) for part in acts[tap].split(_BATCH)])
-            right[tap] = rows, scores[rows, :, places].argmax(1).numpy() == classes
-        return right, self._pursued(acts[self._goal_tap]).numpy()
-
-
-@torch.inference_mode()
-def _read(agent: TappedAgent, views: Views, taps: Sequence[str], edits: Sequence[Edit] = ()) -> Mapping[str, Tensor]:
+    goals = [] if goal_tap is None else [goal_tap]
+    agent.check_taps([*map_taps, *goals])
+    for taps, axes, kind in ((map_taps, 3, "a map"), (goals, 1, "flat")):
+        for tap in taps:
+            if len(agent.taps[tap]) != axes:
+                raise ValueError(f"{tap} must be {kind}: choose other taps to read")
+    asked = {tap: _cells(agent, views, tap, seed) for tap in map_taps}
+    found: dict[str, list[Tensor]] = {tap: [] for tap in (*map_taps, *goals)}
     device = next(agent.parameters()).device
-    parts = [
-        agent.forward(frames.to(device), record=tuple(taps), edits=edits, outputs=False).activations
-        for frames in torch.from_numpy(views.frames).split(_BATCH)
-    ]
-    return {tap: torch.cat([part[tap].float().cpu() for part in parts]).clone() for tap in taps}
+    for start in range(0, len(views.frames), _BATCH):  # whole maps of all frames would be gigabytes
+        frames = torch.from_numpy(views.frames[start : start + _BATCH]).to(device)
+        acts = agent.forward(frames, record=tuple(found), edits=edits, outputs=False).activations
+        for tap, (rows, places, _) in asked.items():
+            here = (start <= rows) & (rows < start + _BATCH)
+            found[tap].append(neighbourhoods(acts[tap].float().cpu(), rows[here] - start, places[here]))
+        for tap in goals:
+            found[tap].append(acts[tap].float().cpu())
+    read = {tap: torch.cat(parts) for tap, parts in found.items()}
+    return Samples(
+        {tap: CellSamples(read[tap], classes, rows) for tap, (rows, _, classes) in asked.items()},
+        read[goal_tap] if goal_tap is not None else torch.empty(len(views.frames), 0),
+        views.pursued,
+    )
+
+
+def cell_readers(samples: Sequence[Samples]) -> dict[str, CellReader]:
+    """A reader of each map, fitted on all cells of the samples."""
+    readers = {}
+    for tap in samples[0].cells:
+        cells = [one.cells[tap] for one in samples]
+        readers[tap] = CellReader(
+            torch.cat([one.around for one in cells]), np.concatenate([one.classes for one in cells])
+        )
+    return readers
+
+
+class PerceptionProbes:
+    """Both probes, fitted on samples of an agent's play.
+
+    Args:
+        samples: all of the same taps.
+
+    Raises:
+        ValueError: nothing is pursued in any of them.
+    """
+
+    def __init__(self, samples: Sequence[Samples]) -> None:
+        self._seen = cell_readers(samples)
+        goals, pursued = torch.cat([one.goals for one in samples]), np.concatenate([one.pursued for one in samples])
+        known = pursued >= 0
+        if not known.any():
+            raise ValueError("nothing is pursued in what the probes are fitted on: give play that touches something")
+        self._pursued = Ridge(goals[known], torch.from_numpy(pursued[known]), len(SEEN))
+
+    def right(self, samples: Samples) -> dict[str, Bool[np.ndarray, " M"]]:
+        """Of each map and cell, whether it is read rightly."""
+        return {tap: self._seen[tap].read(cells.around) == cells.classes for tap, cells in samples.cells.items()}
+
+    def pursued(self, samples: Samples) -> Int[np.ndarray, " N"]:
+        """What each frame is read to pursue: index into `SEEN`."""
+        return self._pursued(samples.goals).numpy()
 
 
 def _cells(

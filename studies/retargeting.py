@@ -14,6 +14,7 @@ from interpretability.choices import GEM, NOTHING
 from interpretability.edit_search import earliest
 from interpretability.episodes import first_states, play_episodes
 from interpretability.films import Film
+from interpretability.perception import Views
 from interpretability.policy_comparison import PolicyComparisons
 from interpretability.statistics import Interval, difference_of_means, join_metrics, paired_bootstrap, wilson_interval
 from networks import DEFAULT_PRECISION, Precision, load_agent
@@ -21,7 +22,7 @@ from networks.channel_edit import TapEdit, load_edit
 from studies.arguments import check_at_least_one, check_distances, check_not_negative, check_writable
 from studies.report import Report, Study, Table
 from studies.retargeting_arms import Outcome, RetargetingArms
-from studies.retargeting_goal import check_probe_taps, choice_views, perception_and_goal
+from studies.retargeting_goal import EDITED_STEPS, check_probe_taps, choice_views, perception_and_goal
 from studies.retargeting_page import retargeting_page
 from studies.retargeting_search import ASKED, EditSearch, SearchSettings, choice_mazes
 from studies.retargeting_tables import (
@@ -64,8 +65,10 @@ class Retargeting(Study):
     Whether an edit changes what the agent sees or what it wants is read by probes fitted on untouched play:
     `retarget/ENTITY/seen/TAP`, the share of cells whose key, gem or emptiness a linear probe of each map tap still
     reads, and `retarget/ENTITY/pursued`, the share of frames in which one of `goal_tap` reads the asked entity as the
-    next to be touched; both with `_before` for the unedited agent (see `perception_and_goal`). Left out, as not
-    measurable: the first for edits behind the map, the second for those at `goal_tap` or behind. With
+    next to be touched. `seen_across/TAP` and `pursued_across` are of probes fitted also on play with the other
+    entities' edits, in which what lies somewhere and what the agent makes of it no longer go together. All have
+    `_before` for the unedited agent and `_random_direction` for that control (see `perception_and_goal`). Left out, as
+    not measurable: the first for edits behind the map, the second for those at `goal_tap` or behind. With
     `search.keep_seen` above 0 edits are searched that leave what is read of `map_taps` as it is.
 
     Args:
@@ -242,15 +245,20 @@ class Retargeting(Study):
         """What probes read with each edit; fitted and tested on mazes of validation levels."""
         mazes = choice_mazes(first_states(self.probed, self.settings), self.seed, self.distances)
         states = [maze.to_bytes() for maze, _ in mazes]
-        fitted, tested = (
-            choice_views(
+        to_fit, to_test = states[: self.probe_mazes], states[self.probe_mazes :]
+
+        def views(part: list[bytes], max_steps: int, *changes: tuple[str, TapEdit]) -> Views:
+            return choice_views(
                 self.agent, part, settings=self.settings, seed=self.seed, num_environments=self.num_environments,
-                max_steps=self.max_steps, precision=self.precision,
-            )
-            for part in (states[: self.probe_mazes], states[self.probe_mazes :])
-        )  # fmt: skip
+                max_steps=max_steps, precision=self.precision, edits=changes,
+            )  # fmt: skip
+
+        fitted = {"": views(to_fit, self.max_steps)}
+        fitted |= {entity: views(to_fit, min(self.max_steps, EDITED_STEPS), edit) for entity, edit in edits.items()}
         pairs = [pair for _, pair in mazes[self.probe_mazes :]]
-        return perception_and_goal(self.agent, fitted, tested, pairs, edits, self.map_taps, self.goal_tap)
+        return perception_and_goal(
+            self.agent, fitted, views(to_test, self.max_steps), pairs, edits, self.map_taps, self.goal_tap, self.seed
+        )
 
     def _compare(self, edits: dict[str, tuple[str, TapEdit]]) -> dict[str, Interval]:
         """How far each edit changes the policy on natural play, where nobody asked for anything."""

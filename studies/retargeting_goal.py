@@ -1,20 +1,25 @@
 """Whether each edit of the retargeting study changes what the agent sees, or what it wants."""
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
 from environments import EnvironmentSettings
 from environments.heist import ENTITIES, label_states
 from interpretability.choices import play_choices, retrace
-from interpretability.perception import SEEN, PerceptionProbes, Views
+from interpretability.perception import SEEN, PerceptionProbes, Samples, Views, sample
 from interpretability.statistics import Interval, grouped_mean
 from networks import Edit, Precision, TappedAgent
+from networks.channel_edit import RandomDirection, TapEdit
 from studies.report import Cell, Table
 
 _EVERY = 3  # steps from one view of a maze to the next
-KEPT = 0.02
+EDITED_STEPS: Final = 30
+"""Of edited play, of which views are taken: enough to reach what lies six moves away, and no long standing still."""
+KEPT: Final = 0.02
 """A goal edit leaves the share of cells that are read rightly within this."""
+_FITTED_ON: Final = {"": "untouched play", "_across": "also play with the other entities' edits"}
 
 
 def choice_views(
@@ -26,11 +31,12 @@ def choice_views(
     num_environments: int,
     max_steps: int,
     precision: Precision,
+    edits: Sequence[Edit] = (),
 ) -> Views:
-    """What the unedited agent comes to from each state until it touches something, every third step."""
+    """What the agent, with edits, comes to from each state until it touches something, every third step."""
     played = play_choices(
-        agent, states, settings=settings, seed=seed, num_environments=num_environments, max_steps=max_steps,
-        precision=precision, progress="views for probes",
+        agent, states, settings=settings, edits=edits, seed=seed, num_environments=num_environments,
+        max_steps=max_steps, precision=precision, progress="views for probes",
     )  # fmt: skip
     mazes, frames, visited = [], [], []
     for row, step, frame, state in retrace(states, played.actions, settings, num_environments=num_environments):
@@ -67,67 +73,86 @@ def readable_maps(agent: TappedAgent, tap: str, map_taps: Sequence[str]) -> list
 
 def perception_and_goal(
     agent: TappedAgent,
-    fitted: Views,
+    fitted: Mapping[str, Views],
     tested: Views,
     pairs: Sequence[tuple[str, str]],
-    edits: Mapping[str, Edit],
+    edits: Mapping[str, tuple[str, TapEdit]],
     map_taps: Sequence[str] = ("conv2b", "conv3a"),
     goal_tap: str = "fc1",
+    seed: int = 0,
 ) -> tuple[dict[str, Interval], Table]:
     """Shares of cells read rightly and of frames read as after the asked entity, without and with each edit.
 
+    By probes of two kinds. In untouched play, which entity lies somewhere and how much the agent wants it go together,
+    so that a probe fitted there reads either for the other: told apart they are only by probes fitted also on play with
+    edits (`_across`), of which the one that is asked about is left out.
+
     Measured on frames of tested mazes in which the asked entity can be fetched and the unedited agent goes to the
-    other. An edit leaves what is read before it as it was, whatever it does, and one at `goal_tap` or behind is not
-    read by way of the agent: what cannot be measured is left out, and the table says so.
+    other; with the edit and, beside it, with a change of the same size at every position in one random direction. An
+    edit leaves what is read before it as it was, whatever it does, and one at `goal_tap` or behind is not read by way
+    of the agent: what cannot be measured is left out, and the table says so.
 
     Args:
         agent: whose taps are read.
-        fitted, tested: views of different mazes.
+        fitted: views to fit on: of untouched play by the name "", and of play with each edit by its entity's.
+        tested: views of untouched play of other mazes.
         pairs: the two entities that can be fetched, of each tested maze.
         edits: by asked entity.
         map_taps: maps, of whose cells is asked what lies there.
         goal_tap: a flat tap, of which is asked what is touched next.
+        seed: of the empty cells that are asked about, and of the random direction.
     """
     asked_of = [*(f"seen/{tap}" for tap in map_taps), "pursued"]
-    columns = ["entity", "tap", "mazes"]
-    for arm in ("unedited", "edited"):
+    columns = ["entity", "tap", "mazes", "probes fitted on"]
+    for arm in ("unedited", "edited", "random direction"):
         for what in (*(f"cells read at {tap}" for tap in map_taps), "pursues asked"):
             columns += [f"{what}, {arm}", "low", "high"]
     columns.append("edit of")
-    if not (fitted.pursued >= 0).any():  # an agent that touches nothing pursues nothing
+    if not (fitted[""].pursued >= 0).any():  # an agent that touches nothing pursues nothing
         return {}, Table(columns, [])
-    probes = PerceptionProbes(agent, fitted, map_taps, goal_tap)
-    clean = probes(tested)
+
+    def look(views: Views, *changes: Edit) -> Samples:
+        return sample(agent, views, map_taps, goal_tap, changes, seed)
+
+    samples = {name: look(views, *([edits[name]] if name else [])) for name, views in fitted.items()}
+    untouched, clean = PerceptionProbes([samples[""]]), look(tested)
     intervals: dict[str, Interval] = {}
     table: list[list[Cell]] = []
-    for entity, edit in edits.items():
+    for entity, (tap, edit) in edits.items():
         asked = SEEN.index(entity)
         offered = np.array([entity in pair for pair in pairs])[tested.maze]  # a gem behind locks is none to go to
         counted = offered & (tested.pursued >= 0) & (tested.pursued != asked)
         if not counted.any():
             continue
-        can = [f"seen/{tap}" for tap in readable_maps(agent, edit[0], map_taps)]
-        if list(agent.taps).index(edit[0]) < list(agent.taps).index(goal_tap):
+        can = [f"seen/{name}" for name in readable_maps(agent, tap, map_taps)]
+        if list(agent.taps).index(tap) < list(agent.taps).index(goal_tap):
             can.append("pursued")
-        row: list[Cell] = [entity, edit[0], len(np.unique(tested.maze[counted]))]
-        found: dict[str, Interval] = {}
-        for end, (right, pursued) in (("_before", clean), ("", probes(tested, [edit]))):
-            for tap, (rows, hits) in right.items():
-                cells = counted[rows]
-                found[f"seen/{tap}{end}"] = grouped_mean(hits[cells], tested.maze[rows[cells]])
-            found[f"pursued{end}"] = grouped_mean(pursued[counted] == asked, tested.maze[counted])
-            for what in asked_of:
-                row += found[f"{what}{end}"] if what in can else ["not measurable", "", ""]
-        intervals |= {
-            f"retarget/{entity}/{what}{end}": found[f"{what}{end}"] for what in can for end in ("_before", "")
-        }
-        changed = [abs(found[what].value - found[f"{what}_before"].value) for what in can if what != "pursued"]
-        kind = (
-            "perception"
-            if any(one > KEPT for one in changed)
-            else "goal"
-            if found["pursued"].value > 0.5
-            else "neither"
-        )
-        table.append([*row, kind if changed and "pursued" in can else "not measurable"])
+        others = [one for name, one in samples.items() if name != entity]
+        random = RandomDirection(edit, seed).to(next(agent.parameters()).device)
+        arms = {"_before": clean, "": look(tested, (tap, edit)), "_random_direction": look(tested, (tap, random))}
+        for kind, probes in (("", untouched), ("_across", PerceptionProbes(others))):
+            row: list[Cell] = [entity, tap, len(np.unique(tested.maze[counted])), _FITTED_ON[kind]]
+            found: dict[str, Interval] = {}
+            for arm, read in arms.items():
+                for name, right in probes.right(read).items():
+                    cells = counted[read.cells[name].rows]
+                    mazes = tested.maze[read.cells[name].rows[cells]]
+                    found[f"seen/{name}{arm}"] = grouped_mean(right[cells], mazes)
+                found[f"pursued{arm}"] = grouped_mean(probes.pursued(read)[counted] == asked, tested.maze[counted])
+                for what in asked_of:
+                    row += found[f"{what}{arm}"] if what in can else ["not measurable", "", ""]
+            for what in can:
+                name = what.replace("seen", f"seen{kind}") if what != "pursued" else f"pursued{kind}"
+                intervals |= {f"retarget/{entity}/{name}{arm}": found[f"{what}{arm}"] for arm in arms}
+            table.append([*row, _edit_of(found, can)])
     return intervals, Table(columns, table)
+
+
+def _edit_of(found: Mapping[str, Interval], can: Sequence[str]) -> str:
+    """What these probes say that an edit changes."""
+    changed = [abs(found[what].value - found[f"{what}_before"].value) for what in can if what != "pursued"]
+    if not changed or "pursued" not in can:
+        return "not measurable"
+    if any(one > KEPT for one in changed):
+        return "perception"
+    return "goal" if found["pursued"].value > 0.5 else "neither"

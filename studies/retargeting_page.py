@@ -53,9 +53,13 @@ def retargeting_page(
         "perception": (
             "Seen or wanted",
             [
-                f"Linear probes fitted on untouched play: of what lies in a cell (at {maps}), and of what will be "
-                f"touched next (at {goal_tap}). An edit of the goal alone leaves the first within 2 points and turns "
-                "the second to the asked entity; an edit that changes the first changes what the agent sees.",
+                f"Linear probes of what lies in a cell (at {maps}), and of what will be touched next (at {goal_tap}). "
+                "An edit of the goal alone leaves the first within 2 points and turns the second to the asked entity; "
+                "an edit that changes the first changes what the agent sees.",
+                "In untouched play, what an entity is and how much the agent wants it go together, so that a probe "
+                "fitted there may read the one for the other. Those that are fitted also on play with the other "
+                "entities' edits cannot: what they still read with an edit, the agent still tells apart. Beside the "
+                "edit stands a change of the same size at every position, in one random direction.",
                 "Not measurable by these probes: what an edit behind a map does to what is read of that, for nothing "
                 f"before the edit can change, and what one at {goal_tap} or behind does to the second, for there the "
                 "edit itself would be read.",

@@ -18,7 +18,7 @@ from interpretability.choices import Choices, play_choices
 from interpretability.edit_search import NORM_FRAMES, FoundEdit, change_norm, edit_size, search_edit, search_learned
 from interpretability.episodes import first_states
 from interpretability.kept import Kept
-from interpretability.perception import CellReader, cell_readers
+from interpretability.perception import CellReader, cell_readers, sample
 from networks import Edit, Precision, TappedAgent, save_weights
 from networks.channel_edit import MixingEdit, RepaintEdit, TapEdit, load_edit
 from networks.weights import read_weights
@@ -280,7 +280,7 @@ class EditSearch:
             self.agent, [maze.to_bytes() for maze in mazes], settings=self.settings, seed=self.seed,
             num_environments=self.num_environments, max_steps=self.max_steps, precision=self.precision,
         )  # fmt: skip
-        return cell_readers(self.agent, views, self.map_taps, self.seed)
+        return cell_readers([sample(self.agent, views, self.map_taps, seed=self.seed)])
 
     def _judged(self, found: Iterator[FoundEdit], entity: str, mazes: list[State]) -> Iterator[FoundEdit]:
         """Each with the share of mazes in which it reaches the entity, wherever the unedited agent goes."""

@@ -166,10 +166,9 @@ def test_descriptions_differ_with_whatever_decides_the_episodes() -> None:
         repr(recorder(ORACLE, seed=1).description()),
         repr(recorder(ORACLE, max_steps=61).description()),
         repr(recorder(ORACLE, settings=EnvironmentSettings(distribution_mode="hard")).description()),
-        repr(recorder(played, agent()).description()),
         repr(recorder(played, agent(1)).description()),
         repr(recorder(dataclasses.replace(played, temperature=0.5), agent()).description()),
-        repr(recorder(played, agent(), precision="fp32").description()),
+        *(repr(recorder(played, agent(), precision=precision).description()) for precision in ("fp32", "bf16")),
     }
     assert len(found) == 10
     assert repr(recorder(dataclasses.replace(played, player="ELSEWHERE"), agent()).description()) in found

@@ -12,7 +12,7 @@ from environments.levels import TRAINING_START
 from interpretability.choices import GEM, Choices
 from interpretability.edit_search import FoundEdit, seen_change
 from interpretability.episodes import first_states
-from interpretability.perception import cell_readers
+from interpretability.perception import cell_readers, sample
 from interpretability.statistics import wilson_interval
 from networks import ChannelEdit, CustomCNN, ResidualImpala, load_agent, save_weights
 from studies import retargeting
@@ -69,8 +69,11 @@ def test_an_edit_that_does_nothing_redirects_nobody(agent: str, tmp_path: Path) 
     read = [entity for entity in ASKED if f"retarget/{entity}/seen/conv3a" in summary]
     assert read
     for entity in read:
-        for probe in ("seen/conv2b", "seen/conv3a", "pursued"):
-            assert summary[f"retarget/{entity}/{probe}"] == summary[f"retarget/{entity}/{probe}_before"]
+        for kind in ("", "_across"):
+            for probe in (f"seen{kind}/conv2b", f"seen{kind}/conv3a", f"pursued{kind}"):
+                before = summary[f"retarget/{entity}/{probe}_before"]
+                assert summary[f"retarget/{entity}/{probe}"] == before
+                assert summary[f"retarget/{entity}/{probe}_random_direction"] == before, "as small as the edit"
     for entity in counted:
         arms = {arm: [0.0, 0.0, 0.0] for arm in ("edit", "agent of random weights", "no edit, other noise")}
         for name, arm, _, mazes, share, _, _, nothing in report.tables["directions"].rows:
@@ -212,7 +215,7 @@ def test_an_edit_is_found_that_keeps_what_is_seen(agent: str, tmp_path: Path) ->
             loaded, [maze.to_bytes() for maze in tuned], settings=search.settings, seed=0, num_environments=24,
             max_steps=12, precision="fp32",
         )  # fmt: skip
-        readers = cell_readers(loaded, views, study.map_taps)
+        readers = cell_readers([sample(loaded, views, study.map_taps)])
         frames = torch.from_numpy(views.frames)
         changes.append(seen_change(loaded, "conv2b", found.edit, frames, readers).item())
     assert changes[1] < changes[0] / 4
@@ -228,16 +231,24 @@ def test_probes_say_what_they_cannot_measure(agent: str) -> None:
     )
     edits = {"blue_key": ("conv3a", ChannelEdit(32)), "green_key": ("pool3", ChannelEdit(32)),
              "red_key": ("fc1", ChannelEdit(256))}  # fmt: skip
-    intervals, table = perception_and_goal(loaded, views, views, pairs, edits)
-    measured = {name.removeprefix("retarget/") for name in intervals if not name.endswith("before")}
-    assert measured == {"blue_key/seen/conv3a", "blue_key/pursued", "green_key/pursued"}
-    assert [row[-1] for row in table.rows] == ["neither", "not measurable", "not measurable"]
-    assert [row.count("not measurable") for row in table.rows] == [2, 5, 7]
-    intervals, _ = perception_and_goal(loaded, views, views, pairs, edits, ["pool3"], "fc2")
+    fitted = {"": views} | dict.fromkeys(edits, views)
+    intervals, table = perception_and_goal(loaded, fitted, views, pairs, edits)
+    measured = {name.removeprefix("retarget/") for name in intervals if not name.endswith(("before", "direction"))}
+    assert measured == {
+        f"{entity}/{probe}"
+        for kind in ("", "_across")
+        for entity, probe in (
+            ("blue_key", f"seen{kind}/conv3a"), ("blue_key", f"pursued{kind}"), ("green_key", f"pursued{kind}")
+        )
+    }  # fmt: skip
+    assert [row[-1] for row in table.rows] == 2 * ["neither"] + 4 * ["not measurable"]
+    assert [row.count("not measurable") for row in table.rows] == [3, 3, 7, 7, 10, 10]
+    intervals, _ = perception_and_goal(loaded, fitted, views, pairs, edits, ["pool3"], "fc2")
     assert "retarget/green_key/seen/pool3" in intervals
     assert "retarget/red_key/pursued" in intervals
     nothing = dataclasses.replace(views, pursued=np.full(len(views.pursued), -1))
-    assert perception_and_goal(loaded, nothing, views, pairs, edits)[1].rows == [], "nobody pursues anything"
+    untouched = perception_and_goal(loaded, fitted | {"": nothing}, views, pairs, edits)
+    assert untouched[1].rows == [], "nobody pursues anything"
 
 
 def test_probes_ask_only_of_mazes_in_which_the_entity_can_be_fetched(agent: str) -> None:
@@ -250,8 +261,9 @@ def test_probes_ask_only_of_mazes_in_which_the_entity_can_be_fetched(agent: str)
     views = dataclasses.replace(views, pursued=np.zeros(len(views.maze), int))  # the blue key, everywhere
     assert (views.labels.cells[:, ENTITIES.index("gem"), 0] >= 0).all(), "every maze has a gem, most behind locks"
     edits = {"gem": ("conv3a", ChannelEdit(32)), "blue_key": ("conv3a", ChannelEdit(32))}
-    _, table = perception_and_goal(loaded, views, views, [pair for _, pair in mazes], edits)
-    assert [row[:3] for row in table.rows] == [["gem", "conv3a", sum("gem" in pair for _, pair in mazes)]]
+    fitted = {"": views} | dict.fromkeys(edits, views)
+    _, table = perception_and_goal(loaded, fitted, views, [pair for _, pair in mazes], edits)
+    assert [row[:3] for row in table.rows] == 2 * [["gem", "conv3a", sum("gem" in pair for _, pair in mazes)]]
 
 
 def test_searches_several_taps_and_takes_the_earliest_that_works(agent: str, tmp_path: Path) -> None:

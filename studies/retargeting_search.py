@@ -17,13 +17,13 @@ from interpretability.asked_moves import AskedMoves, asked_moves, own_moves
 from interpretability.choices import Choices, play_choices
 from interpretability.edit_search import NORM_FRAMES, FoundEdit, change_norm, edit_size, search_edit, search_learned
 from interpretability.episodes import first_states
-from interpretability.kept import Kept
+from interpretability.kept import Kept, edit_hashes
 from interpretability.perception import CellReader, cell_readers, sample
 from networks import Edit, Precision, TappedAgent, save_weights
 from networks.channel_edit import MixingEdit, RepaintEdit, TapEdit, load_edit
 from networks.weights import read_weights
 from studies.arguments import check_at_least_one, check_not_negative
-from studies.retargeting_goal import choice_views, readable_maps
+from studies.retargeting_goal import EDITED_STEPS, choice_views, readable_maps
 
 _DRAWN = 4  # times as many mazes are looked through for those in which the unedited agent goes elsewhere
 
@@ -50,6 +50,9 @@ class SearchSettings:
         sparsity: weight of the penalty on the change of channels; the others have none.
         keep_seen: weight of the penalty on the change of what readers of the study's map taps see (`seen_change`), so
             that what is found is an edit of the goal rather than of what is seen; 0 for none; not of channels.
+        seen_with: files of edits found before. In untouched play what lies somewhere and how much it is wanted go
+            together, so that readers fitted there keep both as they are; those fitted also on play with these edits
+            keep what lies there. Only with `keep_seen`.
         keep: taken is the smallest edit that reaches its entity in this part of as many validating mazes as the best,
             and of several taps the earliest that has such a one.
         taps: where edits are searched, instead of at the study's one tap.
@@ -70,6 +73,7 @@ class SearchSettings:
     played: int = 200
     sparsity: float = 0.02
     keep_seen: float = 0.0
+    seen_with: tuple[str, ...] = ()
     keep: float = 0.98
     taps: tuple[str, ...] | None = None
 
@@ -86,6 +90,8 @@ class SearchSettings:
         check_not_negative({"search.rounds": self.rounds})
         if self.keep_seen < 0 or (self.keep_seen > 0 and self.kind == "channels"):
             raise ValueError(f"search.keep_seen {self.keep_seen} must not be negative, and is not for kind channels")
+        if self.seen_with and not self.keep_seen:
+            raise ValueError("search.seen_with is for search.keep_seen: set that above 0, or leave it empty")
         if self.sparsity < 0 or not 0 < self.keep <= 1:
             raise ValueError(f"search.sparsity {self.sparsity} must not be negative, search.keep {self.keep} in 0 to 1")
         if self.taps is not None and len(set(self.taps)) != max(1, len(self.taps)):
@@ -138,15 +144,20 @@ class EditSearch:
         self.max_steps, self.num_environments = max_steps, num_environments
         self.precision: Precision = precision
         self.map_taps = readable_maps(agent, tap, map_taps) if search.keep_seen > 0 else []
+        device = next(agent.parameters()).device
+        loaded = [load_edit(path, agent)[1:] for path in search.seen_with]
+        self._seen_with: list[Edit] = [(edited, edit.to(device).requires_grad_(False)) for edited, edit in loaded]
         described = dataclasses.asdict(search)
         for without in ("keep", "taps", "unit_counts"):
             described.pop(without)  # they decide nothing about a single edit
         if not search.elsewhere:
             described.pop("elsewhere")  # what was found before there was a choice is found again
         if search.keep_seen > 0:
-            described["map_taps"] = self.map_taps
+            described |= {"map_taps": self.map_taps, "seen_with": edit_hashes(self._seen_with)}
         else:
             described.pop("keep_seen")
+        if not self._seen_with:
+            described.pop("seen_with")  # likewise
         self._folder = Kept(
             cache_dir,
             {
@@ -273,14 +284,18 @@ class EditSearch:
             )  # fmt: skip
 
     def _readers(self, mazes: list[State]) -> dict[str, CellReader]:
-        """What is to be seen as before, fitted on the unedited agent's play."""
+        """What is to be seen as before, fitted on the unedited agent's play, and on that with the edits given."""
         if not self.map_taps:
             return {}
-        views = choice_views(
-            self.agent, [maze.to_bytes() for maze in mazes], settings=self.settings, seed=self.seed,
-            num_environments=self.num_environments, max_steps=self.max_steps, precision=self.precision,
-        )  # fmt: skip
-        return cell_readers([sample(self.agent, views, self.map_taps, seed=self.seed)])
+        samples = []
+        for edits in ([], *([edit] for edit in self._seen_with)):
+            views = choice_views(
+                self.agent, [maze.to_bytes() for maze in mazes], settings=self.settings, seed=self.seed,
+                num_environments=self.num_environments, precision=self.precision, edits=edits,
+                max_steps=min(self.max_steps, EDITED_STEPS) if edits else self.max_steps,
+            )  # fmt: skip
+            samples.append(sample(self.agent, views, self.map_taps, edits=edits, seed=self.seed))
+        return cell_readers(samples)
 
     def _judged(self, found: Iterator[FoundEdit], entity: str, mazes: list[State]) -> Iterator[FoundEdit]:
         """Each with the share of mazes in which it reaches the entity, wherever the unedited agent goes."""

@@ -15,6 +15,7 @@ from interpretability.episodes import first_states
 from interpretability.perception import cell_readers, sample
 from interpretability.statistics import wilson_interval
 from networks import ChannelEdit, CustomCNN, ResidualImpala, load_agent, save_weights
+from networks.channel_edit import load_edit
 from studies import retargeting
 from studies.retargeting import Retargeting
 from studies.retargeting_arms import RetargetingArms
@@ -219,6 +220,34 @@ def test_an_edit_is_found_that_keeps_what_is_seen(agent: str, tmp_path: Path) ->
         frames = torch.from_numpy(views.frames)
         changes.append(seen_change(loaded, "conv2b", found.edit, frames, readers).item())
     assert changes[1] < changes[0] / 4
+
+
+def test_what_is_seen_is_read_also_with_edits_found_before(agent: str, tmp_path: Path) -> None:
+    loaded, path = load_agent(agent), saved(tmp_path, agent, "red_key")
+    edit = load_edit(path, loaded)[2].requires_grad_(False)
+    edit.shift[:] = 3.0
+    save_weights(Path(path), edit, {"kind": "ChannelEdit", "tap": "conv2b", "entity": "red_key"})
+
+    def search(*files: str) -> EditSearch:
+        settings = SearchSettings(mazes=16, places=4, steps=1, unit_counts=(4,), keep_seen=1.0, seen_with=files)
+        cache = str(tmp_path)
+        return Retargeting(agent, search=settings, tap="conv2b", distances=(1, 1), cache_dir=cache, **SMALL).searches[0]
+
+    across, untouched = search(path), search()
+    assert across._path("gem", 4) != untouched._path("gem", 4)
+    mazes = across._tuning_mazes("red_key")[0]
+    play = {"settings": across.settings, "seed": 0, "num_environments": 12, "max_steps": 12, "precision": "fp32"}
+    samples = []
+    for edits in ([], [("conv2b", edit)]):
+        views = choice_views(loaded, [maze.to_bytes() for maze in mazes], edits=edits, **play)  # type: ignore[arg-type]
+        samples.append(sample(loaded, views, across.map_taps, edits=edits))
+    expected, plain, found = cell_readers(samples), cell_readers(samples[:1]), across._readers(mazes)
+    for tap in ("conv2b", "conv3a"):
+        torch.testing.assert_close(found[tap].weight, expected[tap].weight)
+        torch.testing.assert_close(untouched._readers(mazes)[tap].weight, plain[tap].weight)
+        assert not torch.allclose(found[tap].weight, plain[tap].weight, atol=1e-3)
+    with pytest.raises(ValueError, match=r"seen_with is for search\.keep_seen"):
+        SearchSettings(seen_with=(path,))
 
 
 def test_probes_say_what_they_cannot_measure(agent: str) -> None:

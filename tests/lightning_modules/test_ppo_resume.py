@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,16 +41,36 @@ def configuration(compile: bool) -> dict:
     return values
 
 
+def prepare(folder: Path, patch: pytest.MonkeyPatch, compile: bool) -> None:
+    patch.chdir(folder)
+    patch.syspath_prepend(str(ROOT / "tests"))
+    patch.setattr(sys, "argv", ["train.py"])
+    (folder / "run.yaml").write_text(yaml.safe_dump(configuration(compile)))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of a run without compilation that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(folder, patch, compile=False)
+        assert train.main(["--config", "run.yaml", "--name", "whole"]) == 0
+    return folder / last("whole")
+
+
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(ROOT / "tests"))
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    return tmp_path
+def eager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments of a run without compilation."""
+    prepare(tmp_path, monkeypatch, compile=False)
+    return ["--config", "run.yaml", "--ckpt_path", "auto"]
 
 
-def checkpoint(name: str) -> dict:
-    return torch.load(Path(f"runs/{name}/version_0/checkpoints/last.ckpt"), weights_only=True)
+def last(name: str) -> Path:
+    return Path(f"runs/{name}/version_0/checkpoints/last.ckpt")
+
+
+def checkpoint(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
 
 
 def differences(one, other, path=""):
@@ -86,53 +107,49 @@ def in_a_process(arguments: list[str], threads: int) -> int:
     return subprocess.run([sys.executable, str(ROOT / "train.py"), *arguments], env=environment).returncode
 
 
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])
-def test_a_killed_process_goes_on_bit_for_bit(workplace, compile, capfd):
-    """Compiled, on two threads, in processes of their own; eagerly only the one that is killed needs its own."""
-    Path("run.yaml").write_text(yaml.safe_dump(configuration(compile)))
-    threads = 2 if compile else torch.get_num_threads()
+def kill_and_go_on(run: Callable[[], int], go_on: Callable[[], int], capfd: pytest.CaptureFixture) -> None:
+    Path("signal").write_text(f"2 {int(signal.SIGKILL)}")
+    assert run() == -signal.SIGKILL
+    assert checkpoint(last("killed"))["epoch"] == 1
+    capfd.readouterr()
+    assert go_on() == 0
+    assert "version_0 goes on from" in capfd.readouterr().out
 
-    def run(name: str, alone: bool = compile) -> int:
-        arguments = ["--config", "run.yaml", "--ckpt_path", "auto", "--name", name]
-        return in_a_process(arguments, threads) if alone else train.main(arguments)
+
+def test_a_killed_process_goes_on_bit_for_bit(eager, whole, capfd):
+    arguments = [*eager, "--name", "killed"]
+    kill_and_go_on(lambda: in_a_process(arguments, torch.get_num_threads()), lambda: train.main(arguments), capfd)
+    assert_same_training(checkpoint(whole), checkpoint(last("killed")))
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_bit_for_bit_compiled_on_two_threads(tmp_path, monkeypatch, capfd):
+    prepare(tmp_path, monkeypatch, compile=True)
+
+    def run(name: str) -> int:
+        return in_a_process(["--config", "run.yaml", "--ckpt_path", "auto", "--name", name], threads=2)
 
     assert run("whole") == 0
-    Path("signal").write_text(f"2 {int(signal.SIGKILL)}")
-    assert run("killed", alone=True) == -signal.SIGKILL
-    assert checkpoint("killed")["epoch"] == 1
-    capfd.readouterr()
-    assert run("killed") == 0
-    assert "version_0 goes on from" in capfd.readouterr().out
-    assert_same_training(checkpoint("whole"), checkpoint("killed"))
+    kill_and_go_on(lambda: run("killed"), lambda: run("killed"), capfd)
+    assert_same_training(checkpoint(last("whole")), checkpoint(last("killed")))
 
 
-@pytest.fixture
-def eager(workplace):
-    """Arguments of a run without compilation."""
-    Path("run.yaml").write_text(yaml.safe_dump(configuration(compile=False)))
-    return ["--config", "run.yaml", "--ckpt_path", "auto"]
-
-
-def test_sigterm_finishes_the_rollout_and_saves_it(eager, capsys):
-    assert train.main([*eager, "--name", "whole"]) == 0
+def test_sigterm_finishes_the_rollout_and_saves_it(eager, whole, capsys):
     handler = signal.getsignal(signal.SIGTERM)
     Path("signal").write_text(f"2 {int(signal.SIGTERM)}")
     assert train.main([*eager, "--name", "stopped"]) == 143
     assert signal.getsignal(signal.SIGTERM) == handler
     assert "--ckpt_path auto goes on" in capsys.readouterr().err
-    stopped = checkpoint("stopped")
+    stopped = checkpoint(last("stopped"))
     assert stopped["epoch"] == 2, "no epoch that ModelCheckpoint alone would have saved"
     assert stopped["global_step"] == 3 * 8, "the whole rollout"
     assert train.main([*eager, "--name", "stopped"]) == 0
-    assert_same_training(checkpoint("whole"), checkpoint("stopped"))
+    assert_same_training(checkpoint(whole), checkpoint(last("stopped")))
 
 
-def test_another_configuration_is_refused_or_told(eager, capsys):
-    arguments = [*eager[:2], "--name", "run"]
-    assert train.main(arguments) == 0
-    last = Path("runs/run/version_0/checkpoints/last.ckpt")
-    shutil.copy(last, "last.ckpt")
-    arguments += ["--ckpt_path", "last.ckpt"]
+def test_another_configuration_is_refused_or_told(eager, whole, capsys):
+    shutil.copy(whole, "last.ckpt")
+    arguments = [*eager[:2], "--name", "run", "--ckpt_path", "last.ckpt"]
 
     def refused(*changes: str) -> str:
         capsys.readouterr()
@@ -156,18 +173,16 @@ def test_another_configuration_is_refused_or_told(eager, capsys):
     assert "warm_start" in refused()
 
 
-def test_what_may_change_is_told_and_takes_effect(eager, capsys, caplog):
-    assert train.main([*eager[:2], "--name", "run"]) == 0
-    last = "runs/run/version_0/checkpoints/last.ckpt"
+def test_what_may_change_is_told_and_takes_effect(eager, whole, caplog):
     changes = ["--trainer.max_epochs", "6", "--model.init_args.learning_rate", "0.001", "--data.init_args.num_steps"]
     with caplog.at_level("INFO"):
-        assert train.main([*eager[:2], "--name", "other", "--ckpt_path", last, *changes, "16"]) == 0
+        assert train.main([*eager[:2], "--name", "other", "--ckpt_path", str(whole), *changes, "16"]) == 0
     told = [record.getMessage() for record in caplog.records if "have changed" in record.getMessage()]
     assert len(told) == 1
     assert "learning_rate 0.0005 there, 0.001 here" in told[0]
     assert "num_steps 8 there, 16 here" in told[0]
     assert "seed" not in told[0]
-    after = checkpoint("other")
+    after = checkpoint(last("other"))
     assert after["epoch"] == 5
     assert after["optimizer_states"][0]["param_groups"][0]["lr"] == 0.001
     assert after["RolloutDataModule"]["env_steps"] == 4 * 4 * 8 + 2 * 4 * 16

@@ -73,9 +73,9 @@ class Plans(Study):
     def __init__(
         self,
         agent: str,
-        taps: tuple[str, ...] = ("pool3", "pool4", "fc1", "fc2"),
-        fit_levels: int = 6_400,
-        num_levels: int = 1_600,
+        taps: tuple[str, ...] = ("pool4", "fc1", "fc2"),
+        fit_levels: int = 2_400,
+        num_levels: int = 800,
         distances: tuple[int, int] = (2, 6),
         least: int = 50,
         max_steps: int = 100,

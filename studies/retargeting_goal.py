@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
+from jaxtyping import Bool
 
 from environments import EnvironmentSettings
 from environments.heist import ENTITIES, label_states
@@ -19,7 +20,8 @@ EDITED_STEPS: Final = 30
 """Of edited play, of which views are taken: enough to reach what lies six moves away, and no long standing still."""
 KEPT: Final = 0.02
 """A goal edit leaves the share of cells that are read rightly within this."""
-_FITTED_ON: Final = {"": "untouched play", "_across": "also play with the other entities' edits"}
+_FITTED_ON: Final = {"": "untouched play", "_across": "other edits' play too"}
+_ARMS: Final = {"_before": "no edit", "": "edit", "_random_direction": "random direction"}
 
 
 def choice_views(
@@ -103,10 +105,9 @@ def perception_and_goal(
         seed: of the empty cells that are asked about, and of the random direction.
     """
     asked_of = [*(f"seen/{tap}" for tap in map_taps), "pursued"]
-    columns = ["entity", "tap", "mazes", "probes fitted on"]
-    for arm in ("unedited", "edited", "random direction"):
-        for what in (*(f"cells read at {tap}" for tap in map_taps), "pursues asked"):
-            columns += [f"{what}, {arm}", "low", "high"]
+    columns = ["entity", "tap", "mazes", "probes fitted on", "arm"]
+    for what in (*(f"cells read at {tap}" for tap in map_taps), "pursues asked"):
+        columns += [what, "low", "high"]
     columns.append("edit of")
     if not (fitted[""].pursued >= 0).any():  # an agent that touches nothing pursues nothing
         return {}, Table(columns, [])
@@ -130,29 +131,37 @@ def perception_and_goal(
         others = [one for name, one in samples.items() if name != entity]
         random = RandomDirection(edit, seed).to(next(agent.parameters()).device)
         arms = {"_before": clean, "": look(tested, (tap, edit)), "_random_direction": look(tested, (tap, random))}
+        number = len(np.unique(tested.maze[counted]))
         for kind, probes in (("", untouched), ("_across", PerceptionProbes(others))):
-            row: list[Cell] = [entity, tap, len(np.unique(tested.maze[counted])), _FITTED_ON[kind]]
-            found: dict[str, Interval] = {}
-            for arm, read in arms.items():
-                for name, right in probes.right(read).items():
-                    cells = counted[read.cells[name].rows]
-                    mazes = tested.maze[read.cells[name].rows[cells]]
-                    found[f"seen/{name}{arm}"] = grouped_mean(right[cells], mazes)
-                found[f"pursued{arm}"] = grouped_mean(probes.pursued(read)[counted] == asked, tested.maze[counted])
-                for what in asked_of:
-                    row += found[f"{what}{arm}"] if what in can else ["not measurable", "", ""]
+            found = {arm: _shares(probes, read, tested, counted, asked) for arm, read in arms.items()}
             for what in can:
                 name = what.replace("seen", f"seen{kind}") if what != "pursued" else f"pursued{kind}"
-                intervals |= {f"retarget/{entity}/{name}{arm}": found[f"{what}{arm}"] for arm in arms}
-            table.append([*row, _edit_of(found, can)])
+                intervals |= {f"retarget/{entity}/{name}{arm}": shares[what] for arm, shares in found.items()}
+            for arm, shares in found.items():
+                row: list[Cell] = [entity, tap, number, _FITTED_ON[kind], _ARMS[arm]]
+                for what in asked_of:
+                    row += shares[what] if what in can else ["not measurable", "", ""]
+                table.append([*row, "" if arm else _edit_of(found["_before"], shares, can)])
     return intervals, Table(columns, table)
 
 
-def _edit_of(found: Mapping[str, Interval], can: Sequence[str]) -> str:
+def _shares(
+    probes: PerceptionProbes, read: Samples, views: Views, counted: Bool[np.ndarray, " N"], asked: int
+) -> dict[str, Interval]:
+    """`seen/TAP` and `pursued`, over the frames that count."""
+    found = {"pursued": grouped_mean(probes.pursued(read)[counted] == asked, views.maze[counted])}
+    for tap, right in probes.right(read).items():
+        rows = read.cells[tap].rows
+        cells = counted[rows]
+        found[f"seen/{tap}"] = grouped_mean(right[cells], views.maze[rows[cells]])
+    return found
+
+
+def _edit_of(before: Mapping[str, Interval], edited: Mapping[str, Interval], can: Sequence[str]) -> str:
     """What these probes say that an edit changes."""
-    changed = [abs(found[what].value - found[f"{what}_before"].value) for what in can if what != "pursued"]
+    changed = [abs(edited[what].value - before[what].value) for what in can if what != "pursued"]
     if not changed or "pursued" not in can:
         return "not measurable"
     if any(one > KEPT for one in changed):
         return "perception"
-    return "goal" if found["pursued"].value > 0.5 else "neither"
+    return "goal" if edited["pursued"].value > 0.5 else "neither"

@@ -22,7 +22,7 @@ from networks.channel_edit import TapEdit, load_edit
 from studies.arguments import check_at_least_one, check_distances, check_not_negative, check_writable
 from studies.report import Report, Study, Table
 from studies.retargeting_arms import Outcome, RetargetingArms
-from studies.retargeting_goal import EDITED_STEPS, check_probe_taps, choice_views, perception_and_goal
+from studies.retargeting_goal import check_probe_taps, choice_views, perception_and_goal
 from studies.retargeting_page import retargeting_page
 from studies.retargeting_search import ASKED, EditSearch, SearchSettings, choice_mazes
 from studies.retargeting_tables import (
@@ -247,17 +247,16 @@ class Retargeting(Study):
         states = [maze.to_bytes() for maze, _ in mazes]
         to_fit, to_test = states[: self.probe_mazes], states[self.probe_mazes :]
 
-        def views(part: list[bytes], max_steps: int, *changes: tuple[str, TapEdit]) -> Views:
+        def views(part: list[bytes], *changes: tuple[str, TapEdit]) -> Views:
             return choice_views(
                 self.agent, part, settings=self.settings, seed=self.seed, num_environments=self.num_environments,
-                max_steps=max_steps, precision=self.precision, edits=changes,
+                max_steps=self.max_steps, precision=self.precision, edits=changes,
             )  # fmt: skip
 
-        fitted = {"": views(to_fit, self.max_steps)}
-        fitted |= {entity: views(to_fit, min(self.max_steps, EDITED_STEPS), edit) for entity, edit in edits.items()}
+        fitted = {"": views(to_fit)} | {entity: views(to_fit, edit) for entity, edit in edits.items()}
         pairs = [pair for _, pair in mazes[self.probe_mazes :]]
         return perception_and_goal(
-            self.agent, fitted, views(to_test, self.max_steps), pairs, edits, self.map_taps, self.goal_tap, self.seed
+            self.agent, fitted, views(to_test), pairs, edits, self.map_taps, self.goal_tap, self.seed
         )
 
     def _compare(self, edits: dict[str, tuple[str, TapEdit]]) -> dict[str, Interval]:

@@ -16,8 +16,7 @@ from networks.channel_edit import RandomDirection, TapEdit
 from studies.report import Cell, Table
 
 _EVERY = 3  # steps from one view of a maze to the next
-EDITED_STEPS: Final = 30
-"""Of edited play, of which views are taken: enough to reach what lies six moves away, and no long standing still."""
+_EDITED_STEPS: Final = 30  # enough to reach what lies six moves away, and no long standing still
 KEPT: Final = 0.02
 """A goal edit leaves the share of cells that are read rightly within this."""
 _FITTED_ON: Final = {"": "untouched play", "_across": "other edits' play too"}
@@ -35,10 +34,11 @@ def choice_views(
     precision: Precision,
     edits: Sequence[Edit] = (),
 ) -> Views:
-    """What the agent, with edits, comes to from each state until it touches something, every third step."""
+    """What the agent comes to from each state until it touches something, every third step; with edits for 30 steps."""
     played = play_choices(
         agent, states, settings=settings, edits=edits, seed=seed, num_environments=num_environments,
-        max_steps=max_steps, precision=precision, progress="views for probes",
+        max_steps=min(max_steps, _EDITED_STEPS) if edits else max_steps, precision=precision,
+        progress="views for probes",
     )  # fmt: skip
     mazes, frames, visited = [], [], []
     for row, step, frame, state in retrace(states, played.actions, settings, num_environments=num_environments):

@@ -23,7 +23,7 @@ from networks import Edit, Precision, TappedAgent, save_weights
 from networks.channel_edit import MixingEdit, RepaintEdit, TapEdit, load_edit
 from networks.weights import read_weights
 from studies.arguments import check_at_least_one, check_not_negative
-from studies.retargeting_goal import EDITED_STEPS, choice_views, readable_maps
+from studies.retargeting_goal import choice_views, readable_maps
 
 _DRAWN = 4  # times as many mazes are looked through for those in which the unedited agent goes elsewhere
 
@@ -291,8 +291,8 @@ class EditSearch:
         for edits in ([], *([edit] for edit in self._seen_with)):
             views = choice_views(
                 self.agent, [maze.to_bytes() for maze in mazes], settings=self.settings, seed=self.seed,
-                num_environments=self.num_environments, precision=self.precision, edits=edits,
-                max_steps=min(self.max_steps, EDITED_STEPS) if edits else self.max_steps,
+                num_environments=self.num_environments, max_steps=self.max_steps, precision=self.precision,
+                edits=edits,
             )  # fmt: skip
             samples.append(sample(self.agent, views, self.map_taps, edits=edits, seed=self.seed))
         return cell_readers(samples)

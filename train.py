@@ -32,6 +32,12 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--name", type=str | None, help="NAME in runs/NAME (default: the configuration file's)")
         parser.add_argument("--ckpt_path", type=str | None, help="checkpoint to start from, or auto")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As Lightning, which would leave it to numpy to say that a seed is out of range."""
+        super().parse_arguments(parser, args)
+        if not 0 <= self.config.seed_everything < 2**32:
+            raise ValueError(f"--seed_everything {self.config.seed_everything}: give 0 to {2**32 - 1}")
+
     def before_instantiate_classes(self) -> None:
         path = self.config.ckpt_path
         if path not in (None, "auto"):

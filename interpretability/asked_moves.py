@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from environments import EnvironmentSettings, State, render_states
@@ -26,13 +26,33 @@ class AskedMoves:
     Attributes:
         frames: uint8 [N 64 64 3].
         wanted: the actions with the right direction in them, diagonals included, [N A].
+        place: the entity's cell as a box, left, top, right and bottom as parts of the frame's sides, [N 4].
     """
 
     frames: UInt8[Tensor, "N 64 64 3"]
     wanted: Bool[Tensor, "N A"]
+    place: Float[Tensor, "N 4"]
 
     def __add__(self, other: "AskedMoves") -> "AskedMoves":
-        return AskedMoves(torch.cat([self.frames, other.frames]), torch.cat([self.wanted, other.wanted]))
+        return AskedMoves(
+            torch.cat([self.frames, other.frames]),
+            torch.cat([self.wanted, other.wanted]),
+            torch.cat([self.place, other.place]),
+        )
+
+    def outside(self, rows: Int[Tensor, " B"], height: int, width: int, around: float = 0.5) -> Bool[Tensor, "B H W"]:
+        """Which positions of a map laid over the whole frame have their middle outside the entity's cell.
+
+        Args:
+            rows: frames.
+            height, width: H and W.
+            around: cells around it that do not count as outside yet.
+        """
+        left, top, right, bottom = self.place[rows].T[:, :, None]
+        reach = around * (right - left)
+        x, y = ((torch.arange(side) + 0.5) / side for side in (width, height))
+        near_x, near_y = (left - reach <= x) & (x <= right + reach), (top - reach <= y) & (y <= bottom + reach)
+        return ~(near_y[:, :, None] & near_x[:, None, :])
 
 
 def asked_moves(
@@ -113,4 +133,7 @@ def _moves(
     steering = np.eye(num_actions, dtype=bool)[labels.oracle_action]
     wanted = np.where((stuck & (labels.oracle_action != STAY))[:, None], steering, wanted)
     known = labels.directions > 0
-    return AskedMoves(torch.from_numpy(frames[known]), torch.from_numpy(wanted[known]))
+    x, y = labels.target_cell[known].T
+    side = labels.world_dim[known]
+    place = np.stack([x, side - 1 - y, x + 1, side - y], 1) / side[:, None]  # row 0 is the top, cells count from below
+    return AskedMoves(torch.from_numpy(frames[known]), torch.from_numpy(wanted[known]), torch.from_numpy(place).float())

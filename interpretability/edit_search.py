@@ -18,6 +18,7 @@ from networks.taps import AgentOutput, TappedAgent
 _CLIP = 1.0  # length of a gradient; a few frames on which the agent is sure of the wrong move would undo a fit
 NORM_FRAMES = 256
 """On so many frames the norm of an edit's change is measured."""
+_TINY = 1e-8  # a square root has no slope at 0
 _WARM_UP = 50  # steps until the learning rate is whole
 
 
@@ -124,6 +125,7 @@ def search_learned(
     rounds: int = 3,
     readers: Mapping[str, CellReader] | None = None,
     keep_seen: float = 1.0,
+    keep_outside: float = 0.0,
     precision: Precision = DEFAULT_PRECISION,
     progress: str | None = None,
 ) -> Iterator[FoundEdit]:
@@ -142,6 +144,8 @@ def search_learned(
         rounds: how often it plays.
         readers: of maps in which what is read is to stay what it is without the edit.
         keep_seen: weight of how far it does not (see `seen_change`), against the negative log-probability.
+        keep_outside: weight of what is changed outside the asked entity's cell and half a cell around it, likewise: the
+            mean over positions there of the change's norm across channels. Only of maps.
         precision: of the passes.
         progress: title of the progress bars; None shows none.
 
@@ -162,8 +166,11 @@ def search_learned(
             if play is not None and step in plays:
                 moves = moves + play(edit)
             rows = torch.randint(len(moves.frames), (batch_size,), generator=generator)
-            output = _edited(agent, tap, edit, moves.frames[rows], precision, tuple(readers or ()))
+            changes = _Changes(edit)
+            output = _edited(agent, tap, changes, moves.frames[rows], precision, tuple(readers or ()))
             loss = -_wanted(output, moves, rows).mean()
+            if keep_outside:
+                loss = loss + keep_outside * changes.outside(moves, rows)
             if readers:
                 change = _reading_change(agent, moves.frames[rows], output.activations, readers, precision)
                 loss = loss + keep_seen * change
@@ -176,6 +183,23 @@ def search_learned(
         yield FoundEdit(
             edit, size, change_norm(agent, tap, edit, tuning), probability(agent, tap, edit, validation, precision)
         )
+
+
+class _Changes:
+    """An edit that remembers what it last added."""
+
+    def __init__(self, edit: TapEdit) -> None:
+        self._edit = edit
+        self._change = torch.empty(0)
+
+    def __call__(self, acts: Tensor) -> Tensor:
+        self._change = self._edit.change(acts)
+        return acts + self._change
+
+    def outside(self, moves: AskedMoves, rows: Tensor) -> Float[Tensor, ""]:
+        """Mean of its norm across channels, over positions outside the asked entity's cell."""
+        outside = moves.outside(rows, *self._change.shape[2:]).to(self._change.device)
+        return (self._change.float().square().sum(1) + _TINY).sqrt()[outside].mean()
 
 
 def _counts(agent: TappedAgent, tap: str, asked: Sequence[int]) -> list[int]:
@@ -232,7 +256,12 @@ def _log_probability(
 
 
 def _edited(
-    agent: TappedAgent, tap: str, edit: TapEdit, frames: Tensor, precision: Precision, record: tuple[str, ...] = ()
+    agent: TappedAgent,
+    tap: str,
+    edit: Callable[[Tensor], Tensor],
+    frames: Tensor,
+    precision: Precision,
+    record: tuple[str, ...] = (),
 ) -> AgentOutput:
     device = next(agent.parameters()).device
     with autocast(precision, device):
@@ -288,6 +317,17 @@ def _acts(agent: TappedAgent, tap: str, frames: Tensor) -> Float[Tensor, "B C *H
 
 def _mean_squares(agent: TappedAgent, tap: str, frames: Tensor) -> Float[Tensor, " C"]:
     return _acts(agent, tap, frames).square().movedim(1, -1).flatten(0, -2).mean(0).clone()
+
+
+@torch.inference_mode()
+def changed_outside(agent: TappedAgent, tap: str, edit: TapEdit, moves: AskedMoves) -> float:
+    """Part of the squared change of a map, in 0 to 1, that lies outside the asked entity's cell and half a cell around
+    it, in the first `NORM_FRAMES` frames; NaN of an edit that changes nothing.
+    """
+    acts = _acts(agent, tap, moves.frames)
+    squares = edit.change(acts).float().square().sum(1)
+    outside = moves.outside(torch.arange(len(acts)), *acts.shape[2:]).to(acts.device)
+    return float(squares[outside].sum() / squares.sum())
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """Can an agent be sent after another entity? An edit searched on tuning mazes, and all its controls, on others."""
 
+import math
 from pathlib import Path
 from typing import Final, Literal
 
@@ -9,9 +10,10 @@ from torch import nn
 from environments import EnvironmentSettings, held_out_levels
 from environments.heist import ENTITIES
 from environments.heist.asked import label_asked
+from interpretability.asked_moves import asked_moves
 from interpretability.choice_film import choice_film
 from interpretability.choices import GEM, NOTHING
-from interpretability.edit_search import earliest
+from interpretability.edit_search import changed_outside, earliest
 from interpretability.episodes import first_states, play_episodes
 from interpretability.films import Film
 from interpretability.perception import Views
@@ -57,19 +59,21 @@ class Retargeting(Study):
     `retarget/ENTITY/minus_ARM`: the edit's share less the arm's, with bounds of a bootstrap over the mazes of both;
     `retarget/ENTITY/preference`: how often the unedited agent takes it first, over all mazes that have it;
     `retarget/ENTITY/no_touch`: of the edit; `retarget/ENTITY/finished`: of the successes, how many reach the gem once
-    the edit is lifted; `retarget/ENTITY/units`, `size`, `norm`; `kl`, `action_agreement` and `value_error` against the
-    unedited agent on its natural play of validation levels; `retarget/levels`, `retarget/ENTITY/counted`,
-    `retarget/competence`: of all mazes, those that the unedited agent finishes, and `retarget/touched`, those in which
-    it touches anything.
+    the edit is lifted; `retarget/ENTITY/units`, `size`, `norm`; `outside` (of edits of maps: the part of the squared
+    change that lies outside the asked entity's cell and half a cell around it, where the mazes begin); `kl`,
+    `action_agreement` and `value_error` against the unedited agent on its natural play of validation levels;
+    `retarget/levels`, `retarget/ENTITY/counted`, `retarget/competence`: of all mazes, those that the unedited agent
+    finishes, and `retarget/touched`, those in which it touches anything.
 
     Whether an edit changes what the agent sees or what it wants is read by probes fitted on untouched play:
     `retarget/ENTITY/seen/TAP`, the share of cells whose key, gem or emptiness a linear probe of each map tap still
-    reads, and `retarget/ENTITY/pursued`, the share of frames in which one of `goal_tap` reads the asked entity as the
-    next to be touched. `seen_across/TAP` and `pursued_across` are of probes fitted also on play with the other
-    entities' edits, in which what lies somewhere and what the agent makes of it no longer go together. All have
-    `_before` for the unedited agent and `_random_direction` for that control (see `perception_and_goal`). Left out, as
-    not measurable: the first for edits behind the map, the second for those at `goal_tap` or behind. With
-    `search.keep_seen` above 0 edits are searched that leave what is read of `map_taps` as it is.
+    reads (`seen_others/TAP`: without the asked entity's cell), and `retarget/ENTITY/pursued`, the share of frames in
+    which one of `goal_tap` reads the asked entity as the next to be touched. `seen_across/TAP`,
+    `seen_across_others/TAP` and `pursued_across` are of probes fitted also on play with the other entities' edits, in
+    which what lies somewhere and what the agent makes of it no longer go together. All have `_before` for the unedited
+    agent and `_random_direction` for that control (see `perception_and_goal`). Left out, as not measurable: the first
+    for edits behind the map, the second for those at `goal_tap` or behind. With `search.keep_seen` above 0 edits are
+    searched that leave what is read of `map_taps` as it is, with `search.keep_outside` edits of the asked entity alone.
 
     Args:
         agent: path of the agent's weights.
@@ -191,6 +195,14 @@ class Retargeting(Study):
             counted = np.flatnonzero(has & (touched != asked) & (touched != NOTHING))
             known = {"counted": len(counted), "units": len(edit.units), "size": size, "norm": norm}
             summary |= {f"retarget/{entity}/{name}": float(value) for name, value in known.items()}
+            if has.any() and len(self.agent.taps[tap]) == 3:
+                moves = asked_moves(
+                    [maze for (maze, _), there in zip(mazes, has, strict=True) if there], entity,
+                    np.random.default_rng(self.seed), self.settings, self.agent.taps["logits"][0],
+                )  # fmt: skip
+                outside = changed_outside(self.agent, tap, edit, moves)
+                if not math.isnan(outside):
+                    summary[f"retarget/{entity}/outside"] = outside
             if has.any():
                 took = int((touched[has] == asked).sum())
                 intervals[f"retarget/{entity}/preference"] = wilson_interval(took, int(has.sum()))

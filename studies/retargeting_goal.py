@@ -83,7 +83,8 @@ def perception_and_goal(
     goal_tap: str = "fc1",
     seed: int = 0,
 ) -> tuple[dict[str, Interval], Table]:
-    """Shares of cells read rightly and of frames read as after the asked entity, without and with each edit.
+    """Shares of cells read rightly, in all and without the asked entity's (`seen_others`), and of frames read as after
+    the asked entity, without and with each edit.
 
     By probes of two kinds. In untouched play, which entity lies somewhere and how much the agent wants it go together,
     so that a probe fitted there reads either for the other: told apart they are only by probes fitted also on play with
@@ -104,9 +105,10 @@ def perception_and_goal(
         goal_tap: a flat tap, of which is asked what is touched next.
         seed: of the empty cells that are asked about, and of the random direction.
     """
-    asked_of = [*(f"seen/{tap}" for tap in map_taps), "pursued"]
+    asked_of = [*(f"{seen}/{tap}" for tap in map_taps for seen in ("seen", "seen_others")), "pursued"]
     columns = ["entity", "tap", "mazes", "probes fitted on", "arm"]
-    for what in (*(f"cells read at {tap}" for tap in map_taps), "pursues asked"):
+    cells = [text for tap in map_taps for text in (f"cells read at {tap}", f"of those but the asked one's at {tap}")]
+    for what in (*cells, "pursues asked"):
         columns += [what, "low", "high"]
     columns.append("edit of")
     if not (fitted[""].pursued >= 0).any():  # an agent that touches nothing pursues nothing
@@ -125,7 +127,7 @@ def perception_and_goal(
         counted = offered & (tested.pursued >= 0) & (tested.pursued != asked)
         if not counted.any():
             continue
-        can = [f"seen/{name}" for name in readable_maps(agent, tap, map_taps)]
+        can = [f"{seen}/{name}" for name in readable_maps(agent, tap, map_taps) for seen in ("seen", "seen_others")]
         if list(agent.taps).index(tap) < list(agent.taps).index(goal_tap):
             can.append("pursued")
         others = [one for name, one in samples.items() if name != entity]
@@ -148,20 +150,24 @@ def perception_and_goal(
 def _shares(
     probes: PerceptionProbes, read: Samples, views: Views, counted: Bool[np.ndarray, " N"], asked: int
 ) -> dict[str, Interval]:
-    """`seen/TAP` and `pursued`, over the frames that count."""
+    """`seen/TAP`, `seen_others/TAP` and `pursued`, over the frames that count."""
     found = {"pursued": grouped_mean(probes.pursued(read)[counted] == asked, views.maze[counted])}
     for tap, right in probes.right(read).items():
         rows = read.cells[tap].rows
         cells = counted[rows]
-        found[f"seen/{tap}"] = grouped_mean(right[cells], views.maze[rows[cells]])
+        others = cells & (read.cells[tap].classes != asked)
+        for name, chosen in (("seen", cells), ("seen_others", others)):
+            found[f"{name}/{tap}"] = grouped_mean(right[chosen], views.maze[rows[chosen]])
     return found
 
 
 def _edit_of(before: Mapping[str, Interval], edited: Mapping[str, Interval], can: Sequence[str]) -> str:
     """What these probes say that an edit changes."""
-    changed = [abs(edited[what].value - before[what].value) for what in can if what != "pursued"]
+    changed = {what: abs(edited[what].value - before[what].value) > KEPT for what in can if what != "pursued"}
     if not changed or "pursued" not in can:
         return "not measurable"
-    if any(one > KEPT for one in changed):
+    if any(one for what, one in changed.items() if what.startswith("seen_others")):
         return "perception"
+    if any(changed.values()):
+        return "perception of the asked entity alone"
     return "goal" if edited["pursued"].value > 0.5 else "neither"

@@ -53,6 +53,9 @@ class SearchSettings:
         seen_with: files of edits found before. In untouched play what lies somewhere and how much it is wanted go
             together, so that readers fitted there keep both as they are; those fitted also on play with these edits
             keep what lies there. Only with `keep_seen`.
+        keep_outside: weight of the penalty on what is changed outside the asked entity's cell (see `search_learned`),
+            so that what is found raises that one, and leaves what else lies there as it is; 0 for none; of maps, and
+            not of kind channels.
         keep: taken is the smallest edit that reaches its entity in this part of as many validating mazes as the best,
             and of several taps the earliest that has such a one.
         taps: where edits are searched, instead of at the study's one tap.
@@ -74,6 +77,7 @@ class SearchSettings:
     sparsity: float = 0.02
     keep_seen: float = 0.0
     seen_with: tuple[str, ...] = ()
+    keep_outside: float = 0.0
     keep: float = 0.98
     taps: tuple[str, ...] | None = None
 
@@ -92,6 +96,10 @@ class SearchSettings:
             raise ValueError(f"search.keep_seen {self.keep_seen} must not be negative, and is not for kind channels")
         if self.seen_with and not self.keep_seen:
             raise ValueError("search.seen_with is for search.keep_seen: set that above 0, or leave it empty")
+        if self.keep_outside < 0 or (self.keep_outside > 0 and self.kind == "channels"):
+            raise ValueError(
+                f"search.keep_outside {self.keep_outside} must not be negative, and is not for kind channels"
+            )
         if self.sparsity < 0 or not 0 < self.keep <= 1:
             raise ValueError(f"search.sparsity {self.sparsity} must not be negative, search.keep {self.keep} in 0 to 1")
         if self.taps is not None and len(set(self.taps)) != max(1, len(self.taps)):
@@ -156,6 +164,8 @@ class EditSearch:
             described |= {"map_taps": self.map_taps, "seen_with": edit_hashes(self._seen_with)}
         else:
             described.pop("keep_seen")
+        if not search.keep_outside:
+            described.pop("keep_outside")
         if not self._seen_with:
             described.pop("seen_with")  # likewise
         self._folder = Kept(
@@ -178,6 +188,8 @@ class EditSearch:
             raise ValueError(f"search.written {self.search.written}: {self.tap} has units 0 to {units - 1}")
         if self.search.keep_seen > 0 and not self.map_taps:
             raise ValueError(f"search.keep_seen: none of map_taps lies at {self.tap} or behind: name one that does")
+        if self.search.keep_outside > 0 and len(self.agent.taps[self.tap]) != 3:
+            raise ValueError(f"search.keep_outside: {self.tap} is flat, and no part of it an entity's: set it to 0")
         if not self.sizes:
             raise ValueError(f"search.unit_counts {self.search.unit_counts}: {self.tap} has {units} units, name fewer")
 
@@ -279,8 +291,8 @@ class EditSearch:
 
             yield from search_learned(
                 self.agent, self.tap, {size: fresh}, *parts, steps=search.steps, seed=self.seed, play=play,
-                rounds=search.rounds, readers=readers, keep_seen=search.keep_seen, precision=self.precision,
-                progress=entity,
+                rounds=search.rounds, readers=readers, keep_seen=search.keep_seen, keep_outside=search.keep_outside,
+                precision=self.precision, progress=entity,
             )  # fmt: skip
 
     def _readers(self, mazes: list[State]) -> dict[str, CellReader]:

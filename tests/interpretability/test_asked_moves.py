@@ -29,7 +29,27 @@ def test_moves_lead_along_the_way_from_everywhere(base):
     assert len(moves.frames) == 80
     assert len({frame.numpy().tobytes() for frame in moves.frames}) > 40
     doubled = moves + moves
-    assert len(doubled.frames) == len(doubled.wanted) == 160
+    assert len(doubled.frames) == len(doubled.wanted) == len(doubled.place) == 160
+
+
+def test_outside_is_where_another_colour_of_the_entity_changes_nothing(base):
+    blue, red = (
+        asked_moves([draw_maze(base, [f"*.P.{key[0]}.."])], key, np.random.default_rng(0), EASY, 15, places=12)
+        for key in ("blue_key", "red_key")
+    )
+    assert torch.equal(blue.place, red.place)
+    rows = torch.arange(12)
+    changed = (blue.frames != red.frames).any(-1)
+    assert changed.any((1, 2)).all()
+    assert not (changed & blue.outside(rows, 64, 64, around=0)).any()
+    cell = 64 / 9
+    assert (~blue.outside(rows, 64, 64, around=0)).sum((1, 2)).float().mean() == pytest.approx(cell**2, rel=0.2)
+    left, top, right, bottom = (64 * blue.place[3]).tolist()
+    near = [
+        [left - cell <= 4 * x + 2 <= right + cell and top - cell <= 8 * y + 4 <= bottom + cell for x in range(16)]
+        for y in range(8)
+    ]
+    assert torch.equal(blue.outside(rows[3:4], 8, 16, around=1)[0], ~torch.tensor(near))
 
 
 def test_places_behind_another_entity_are_left_out(base):

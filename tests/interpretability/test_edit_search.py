@@ -22,13 +22,15 @@ def moves() -> AskedMoves:
     """Frames with a stronger pull to the left; asked is the way to the right."""
     torch.manual_seed(0)
     frames = torch.zeros(96, 64, 64, 3, dtype=torch.uint8)
-    for frame in frames:
+    place = torch.empty(96, 4)
+    for frame, box in zip(frames, place, strict=True):
         x, y = (8 * torch.randint(8, (2,))).tolist()
         frame[y : y + 8, x : x + 8, 0] = 200
         frame[x : x + 8, y : y + 8, 1] = 130
+        box[:] = torch.tensor([y, x, y + 8, x + 8]) / 64
     wanted = torch.zeros(96, 15, dtype=torch.bool)
     wanted[:, 6:9] = True
-    return AskedMoves(frames, wanted)
+    return AskedMoves(frames, wanted, place)
 
 
 def test_the_planted_agent_is_redirected_by_what_is_found_and_by_no_control(moves):
@@ -78,6 +80,26 @@ def test_a_learned_edit_redirects_the_planted_agent(moves, fresh):
         assert (logits.argmax(1) == 7).float().mean() < 0.5
     with pytest.raises(ValueError, match="PeakFollower ends in"):
         next(search_learned(agent, "value", {1: MixingEdit(1, 1)}, moves, moves))
+
+
+def test_an_edit_may_be_kept_to_where_the_asked_entity_lies(moves):
+    """Dimming red, wherever it is, and raising green at its place redirect alike; only the second is near."""
+    agent = PeakFollower().eval()
+    acts = agent(moves.frames, record=("map",)).activations["map"].detach()
+    outside = moves.outside(torch.arange(96), 8, 8)
+    assert outside.sum() > 96 * 54
+    shares = []
+    for keep_outside in (0.0, 100.0):
+        fresh = RepaintEdit(3, 2, kernel=1, seed=1)
+        (found,) = search_learned(
+            agent, "map", {2: fresh}, moves, moves, steps=300, learning_rate=0.1, rounds=0, keep_outside=keep_outside,
+            precision="fp32",
+        )  # fmt: skip
+        assert found.probability > 0.95
+        changed = found.edit.change(acts).detach().square().sum(1)
+        shares.append(float(changed[outside].sum() / changed.sum()))
+    assert shares[0] > 0.1
+    assert shares[1] < 0.001
 
 
 def test_the_smallest_edit_that_works_at_the_earliest_tap_is_taken():

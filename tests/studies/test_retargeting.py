@@ -5,14 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from environments import EnvironmentSettings, State
-from environments.heist import ENTITIES, label_states
+from environments.heist import ENTITIES, Labels, label_states, positions
 from environments.levels import TRAINING_START
 from interpretability.choices import GEM, Choices
 from interpretability.edit_search import FoundEdit, seen_change
 from interpretability.episodes import first_states
-from interpretability.perception import cell_readers, sample
+from interpretability.perception import SEEN, cell_readers, sample
 from interpretability.statistics import wilson_interval
 from networks import ChannelEdit, CustomCNN, ResidualImpala, load_agent, save_weights
 from networks.channel_edit import load_edit
@@ -66,12 +67,13 @@ def test_an_edit_that_does_nothing_redirects_nobody(agent: str, tmp_path: Path) 
         assert summary[f"retarget/{entity}/minus_entity_moved"] == -summary[f"retarget/{entity}/entity_moved"]
         assert summary[f"retarget/{entity}/units"] == summary[f"retarget/{entity}/size"] == 1
         assert summary[f"retarget/{entity}/norm"] == pytest.approx(1e-9, rel=1e-3), "one channel's shift everywhere"
+        assert summary[f"retarget/{entity}/outside"] == pytest.approx(1 - 4 / 81, abs=0.01), "two cells each way"
         assert 0 <= summary[f"retarget/{entity}/random_agent"] <= 1
     read = [entity for entity in ASKED if f"retarget/{entity}/seen/conv3a" in summary]
     assert read
     for entity in read:
         for kind in ("", "_across"):
-            for probe in (f"seen{kind}/conv2b", f"seen{kind}/conv3a", f"pursued{kind}"):
+            for probe in (f"seen{kind}/conv2b", f"seen{kind}/conv3a", f"seen{kind}_others/conv3a", f"pursued{kind}"):
                 before = summary[f"retarget/{entity}/{probe}_before"]
                 assert summary[f"retarget/{entity}/{probe}"] == before
                 assert summary[f"retarget/{entity}/{probe}_random_direction"] == before, "as small as the edit"
@@ -267,18 +269,59 @@ def test_probes_say_what_they_cannot_measure(agent: str) -> None:
         f"{entity}/{probe}"
         for kind in ("", "_across")
         for entity, probe in (
-            ("blue_key", f"seen{kind}/conv3a"), ("blue_key", f"pursued{kind}"), ("green_key", f"pursued{kind}")
+            ("blue_key", f"seen{kind}/conv3a"), ("blue_key", f"seen{kind}_others/conv3a"),
+            ("blue_key", f"pursued{kind}"), ("green_key", f"pursued{kind}"),
         )
     }  # fmt: skip
     kinds = [row[-1] for row in table.rows]
     assert kinds == 2 * ["", "neither", ""] + 4 * ["", "not measurable", ""]
-    assert [row[:-1].count("not measurable") for row in table.rows] == 6 * [1] + 6 * [2] + 6 * [3]
+    assert [row[:-1].count("not measurable") for row in table.rows] == 6 * [2] + 6 * [4] + 6 * [5]
     intervals, _ = perception_and_goal(loaded, fitted, views, pairs, edits, ["pool3"], "fc2")
     assert "retarget/green_key/seen/pool3" in intervals
     assert "retarget/red_key/pursued" in intervals
     nothing = dataclasses.replace(views, pursued=np.full(len(views.pursued), -1))
     untouched = perception_and_goal(loaded, fitted | {"": nothing}, views, pairs, edits)
     assert untouched[1].rows == [], "nobody pursues anything"
+
+
+class Smeared(nn.Module):
+    """Nothing can be told any more within so many positions of an entity's middle."""
+
+    def __init__(self, places: np.ndarray, reach: int) -> None:
+        super().__init__()
+        grid = np.stack(np.meshgrid(np.arange(32), np.arange(32), indexing="ij"), -1)
+        middles = np.stack([places // 32, places % 32], 1)
+        near = np.abs(grid[None] - middles[:, None, None]).max(-1) <= reach
+        self.near = torch.from_numpy(near)[:, None]
+
+    num_units = 32
+
+    def change(self, acts: torch.Tensor) -> torch.Tensor:
+        return torch.where(self.near[: len(acts)], -acts, 0)
+
+    def forward(self, acts: torch.Tensor) -> torch.Tensor:
+        return acts + self.change(acts)
+
+
+def test_what_is_seen_of_other_entities_is_told_apart(agent: str) -> None:
+    """A planted edit that blanks the asked entity's cell: all others are read as before."""
+    loaded = load_agent(agent)
+    mazes = choice_mazes(first_states(range(48), EnvironmentSettings()), 0, (2, 4), "red_key")
+    views = choice_views(
+        loaded, [maze.to_bytes() for maze, _ in mazes], settings=EnvironmentSettings(), seed=0, num_environments=48,
+        max_steps=1, precision="fp32",
+    )  # fmt: skip
+    views = dataclasses.replace(views, pursued=np.full(len(views.maze), SEEN.index("gem")))
+    columns = {name: getattr(views.labels, name) for name in Labels.__slots__}
+    places = positions(columns, 32, 32)[:, ENTITIES.index("red_key")]
+    edits: Any = {"red_key": ("conv2b", Smeared(places, 2))}
+    intervals, table = perception_and_goal(
+        loaded, {"": views, "red_key": views}, views, [pair for _, pair in mazes], edits, ("conv2b",)
+    )
+    found = {name.removeprefix("retarget/red_key/"): interval.value for name, interval in intervals.items()}
+    assert found["seen_others/conv2b"] == found["seen_others/conv2b_before"]
+    assert found["seen/conv2b"] < found["seen/conv2b_before"] - 0.1
+    assert table.rows[1][-1] == "perception of the asked entity alone"
 
 
 def test_probes_ask_only_of_mazes_in_which_the_entity_can_be_fetched(agent: str) -> None:
@@ -326,7 +369,8 @@ def test_refuses_what_cannot_be_asked(agent: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'logits' is what CustomCNN ends in"):
         Retargeting(agent, edits=[saved(tmp_path, agent, entity, "logits") for entity in ASKED], **SMALL)
     wrongs: list[dict[str, Any]] = [
-        {"kernel": 2}, {"unit_counts": ()}, {"unit_counts": (0,)}, {"rounds": -1}, {"keep": 0.0}, {"keep_seen": -1.0}
+        {"kernel": 2}, {"unit_counts": ()}, {"unit_counts": (0,)}, {"rounds": -1}, {"keep": 0.0}, {"keep_seen": -1.0},
+        {"keep_outside": -1.0}, {"keep_outside": 1.0, "kind": "channels"},
     ]  # fmt: skip
     for wrong in wrongs:
         with pytest.raises(ValueError, match=rf"search\.{next(iter(wrong))}"):
@@ -341,6 +385,7 @@ def test_refuses_what_cannot_be_asked(agent: str, tmp_path: Path) -> None:
         ({"map_taps": ()}, "map_taps is empty"),
         ({"cache_dir": agent}, "cache_dir .* cannot be written into"),
         ({"tap": "conv4a", "search": SearchSettings(keep_seen=1.0)}, "none of map_taps lies at conv4a or behind"),
+        ({"tap": "fc1", "search": SearchSettings(keep_outside=1.0)}, r"search\.keep_outside: fc1 is flat"),
         ({"goal_tap": "value"}, "goal_tap 'value' is no flat tap"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -185,14 +185,15 @@ def search_learned(
         )
 
 
-class _Changes:
+class _Changes(nn.Module):
     """An edit that remembers what it last added."""
 
     def __init__(self, edit: TapEdit) -> None:
+        super().__init__()
         self._edit = edit
         self._change = torch.empty(0)
 
-    def __call__(self, acts: Tensor) -> Tensor:
+    def forward(self, acts: Tensor) -> Tensor:
         self._change = self._edit.change(acts)
         return acts + self._change
 
@@ -256,12 +257,7 @@ def _log_probability(
 
 
 def _edited(
-    agent: TappedAgent,
-    tap: str,
-    edit: Callable[[Tensor], Tensor],
-    frames: Tensor,
-    precision: Precision,
-    record: tuple[str, ...] = (),
+    agent: TappedAgent, tap: str, edit: nn.Module, frames: Tensor, precision: Precision, record: tuple[str, ...] = ()
 ) -> AgentOutput:
     device = next(agent.parameters()).device
     with autocast(precision, device):

@@ -32,6 +32,7 @@ from studies.retargeting_tables import (
     direction_table,
     draw_arms,
     draw_frontier,
+    edit_table,
     frontier_table,
     in_words,
     preference_table,
@@ -237,6 +238,7 @@ class Retargeting(Study):
             tables["frontier"] = frontier_table(frontier, self.search.judged)
             figures["frontier"] = draw_frontier(frontier)
         summary |= join_metrics(intervals)
+        tables["edits"] = edit_table(summary)
         page = retargeting_page(self.name, taps, (self.map_taps, self.goal_tap), summary, tables, figures, list(films),
             kept_seen=bool(self.searches) and self.search.keep_seen > 0,
         )  # fmt: skip

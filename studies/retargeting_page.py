@@ -49,6 +49,16 @@ def retargeting_page(
     ]
     headings = {
         "arms": ("Did it go where it was sent?", explained),
+        "edits": (
+            "How large are the edits?",
+            [
+                "Units that an edit changes; its size (units, directions that it mixes, or detectors); the root mean "
+                "square over positions of the length of its change across channels; the part of its square that lies "
+                "outside the asked entity's cell and half a cell around it, so that 0 is an edit of that entity alone; "
+                "and, on natural play of other levels, where nobody asks for anything, how far it changes the policy "
+                "(Kullback-Leibler divergence from the unedited one, in nats).",
+            ],
+        ),
         "directions": ("By direction", ["Every arm by the first move on the way to where the asked entity lies."]),
         "perception": (
             "Seen or wanted",

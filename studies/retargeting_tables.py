@@ -45,6 +45,26 @@ def arm_table(
     return Table(columns, rows)
 
 
+def edit_table(summary: Mapping[str, float]) -> Table:
+    """How large each edit is, and how far it changes the policy where nobody asks for anything.
+
+    Args:
+        summary: of the study.
+    """
+    columns = {
+        "units": "units", "size": "size", "norm": "norm", "outside": "of its square outside the asked cell",
+        "kl": "KL on natural play", "kl_low": "low", "kl_high": "high", "action_agreement": "action agreement there",
+    }  # fmt: skip
+    return Table(
+        ["entity", *columns.values()],
+        [
+            [entity, *(summary.get(f"retarget/{entity}/{name}", "") for name in columns)]
+            for entity in ENTITIES
+            if f"retarget/{entity}/units" in summary
+        ],
+    )
+
+
 def direction_table(
     directions: Mapping[str, Int[np.ndarray, " n"]], outcomes: Mapping[str, Mapping[str, Outcome]]
 ) -> Table:

@@ -87,6 +87,11 @@ def test_an_edit_that_does_nothing_redirects_nobody(agent: str, tmp_path: Path) 
         assert (hits, nothing) == (0, 0)
         share = arms["agent of random weights"][1] / mazes
         assert share == pytest.approx(summary[f"retarget/{entity}/random_agent"])
+    for entity, units, _, norm, outside, kl, *_ in report.tables["edits"].rows:
+        found = [summary[f"retarget/{entity}/{name}"] for name in ("units", "norm", "outside", "kl")]
+        assert [units, norm, outside, kl] == found
+    assert len(report.tables["edits"].rows) == len(ASKED)
+    assert "How large are the edits?" in report.pages["retargeting"]
     assert "edit at conv2b" in report.figures["arms"].axes[0].get_title()
     assert not [words for figure in report.figures.values() for words in cut_off(figure)]
     assert "An edit at the tap conv2b" in report.pages["retargeting"]

@@ -241,6 +241,7 @@ class Retargeting(Study):
         tables["edits"] = edit_table(summary)
         page = retargeting_page(self.name, taps, (self.map_taps, self.goal_tap), summary, tables, figures, list(films),
             kept_seen=bool(self.searches) and self.search.keep_seen > 0,
+            kept_outside=bool(self.searches) and self.search.keep_outside > 0,
         )  # fmt: skip
         weights: dict[str, tuple[nn.Module, dict[str, str]]] = {
             f"edit_{entity}": (edit, self._search(tap).metadata(entity, edit))

@@ -19,6 +19,7 @@ def retargeting_page(
     figures: Mapping[str, Figure],
     films: Sequence[str],
     kept_seen: bool,
+    kept_outside: bool,
 ) -> str:
     """The page of the study: what was asked, what came of it, and what each arm is.
 
@@ -28,6 +29,7 @@ def retargeting_page(
         probe_taps: where perception and goal are read.
         summary, tables, figures, films: of the report.
         kept_seen: whether edits were searched that leave what such probes read as it is.
+        kept_outside: whether edits were searched that change the asked entity alone.
     """
     maps, goal_tap = " and ".join(probe_taps[0]), probe_taps[1]
     text = [
@@ -90,6 +92,12 @@ def retargeting_page(
             "The edits were searched to leave what such probes read as it is, so that these say less than they would: "
             "what other probes, or the network itself, see may have changed. Compare a search without "
             "search.keep_seen."
+        )
+    if kept_outside:
+        headings["edits"][1].append(
+            "The search paid for every change outside the asked entity's cell, so that an edit raises that entity and "
+            "leaves the others as they are. A change of the same size in a random direction then lies there too, and "
+            "does not touch what the agent prefers."
         )
     sections = [
         Section(

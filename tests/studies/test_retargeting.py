@@ -11,7 +11,7 @@ from environments import EnvironmentSettings, State
 from environments.heist import ENTITIES, Labels, label_states, positions
 from environments.levels import TRAINING_START
 from interpretability.choices import GEM, Choices
-from interpretability.edit_search import FoundEdit, seen_change
+from interpretability.edit_search import FoundEdit, changed_outside, seen_change
 from interpretability.episodes import first_states
 from interpretability.perception import SEEN, cell_readers, sample
 from interpretability.statistics import wilson_interval
@@ -227,6 +227,21 @@ def test_an_edit_is_found_that_keeps_what_is_seen(agent: str, tmp_path: Path) ->
         frames = torch.from_numpy(views.frames)
         changes.append(seen_change(loaded, "conv2b", found.edit, frames, readers).item())
     assert changes[1] < changes[0] / 4
+
+
+def test_an_edit_is_found_that_changes_less_outside_the_asked_entity(agent: str, tmp_path: Path) -> None:
+    changes, folders = [], set()
+    for weight in (0.0, 100.0):
+        settings = SearchSettings(mazes=16, places=4, steps=24, rounds=0, unit_counts=(4,), keep_outside=weight)
+        study = Retargeting(agent, search=settings, tap="conv2b", distances=(1, 1), cache_dir=str(tmp_path), **SMALL)
+        search = study.searches[0]
+        search._judged = lambda found, *given: found  # type: ignore[method-assign, assignment]
+        (found,) = search("red_key")
+        moves = search._asked(search._tuning_mazes("red_key")[0], "red_key", np.random.default_rng(0))
+        changes.append(changed_outside(study.agent, "conv2b", found.edit, moves) * found.norm**2)
+        folders.add(search._path("red_key", 4))
+    assert changes[1] < changes[0] / 10
+    assert len(folders) == 2
 
 
 def test_what_is_seen_is_read_also_with_edits_found_before(agent: str, tmp_path: Path) -> None:

@@ -327,6 +327,22 @@ def changed_outside(agent: TappedAgent, tap: str, edit: TapEdit, moves: AskedMov
 
 
 @torch.inference_mode()
+def peaks_inside(
+    agent: TappedAgent, tap: str, edit: TapEdit, moves: AskedMoves
+) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+    """Each channel's highest activation of a map in the asked entity's cell, without and with the edit; mean over the
+    first `NORM_FRAMES` frames.
+    """
+    acts = _acts(agent, tap, moves.frames)
+    height, width = acts.shape[2:]
+    outside = moves.outside(torch.arange(len(acts)), height, width, around=0).to(acts.device)
+    without, edited = (
+        maps.float().masked_fill(outside[:, None], -torch.inf).amax((2, 3)).mean(0) for maps in (acts, edit(acts))
+    )
+    return without, edited
+
+
+@torch.inference_mode()
 def change_norm(agent: TappedAgent, tap: str, edit: TapEdit, moves: AskedMoves) -> float:
     """Root mean square of the change's norm across units, over positions of the first `NORM_FRAMES` frames."""
     return float(edit.change(_acts(agent, tap, moves.frames)).square().sum(1).mean().sqrt())

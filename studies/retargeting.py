@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from environments import EnvironmentSettings, held_out_levels
 from environments.heist import ENTITIES
@@ -13,7 +13,7 @@ from environments.heist.asked import label_asked
 from interpretability.asked_moves import asked_moves
 from interpretability.choice_film import choice_film
 from interpretability.choices import GEM, NOTHING
-from interpretability.edit_search import changed_outside, earliest
+from interpretability.edit_search import changed_outside, earliest, peaks_inside
 from interpretability.episodes import first_states, play_episodes
 from interpretability.films import Film
 from interpretability.perception import Views
@@ -35,6 +35,7 @@ from studies.retargeting_tables import (
     edit_table,
     frontier_table,
     in_words,
+    level_table,
     preference_table,
 )
 from studies.subject import choose_device
@@ -188,6 +189,7 @@ class Retargeting(Study):
         outcomes: dict[str, dict[str, Outcome]] = {}
         differences: dict[str, dict[str, Interval]] = {}
         directions: dict[str, np.ndarray] = {}
+        peaks: dict[str, tuple[Tensor, Tensor]] = {}
         films: dict[str, Film] = {}
         summary = {"retarget/levels": float(len(mazes))}
         for entity in ASKED:
@@ -202,6 +204,7 @@ class Retargeting(Study):
                     np.random.default_rng(self.seed), self.settings, self.agent.taps["logits"][0],
                 )  # fmt: skip
                 outside = changed_outside(self.agent, tap, edit, moves)
+                peaks[entity] = peaks_inside(self.agent, tap, edit, moves)
                 if not math.isnan(outside):
                     summary[f"retarget/{entity}/outside"] = outside
             if has.any():
@@ -238,7 +241,7 @@ class Retargeting(Study):
             tables["frontier"] = frontier_table(frontier, self.search.judged)
             figures["frontier"] = draw_frontier(frontier)
         summary |= join_metrics(intervals)
-        tables["edits"] = edit_table(summary)
+        tables |= {"edits": edit_table(summary), "levels": level_table(peaks)}
         page = retargeting_page(self.name, taps, (self.map_taps, self.goal_tap), summary, tables, figures, list(films),
             kept_seen=bool(self.searches) and self.search.keep_seen > 0,
             kept_outside=bool(self.searches) and self.search.keep_outside > 0,

@@ -61,6 +61,14 @@ def retargeting_page(
                 "(Kullback-Leibler divergence from the unedited one, in nats).",
             ],
         ),
+        "levels": (
+            "What becomes of the asked entity",
+            [
+                "The highest activation of a unit in the asked entity's cell, mean over mazes, without and with the "
+                "edit: the units whose peak an edit changes most. Compare an entity's level with the edit to the "
+                "others' without one.",
+            ],
+        ),
         "directions": ("By direction", ["Every arm by the first move on the way to where the asked entity lies."]),
         "perception": (
             "Seen or wanted",

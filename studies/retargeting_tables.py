@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from environments.heist import DIRECTIONS, ENTITIES
 from interpretability.edit_search import FoundEdit
@@ -63,6 +64,21 @@ def edit_table(summary: Mapping[str, float]) -> Table:
             if f"retarget/{entity}/units" in summary
         ],
     )
+
+
+def level_table(peaks: Mapping[str, tuple[Float[Tensor, " C"], Float[Tensor, " C"]]], most: int = 8) -> Table:
+    """Peaks of units in the asked entity's cell without and with its edit, of those whose peak it changes most.
+
+    Args:
+        peaks: by entity (see `peaks_inside`).
+        most: units of each entity.
+    """
+    rows: list[list[Cell]] = []
+    for entity, (without, edited) in peaks.items():
+        changes = (edited - without).abs()
+        changed = [unit for unit in changes.argsort(descending=True)[:most].tolist() if changes[unit] > 0]
+        rows += [[entity, unit, float(without[unit]), float(edited[unit])] for unit in changed]
+    return Table(["entity", "unit", "peak in its cell", "with the edit"], rows)
 
 
 def direction_table(

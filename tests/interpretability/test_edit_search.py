@@ -9,6 +9,7 @@ from interpretability.edit_search import (
     change_norm,
     earliest,
     edit_size,
+    peaks_inside,
     probability,
     search_edit,
     search_learned,
@@ -100,6 +101,18 @@ def test_an_edit_may_be_kept_to_where_the_asked_entity_lies(moves):
         shares.append(float(changed[outside].sum() / changed.sum()))
     assert shares[0] > 0.1
     assert shares[1] < 0.001
+
+
+def test_peaks_are_those_of_a_plain_loop(moves):
+    agent = PeakFollower().eval()
+    edit = ChannelEdit(3)
+    edit.scale.data[1], edit.shift.data[0] = 1.0, 0.25
+    acts = agent(moves.frames, record=("map",)).activations["map"].detach()
+    without, edited = peaks_inside(agent, "map", edit, moves)
+    boxes = (8 * moves.place).long().tolist()
+    cells = torch.stack([maps[:, top, left] for maps, (left, top, _, _) in zip(acts, boxes, strict=True)])
+    torch.testing.assert_close(without, cells.mean(0))
+    torch.testing.assert_close(edited, without * torch.tensor([1.0, 2.0, 1.0]) + torch.tensor([0.25, 0.0, 0.0]))
 
 
 def test_the_smallest_edit_that_works_at_the_earliest_tap_is_taken():

@@ -22,7 +22,7 @@ from studies.retargeting import Retargeting
 from studies.retargeting_arms import RetargetingArms
 from studies.retargeting_goal import choice_views, perception_and_goal
 from studies.retargeting_search import ASKED, EditSearch, SearchSettings, choice_mazes
-from studies.retargeting_tables import frontier_table, preference_table
+from studies.retargeting_tables import frontier_table, level_table, preference_table
 from tests.figures import cut_off
 
 SMALL = {
@@ -92,6 +92,7 @@ def test_an_edit_that_does_nothing_redirects_nobody(agent: str, tmp_path: Path) 
         assert [units, norm, outside, kl] == found
     assert len(report.tables["edits"].rows) == len(ASKED)
     assert "How large are the edits?" in report.pages["retargeting"]
+    assert report.tables["levels"].rows == [], "as small a shift is lost in float32"
     assert "edit at conv2b" in report.figures["arms"].axes[0].get_title()
     assert not [words for figure in report.figures.values() for words in cut_off(figure)]
     assert "An edit at the tap conv2b" in report.pages["retargeting"]
@@ -109,6 +110,9 @@ def test_shares_of_tables_have_intervals() -> None:
     touched = np.array([ENTITIES.index(name) for name in ("blue_key", "gem", "gem")] + [-1])
     (row,) = preference_table([("blue_key", "gem")] * 4, touched).rows
     assert row == ["blue_key", "gem", 4, *wilson_interval(1, 4), *wilson_interval(2, 4), *wilson_interval(1, 4)]
+    peaks = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.5, -1.0])
+    assert level_table({"gem": peaks}).rows == [["gem", 2, 3.0, -1.0], ["gem", 1, 2.0, 2.5]]
+    assert level_table({"gem": peaks}, most=1).rows == [["gem", 2, 3.0, -1.0]]
     found = FoundEdit(ChannelEdit(1), 1, 0.5, 0.1, 0.75)
     (row,) = frontier_table({"gem": {"pool1": [found]}}, 8).rows
     assert row == ["gem", "pool1", 1, 0.5, 0.1, *wilson_interval(6, 8)]

@@ -104,8 +104,8 @@ def retargeting_page(
     if kept_outside:
         headings["edits"][1].append(
             "The search paid for every change outside the asked entity's cell, so that an edit raises that entity and "
-            "leaves the others as they are. A change of the same size in a random direction then lies there too, and "
-            "does not touch what the agent prefers."
+            "leaves the others as they are. A change of the same size in a random direction then lies there too, for "
+            "the most part, and leaves what the agent prefers as it is."
         )
     sections = [
         Section(

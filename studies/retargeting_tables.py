@@ -52,14 +52,19 @@ def edit_table(summary: Mapping[str, float]) -> Table:
     Args:
         summary: of the study.
     """
+    counted = ("units", "size")
     columns = {
-        "units": "units", "size": "size", "norm": "norm", "outside": "of its square outside the asked cell",
+        "norm": "norm", "outside": "of its square outside the asked cell",
         "kl": "KL on natural play", "kl_low": "low", "kl_high": "high", "action_agreement": "action agreement there",
     }  # fmt: skip
     return Table(
-        ["entity", *columns.values()],
+        ["entity", *counted, *columns.values()],
         [
-            [entity, *(summary.get(f"retarget/{entity}/{name}", "") for name in columns)]
+            [
+                entity,
+                *(int(summary[f"retarget/{entity}/{name}"]) for name in counted),
+                *(summary.get(f"retarget/{entity}/{name}", "") for name in columns),
+            ]
             for entity in ENTITIES
             if f"retarget/{entity}/units" in summary
         ],

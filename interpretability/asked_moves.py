@@ -17,6 +17,7 @@ from networks.taps import Edit, TappedAgent
 
 _STILL = 0.01
 """Cells; a player that an action moved by less is held by something."""
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,20 @@ class AskedMoves:
     def outside(self, rows: Int[Tensor, " B"], height: int, width: int, around: float = 0.5) -> Bool[Tensor, "B H W"]:
         """Which positions of a map laid over the whole frame have their middle outside the entity's cell.
 
+        Of a map so coarse that no middle lies in the cell, the nearest position is inside.
+
         Args:
             rows: frames.
             height, width: H and W.
             around: cells around it that do not count as outside yet.
         """
         left, top, right, bottom = self.place[rows].T[:, :, None]
-        reach = around * (right - left)
-        x, y = ((torch.arange(side) + 0.5) / side for side in (width, height))
-        near_x, near_y = (left - reach <= x) & (x <= right + reach), (top - reach <= y) & (y <= bottom + reach)
-        return ~(near_y[:, :, None] & near_x[:, None, :])
+        near = []
+        for low, high, side in ((top, bottom, height), (left, right, width)):
+            middles = (torch.arange(side) + 0.5) / side
+            reach = ((0.5 + around) * (high - low)).clamp(min=0.5 / side + _ROUNDING)
+            near.append((middles - (low + high) / 2).abs() <= reach)
+        return ~(near[0][:, :, None] & near[1][:, None, :])
 
 
 def asked_moves(

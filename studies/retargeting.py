@@ -13,7 +13,7 @@ from environments.heist.asked import label_asked
 from interpretability.asked_moves import asked_moves
 from interpretability.choice_film import choice_film
 from interpretability.choices import GEM, NOTHING
-from interpretability.edit_search import changed_outside, earliest, peaks_inside
+from interpretability.edit_search import NORM_FRAMES, changed_outside, earliest, peaks_inside
 from interpretability.episodes import first_states, play_episodes
 from interpretability.films import Film
 from interpretability.perception import Views
@@ -62,7 +62,7 @@ class Retargeting(Study):
     `retarget/ENTITY/preference`: how often the unedited agent takes it first, over all mazes that have it;
     `retarget/ENTITY/no_touch`: of the edit; `retarget/ENTITY/finished`: of the successes, how many reach the gem once
     the edit is lifted; `retarget/ENTITY/units`, `size`, `norm`; `outside` (of edits of maps: the part of the squared
-    change that lies outside the asked entity's cell and half a cell around it, where the mazes begin); `kl`,
+    change that lies outside the asked entity's cell and half a cell around it, the player being anywhere); `kl`,
     `action_agreement` and `value_error` against the unedited agent on its natural play of validation levels;
     `retarget/levels`, `retarget/ENTITY/counted`, `retarget/competence`: of all mazes, those that the unedited agent
     finishes, and `retarget/touched`, those in which it touches anything.
@@ -200,7 +200,7 @@ class Retargeting(Study):
             summary |= {f"retarget/{entity}/{name}": float(value) for name, value in known.items()}
             if has.any() and len(self.agent.taps[tap]) == 3:
                 moves = asked_moves(
-                    [maze for (maze, _), there in zip(mazes, has, strict=True) if there], entity,
+                    [mazes[row][0] for row in np.flatnonzero(has)[:NORM_FRAMES]], entity,
                     np.random.default_rng(self.seed), self.settings, self.agent.taps["logits"][0],
                 )  # fmt: skip
                 outside = changed_outside(self.agent, tap, edit, moves)

@@ -44,6 +44,8 @@ def test_outside_is_where_another_colour_of_the_entity_changes_nothing(base):
     assert not (changed & blue.outside(rows, 64, 64, around=0)).any()
     cell = 64 / 9
     assert (~blue.outside(rows, 64, 64, around=0)).sum((1, 2)).float().mean() == pytest.approx(cell**2, rel=0.2)
+    nearest = (~blue.outside(rows, 4, 4, around=0)).sum((1, 2))
+    assert ((nearest >= 1) & (nearest <= 4)).all(), "no middle of so coarse a map lies in the cell"
     left, top, right, bottom = (64 * blue.place[3]).tolist()
     near = [
         [left - cell <= 4 * x + 2 <= right + cell and top - cell <= 8 * y + 4 <= bottom + cell for x in range(16)]

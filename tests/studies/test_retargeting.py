@@ -212,16 +212,22 @@ def test_an_edit_that_is_loaded_is_measured_as_the_search_measured_it(agent: str
     assert search.measure("red_key", found.edit) == (3, found.norm)
 
 
+def found_by(agent: str, tmp_path: Path, **settings: Any) -> tuple[Retargeting, FoundEdit]:
+    """The red key's edit of a short search at conv2b, not judged."""
+    search = SearchSettings(mazes=16, places=4, rounds=0, unit_counts=(4,), **settings)
+    study = Retargeting(agent, search=search, tap="conv2b", distances=(1, 1), cache_dir=str(tmp_path), **SMALL)
+    study.searches[0]._judged = lambda found, *given: found  # type: ignore[method-assign, assignment]
+    (found,) = study.searches[0]("red_key")
+    return study, found
+
+
 def test_an_edit_is_found_that_keeps_what_is_seen(agent: str, tmp_path: Path) -> None:
     """The same search with and without the penalty: what readers see changes less with it."""
     loaded = load_agent(agent)
     changes = []
     for weight in (0.0, 100.0):
-        settings = SearchSettings(mazes=16, places=4, steps=12, rounds=0, unit_counts=(4,), keep_seen=weight)
-        study = Retargeting(agent, search=settings, tap="conv2b", distances=(1, 1), cache_dir=str(tmp_path), **SMALL)
+        study, found = found_by(agent, tmp_path, steps=12, keep_seen=weight)
         search = study.searches[0]
-        search._judged = lambda found, *given: found  # type: ignore[method-assign, assignment]
-        (found,) = search("red_key")
         tuned = search._tuning_mazes("red_key")[0]
         views = choice_views(
             loaded, [maze.to_bytes() for maze in tuned], settings=search.settings, seed=0, num_environments=24,
@@ -236,11 +242,8 @@ def test_an_edit_is_found_that_keeps_what_is_seen(agent: str, tmp_path: Path) ->
 def test_an_edit_is_found_that_changes_less_outside_the_asked_entity(agent: str, tmp_path: Path) -> None:
     changes, folders = [], set()
     for weight in (0.0, 100.0):
-        settings = SearchSettings(mazes=16, places=4, steps=24, rounds=0, unit_counts=(4,), keep_outside=weight)
-        study = Retargeting(agent, search=settings, tap="conv2b", distances=(1, 1), cache_dir=str(tmp_path), **SMALL)
+        study, found = found_by(agent, tmp_path, steps=24, keep_outside=weight)
         search = study.searches[0]
-        search._judged = lambda found, *given: found  # type: ignore[method-assign, assignment]
-        (found,) = search("red_key")
         moves = search._asked(search._tuning_mazes("red_key")[0], "red_key", np.random.default_rng(0))
         changes.append(changed_outside(study.agent, "conv2b", found.edit, moves) * found.norm**2)
         folders.add(search._path("red_key", 4))

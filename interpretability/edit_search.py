@@ -161,12 +161,11 @@ def search_learned(
         parameters = list(edit.parameters())
         optimiser = torch.optim.Adam(parameters, learning_rate)
         generator = torch.Generator().manual_seed(seed)
-        moves, title = tuning, f"{progress}, size {size}"
+        moves, changes, title = tuning, _Changes(edit), f"{progress}, size {size}"
         for step in tqdm(range(steps), desc=title, unit="step", disable=progress is None, leave=False):
             if play is not None and step in plays:
                 moves = moves + play(edit)
             rows = torch.randint(len(moves.frames), (batch_size,), generator=generator)
-            changes = _Changes(edit)
             output = _edited(agent, tap, changes, moves.frames[rows], precision, tuple(readers or ()))
             loss = -_wanted(output, moves, rows).mean()
             if keep_outside:

@@ -1,26 +1,24 @@
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from environments import EnvironmentSettings, State
-from environments.heist import ENTITIES, Labels, label_states, positions
+from environments.heist import ENTITIES, label_states
 from environments.levels import TRAINING_START
 from interpretability.choices import GEM, Choices
 from interpretability.edit_search import FoundEdit, changed_outside, seen_change
 from interpretability.episodes import first_states
-from interpretability.perception import SEEN, cell_readers, sample
+from interpretability.perception import cell_readers, sample
 from interpretability.statistics import wilson_interval
 from networks import ChannelEdit, CustomCNN, ResidualImpala, load_agent, save_weights
 from networks.channel_edit import load_edit
 from studies import retargeting
 from studies.retargeting import Retargeting
 from studies.retargeting_arms import RetargetingArms
-from studies.retargeting_goal import choice_views, perception_and_goal
+from studies.retargeting_goal import choice_views
 from studies.retargeting_search import ASKED, EditSearch, SearchSettings, choice_mazes
 from studies.retargeting_tables import frontier_table, level_table, preference_table
 from tests.figures import cut_off
@@ -277,93 +275,6 @@ def test_what_is_seen_is_read_also_with_edits_found_before(agent: str, tmp_path:
         assert not torch.allclose(found[tap].weight, plain[tap].weight, atol=1e-3)
     with pytest.raises(ValueError, match=r"seen_with is for search\.keep_seen"):
         SearchSettings(seen_with=(path,))
-
-
-def test_probes_say_what_they_cannot_measure(agent: str) -> None:
-    loaded = load_agent(agent)
-    bases = first_states(range(24), EnvironmentSettings())
-    mazes = choice_mazes(bases, 0, (1, 1))
-    states, pairs = [maze.to_bytes() for maze, _ in mazes], [pair for _, pair in mazes]
-    views = choice_views(
-        loaded, states, settings=EnvironmentSettings(), seed=0, num_environments=24, max_steps=12, precision="fp32"
-    )
-    edits = {"blue_key": ("conv3a", ChannelEdit(32)), "green_key": ("pool3", ChannelEdit(32)),
-             "red_key": ("fc1", ChannelEdit(256))}  # fmt: skip
-    fitted = {"": views} | dict.fromkeys(edits, views)
-    intervals, table = perception_and_goal(loaded, fitted, views, pairs, edits)
-    measured = {name.removeprefix("retarget/") for name in intervals if not name.endswith(("before", "direction"))}
-    assert measured == {
-        f"{entity}/{probe}"
-        for kind in ("", "_across")
-        for entity, probe in (
-            ("blue_key", f"seen{kind}/conv3a"), ("blue_key", f"seen{kind}_others/conv3a"),
-            ("blue_key", f"pursued{kind}"), ("green_key", f"pursued{kind}"),
-        )
-    }  # fmt: skip
-    kinds = [row[-1] for row in table.rows]
-    assert kinds == 2 * ["", "neither", ""] + 4 * ["", "not measurable", ""]
-    assert [row[:-1].count("not measurable") for row in table.rows] == 6 * [2] + 6 * [4] + 6 * [5]
-    intervals, _ = perception_and_goal(loaded, fitted, views, pairs, edits, ["pool3"], "fc2")
-    assert "retarget/green_key/seen/pool3" in intervals
-    assert "retarget/red_key/pursued" in intervals
-    nothing = dataclasses.replace(views, pursued=np.full(len(views.pursued), -1))
-    untouched = perception_and_goal(loaded, fitted | {"": nothing}, views, pairs, edits)
-    assert untouched[1].rows == [], "nobody pursues anything"
-
-
-class Smeared(nn.Module):
-    """Nothing can be told any more within so many positions of an entity's middle."""
-
-    def __init__(self, places: np.ndarray, reach: int) -> None:
-        super().__init__()
-        grid = np.stack(np.meshgrid(np.arange(32), np.arange(32), indexing="ij"), -1)
-        middles = np.stack([places // 32, places % 32], 1)
-        near = np.abs(grid[None] - middles[:, None, None]).max(-1) <= reach
-        self.near = torch.from_numpy(near)[:, None]
-
-    num_units = 32
-
-    def change(self, acts: torch.Tensor) -> torch.Tensor:
-        return torch.where(self.near[: len(acts)], -acts, 0)
-
-    def forward(self, acts: torch.Tensor) -> torch.Tensor:
-        return acts + self.change(acts)
-
-
-def test_what_is_seen_of_other_entities_is_told_apart(agent: str) -> None:
-    """A planted edit that blanks the asked entity's cell: all others are read as before."""
-    loaded = load_agent(agent)
-    mazes = choice_mazes(first_states(range(48), EnvironmentSettings()), 0, (2, 4), "red_key")
-    views = choice_views(
-        loaded, [maze.to_bytes() for maze, _ in mazes], settings=EnvironmentSettings(), seed=0, num_environments=48,
-        max_steps=1, precision="fp32",
-    )  # fmt: skip
-    views = dataclasses.replace(views, pursued=np.full(len(views.maze), SEEN.index("gem")))
-    columns = {name: getattr(views.labels, name) for name in Labels.__slots__}
-    places = positions(columns, 32, 32)[:, ENTITIES.index("red_key")]
-    edits: Any = {"red_key": ("conv2b", Smeared(places, 2))}
-    intervals, table = perception_and_goal(
-        loaded, {"": views, "red_key": views}, views, [pair for _, pair in mazes], edits, ("conv2b",)
-    )
-    found = {name.removeprefix("retarget/red_key/"): interval.value for name, interval in intervals.items()}
-    assert found["seen_others/conv2b"] == found["seen_others/conv2b_before"]
-    assert found["seen/conv2b"] < found["seen/conv2b_before"] - 0.1
-    assert table.rows[1][-1] == "perception of the asked entity alone"
-
-
-def test_probes_ask_only_of_mazes_in_which_the_entity_can_be_fetched(agent: str) -> None:
-    loaded = load_agent(agent)
-    mazes = choice_mazes(first_states(range(24), EnvironmentSettings()), 0, (1, 1))
-    views = choice_views(
-        loaded, [maze.to_bytes() for maze, _ in mazes], settings=EnvironmentSettings(), seed=0, num_environments=24,
-        max_steps=1, precision="fp32",
-    )  # fmt: skip
-    views = dataclasses.replace(views, pursued=np.zeros(len(views.maze), int))  # the blue key, everywhere
-    assert (views.labels.cells[:, ENTITIES.index("gem"), 0] >= 0).all(), "every maze has a gem, most behind locks"
-    edits = {"gem": ("conv3a", ChannelEdit(32)), "blue_key": ("conv3a", ChannelEdit(32))}
-    fitted = {"": views} | dict.fromkeys(edits, views)
-    _, table = perception_and_goal(loaded, fitted, views, [pair for _, pair in mazes], edits)
-    assert [row[:3] for row in table.rows] == 6 * [["gem", "conv3a", sum("gem" in pair for _, pair in mazes)]]
 
 
 def test_searches_several_taps_and_takes_the_earliest_that_works(agent: str, tmp_path: Path) -> None:

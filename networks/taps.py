@@ -233,7 +233,7 @@ class TappedAgent(TappedNetwork):
             self.check_taps(record)
             self.check_edits(edits)
         pass_tap = TapPass(record, edits)
-        acts = frames.float() / 255 if frames.dtype == torch.uint8 else frames
+        acts = frames.to(next(self.parameters()).dtype) / 255 if frames.dtype == torch.uint8 else frames
         acts = acts.permute(0, 3, 1, 2)  # NHWC memory seen as NCHW: channels_last without a copy
         for name, step in self.trunk():
             if not outputs and pass_tap.complete:

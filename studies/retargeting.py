@@ -82,6 +82,8 @@ class Retargeting(Study):
         tap: where edits are searched; those in files have their own. Several: `search.taps`.
         edits: files of edits found before (on this agent or another), instead of a search; one an entity.
         num_levels: mazes, one a test level.
+        asked: entities that are asked for; null for all. Mazes without them are left out, so that many levels may be
+            looked through for one that is seldom passed by. Edits of all entities are needed nevertheless.
         distances: moves to the entities, least and greatest.
         search: how edits are searched for.
         max_steps: without a touch until here is a failure.
@@ -99,8 +101,8 @@ class Retargeting(Study):
 
     Raises:
         ValueError: a file that is missing or does not fit, a tap that cannot be edited or read, files that do not make
-            one edit for each entity, a search that does not fit its tap, distances that do not rise, numbers below 1,
-            or a negative seed.
+            one edit for each entity, an entity that cannot be asked for, a search that does not fit its tap, distances
+            that do not rise, numbers below 1, or a negative seed.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Retargeting(Study):
         tap: str = "pool1",
         edits: list[str] | None = None,
         num_levels: int = 1_600,
+        asked: tuple[str, ...] | None = None,
         distances: tuple[int, int] = (2, 6),
         search: SearchSettings = SearchSettings(),  # noqa: B008
         max_steps: int = 100,
@@ -134,6 +137,9 @@ class Retargeting(Study):
         check_at_least_one(numbers)
         check_not_negative({"seed": seed})
         check_distances(distances)
+        if asked is not None and (not asked or set(asked) - set(ASKED)):
+            raise ValueError(f"asked {list(asked)}: name some of {', '.join(ASKED)}, or null for all")
+        self.asked = [entity for entity in ASKED if asked is None or entity in asked]
         self.levels = held_out_levels("test", num_levels)
         self.compared = held_out_levels("validation", comparison_levels)
         self.probed = held_out_levels("validation", 2 * probe_mazes)
@@ -172,7 +178,8 @@ class Retargeting(Study):
         else:
             measured = {entity: self._search(tap).measure(entity, edit) for entity, (tap, edit) in edits.items()}
         taps = in_words({entity: [tap] for entity, (tap, _) in edits.items()})
-        mazes = choice_mazes(first_states(self.levels, self.settings), self.seed, self.distances)
+        drawn = choice_mazes(first_states(self.levels, self.settings), self.seed, self.distances)
+        mazes = [(maze, pair) for maze, pair in drawn if set(pair) & set(self.asked)]
         arms = RetargetingArms(
             self.agent, edits, [maze for maze, _ in mazes], settings=self.settings, seed=self.seed,
             max_steps=self.max_steps, finish_steps=self.finish_steps, num_environments=self.num_environments,
@@ -183,7 +190,7 @@ class Retargeting(Study):
             "retarget/competence": wilson_interval(sum(ends), len(mazes)),
             "retarget/touched": wilson_interval(int((touched != NOTHING).sum()), len(mazes)),
         }
-        intervals |= self._compare(edits)
+        intervals |= self._compare({entity: edits[entity] for entity in self.asked})
         seen, perception = self._perception(edits)
         intervals |= seen
         outcomes: dict[str, dict[str, Outcome]] = {}
@@ -192,7 +199,7 @@ class Retargeting(Study):
         peaks: dict[str, tuple[Tensor, Tensor]] = {}
         films: dict[str, Film] = {}
         summary = {"retarget/levels": float(len(mazes))}
-        for entity in ASKED:
+        for entity in self.asked:
             asked, (tap, edit), (size, norm) = ENTITIES.index(entity), edits[entity], measured[entity]
             has = np.array([entity in pair for _, pair in mazes])
             counted = np.flatnonzero(has & (touched != asked) & (touched != NOTHING))
@@ -274,7 +281,7 @@ class Retargeting(Study):
         fitted = {"": views(to_fit)} | {entity: views(to_fit, edit) for entity, edit in edits.items()}
         pairs = [pair for _, pair in mazes[self.probe_mazes :]]
         return perception_and_goal(
-            self.agent, fitted, views(to_test), pairs, edits, self.map_taps, self.goal_tap, self.seed
+            self.agent, fitted, views(to_test), pairs, edits, self.map_taps, self.goal_tap, self.seed, self.asked
         )
 
     def _compare(self, edits: dict[str, tuple[str, TapEdit]]) -> dict[str, Interval]:

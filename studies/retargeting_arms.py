@@ -117,13 +117,15 @@ class RetargetingArms:
         """
         asked, everything = ENTITIES.index(entity), np.arange(len(counted))
         some = [self.states[row] for row in counted]
-        touched = {
-            "none": self._everywhere("other_noise", self._agent, self._seed + 1)[counted],
-            "random_agent": self._everywhere("random_agent", self._untrained, self._seed)[counted],
+        played: dict[str, tuple[Sequence[Edit], TappedAgent, int]] = {
+            "none": ((), self._agent, self._seed + 1),
+            "random_agent": ((), self._untrained, self._seed),
+            **{arm: (trial, self._agent, self._seed) for arm, trial in self._trials(entity).items()},
         }
-        for arm, trial in self._trials(entity).items():
-            done = self._kept.numbers(f"{entity}_{arm}", self._arm, some, f"{entity}, {arm}", trial)
-            touched[arm] = np.array(done["touched"])
+        touched = {
+            arm: np.array(self._kept.numbers(f"{entity}_{arm}", self._arm, some, f"{entity}, {arm}", *how)["touched"])
+            for arm, how in played.items()
+        }
         found = {arm: Outcome(first == asked, first == NOTHING, everything) for arm, first in touched.items()}
         bounds = self._kept.numbers(f"{entity}_bounds", self._bounds, counted, entity, preferred)
         keys = np.flatnonzero([(name != "gem") & (entity != "gem") for name in np.array(ENTITIES)[preferred]])
@@ -157,11 +159,6 @@ class RetargetingArms:
         if len(self._agent.taps[tap]) == 3:
             trials["sham_position"] = [(tap, ShamPosition(edit))]
         return trials
-
-    def _everywhere(self, name: str, agent: TappedAgent, seed: int) -> Int[np.ndarray, " N"]:
-        """What is touched first in all mazes without an edit."""
-        title = name.replace("_", " ")
-        return np.array(self._kept.numbers(name, self._arm, self.states, title, (), agent, seed)["touched"])
 
     def _arm(
         self,

@@ -82,6 +82,7 @@ def perception_and_goal(
     map_taps: Sequence[str] = ("conv2b", "conv3a"),
     goal_tap: str = "fc1",
     seed: int = 0,
+    entities: Sequence[str] | None = None,
 ) -> tuple[dict[str, Interval], Table]:
     """Shares of cells read rightly, in all and without the asked entity's (`seen_others`), and of frames read as after
     the asked entity, without and with each edit.
@@ -104,6 +105,7 @@ def perception_and_goal(
         map_taps: maps, of whose cells is asked what lies there.
         goal_tap: a flat tap, of which is asked what is touched next.
         seed: of the empty cells that are asked about, and of the random direction.
+        entities: whose edits are measured; null for all.
     """
     asked_of = [*(f"{seen}/{tap}" for tap in map_taps for seen in ("seen", "seen_others")), "pursued"]
     columns = ["entity", "tap", "mazes", "probes fitted on", "arm"]
@@ -121,8 +123,8 @@ def perception_and_goal(
     untouched, clean = PerceptionProbes([samples[""]]), look(tested)
     intervals: dict[str, Interval] = {}
     table: list[list[Cell]] = []
-    for entity, (tap, edit) in edits.items():
-        asked = SEEN.index(entity)
+    for entity in edits if entities is None else entities:
+        (tap, edit), asked = edits[entity], SEEN.index(entity)
         offered = np.array([entity in pair for pair in pairs])[tested.maze]  # a gem behind locks is none to go to
         counted = offered & (tested.pursued >= 0) & (tested.pursued != asked)
         if not counted.any():

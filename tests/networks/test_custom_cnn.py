@@ -45,6 +45,7 @@ def test_forward_agrees_with_the_published_description(net, frames):
     logits, value = published_forward(double, frames)
     torch.testing.assert_close(output.logits.double(), logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(output.value.double(), value, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(double(frames).logits.double(), logits, atol=1e-6, rtol=1e-6)
 
 
 @torch.no_grad()

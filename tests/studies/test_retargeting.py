@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from environments import EnvironmentSettings, State
+from environments import EnvironmentSettings, State, held_out_levels
 from environments.heist import ENTITIES, label_states
 from environments.levels import TRAINING_START
 from interpretability.choices import GEM, Choices
@@ -31,6 +31,7 @@ SMALL = {
     "num_environments": 12,
     "probe_mazes": 12,
 }
+ENDS = ("", "_low", "_high")
 
 
 @pytest.fixture
@@ -102,6 +103,22 @@ def test_an_edit_that_does_nothing_redirects_nobody(agent: str, tmp_path: Path) 
         )
     assert set(report.films) == set(counted)
     assert "Did it go where it was sent?" in report.pages["retargeting"]
+
+
+def test_one_entity_is_asked_for_in_the_same_mazes_with_the_same_outcome(agent: str, tmp_path: Path) -> None:
+    files = [saved(tmp_path, agent, entity) for entity in ASKED]
+    known: dict[str, Any] = SMALL | {"edits": files, "distances": (1, 1), "precision": "fp32"}
+    every = Retargeting(agent, cache_dir=str(tmp_path / "every"), **known).run()
+    entity = max(ASKED, key=lambda name: every.summary[f"retarget/{name}/counted"])
+    alone = Retargeting(agent, asked=(entity,), cache_dir=str(tmp_path / "alone"), **known).run()
+    of_mazes = {"retarget/levels", *(f"retarget/{name}{end}" for name in ("competence", "touched") for end in ENDS)}
+    of_entity = {name: value for name, value in every.summary.items() if name.startswith(f"retarget/{entity}/")}
+    assert len(of_entity) > 20
+    assert {name: value for name, value in alone.summary.items() if name not in of_mazes} == of_entity
+    bases = first_states(held_out_levels("test", 12), EnvironmentSettings())
+    pairs = [pair for _, pair in choice_mazes(bases, 0, (1, 1))]
+    assert alone.summary["retarget/levels"] == sum(entity in pair for pair in pairs) < 12
+    assert set(alone.films) == {entity}
 
 
 def test_shares_of_tables_have_intervals() -> None:
@@ -321,6 +338,8 @@ def test_refuses_what_cannot_be_asked(agent: str, tmp_path: Path) -> None:
         ({"search": SearchSettings(taps=("pool1", "conv9"))}, "has no tap 'conv9'"),
         ({"map_taps": ("fc1",)}, "map_taps 'fc1' is no map of CustomCNN: choose one of conv1a.pre"),
         ({"map_taps": ()}, "map_taps is empty"),
+        ({"asked": ("lock",)}, r"asked \['lock'\]: name some of blue_key, green_key, red_key, gem"),
+        ({"asked": ()}, "asked"),
         ({"cache_dir": agent}, "cache_dir .* cannot be written into"),
         ({"tap": "conv4a", "search": SearchSettings(keep_seen=1.0)}, "none of map_taps lies at conv4a or behind"),
         ({"tap": "fc1", "search": SearchSettings(keep_outside=1.0)}, r"search\.keep_outside: fc1 is flat"),

@@ -134,7 +134,8 @@ class FrameOutputs:
         Either alone would not do: an edit may cut gradients and not the signal, and outputs may agree by chance.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            some = torch.from_numpy(frames[: SMALLEST_BATCH // 2]).to(self._device).float() / 255
+            dtype = next(self._agent.parameters()).dtype
+            some = torch.from_numpy(frames[: SMALLEST_BATCH // 2]).to(self._device, dtype) / 255
             inputs = torch.cat([some, 1 - some]).requires_grad_()
             # not __call__: no training compilation
             outputs = _outputs(self._agent.forward(inputs, edits=self._edits))

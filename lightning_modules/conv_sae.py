@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from datamodules import ActivationBatch
 from lightning_modules.kernel_adam import KernelAdam
-from lightning_modules.run_checks import refuse_other_agent, tell_changed_settings
+from lightning_modules.run_checks import refuse_copy, refuse_other_agent, tell_changed_settings
 from lightning_modules.sae_arguments import check_member, check_run
 from lightning_modules.sae_kernel import SAEKernel, kernel_parameters, load_kernel, named
 from lightning_modules.sae_objective import SAEObjective
@@ -141,6 +141,8 @@ class ConvSAE(LightningModule):
             compiled = compile_in_place(self.objective, device=self.trainer.strategy.root_device)
             if compiled and self.trainer.strategy.root_device.type == "cpu" and self.kernel_size == 1:
                 self._kernel = load_kernel(shape[0], sae.num_latents)
+
+    __deepcopy__ = refuse_copy
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> Tensor:
         """The loss of one batch."""

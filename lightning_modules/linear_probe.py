@@ -96,10 +96,13 @@ class LinearProbe(LightningModule):
         """Make the readouts to the measure of the data, once.
 
         Raises:
-            ValueError: no tap can be read in the chosen forms.
+            ValueError: no tap can be read in the chosen forms, or weights of another precision than float32.
         """
         if len(self.readouts):
             return
+        precision = str(self.trainer.precision)
+        if precision.endswith("-true") and precision != "32-true":
+            raise ValueError(f"trainer.precision {precision}: probes are fitted in float32: give 32-true")
         outputs = {
             target.name: target.classes if isinstance(target, ClassTarget) else target.columns
             for target in self.targets

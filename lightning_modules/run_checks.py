@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.resuming import changed_settings
@@ -21,6 +22,17 @@ def finite_steps(steps: float) -> int:
     if steps == float("inf"):
         raise ValueError("the run has no end, so its learning rate cannot fall: set trainer.max_steps or max_epochs")
     return int(steps)
+
+
+def refuse_copy(module: LightningModule, memo: dict[int, Any]) -> LightningModule:
+    """As `__deepcopy__` of a module that makes its networks in `setup`: callbacks copy it before there are any.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        f"a {type(module).__name__} cannot be copied, as Lightning's callbacks that average weights do: leave these out"
+    )
 
 
 def refuse_other_agent(checkpoint: Mapping[str, Any], agent: TappedNetwork) -> None:

@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 from datamodules import ActivationBatch
-from lightning_modules.run_checks import refuse_other_agent
+from lightning_modules.run_checks import refuse_copy, refuse_other_agent
 from lightning_modules.sae_arguments import check_run
 from lightning_modules.sae_kernel import load_kernel
 from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Firing, Sparsity, dictionary_metrics
@@ -130,6 +130,8 @@ class SAESweep(LightningModule):
             and compile_in_place(self.objective, device=self.trainer.strategy.root_device)
         ):
             self._load_kernels()
+
+    __deepcopy__ = refuse_copy
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> Tensor:
         """The summed loss of one batch."""

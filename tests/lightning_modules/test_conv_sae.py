@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 
 from lightning_modules import ConvSAE
 from lightning_modules.sae_revival import resample_latents
@@ -196,6 +196,12 @@ def test_refuses_data_that_do_not_fit() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             small_trainer(2).fit(small_module(**arguments), datamodule=PlantedData())
+
+
+@pytest.mark.parametrize("averaging", [EMAWeightAveraging(), StochasticWeightAveraging(1e-3)])
+def test_refuses_averages_of_weights_that_are_not_there_yet(averaging: Callback) -> None:
+    with pytest.raises(ValueError, match="a ConvSAE cannot be copied"):
+        small_trainer(2, callbacks=[averaging]).fit(small_module(), datamodule=PlantedData())
 
 
 @pytest.mark.parametrize(

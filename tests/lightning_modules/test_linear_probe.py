@@ -188,3 +188,5 @@ def test_mistakes_are_named(changes: dict[str, Any], message: str, tmp_path: Pat
     data.subjects = [subject for subject in data.subjects if len(subject.shape) == 1]
     with pytest.raises(ValueError, match=r"forms \['pooled'\] are of maps, and no tap is one"):
         trainer(tmp_path).fit(make(forms=("pooled",)), datamodule=data)
+    with pytest.raises(ValueError, match="precision 64-true: probes are fitted in float32"):
+        trainer(tmp_path, precision="64-true").fit(make(), datamodule=PlantedProbes())

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from environments.heist import DIRECTION_STEPS, QUADRANTS
-from interpretability.permutations import discoveries, sign_flip_p
+from interpretability.permutations import discoveries, enough_permutations, sign_flip_p
 from interpretability.statistics import CONFIDENCE, resampled_means
 
 MEASURES: Final = ("first_step", "key_side", "plain")
@@ -114,7 +114,7 @@ def selectivity(
         least: the effect that it takes, in standard deviations. Cohen calls .8 large; with enough levels the least
             difference stands out from chance.
         rate: of false discoveries.
-        permutations: of the test.
+        permutations: of the test, or as many more as it takes that one can stand by itself.
         seed: of permutations and resamples.
     """
     unit = np.maximum(deviation, _STEADY * np.abs(differences).max((0, 1, 2)))
@@ -123,7 +123,8 @@ def selectivity(
     means = (resampled_means(differences, seed=seed) / unit).min(2)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=0)
-    p = sign_flip_p(differences, permutations, seed).max(1)
+    tests = differences.shape[1] * differences.shape[3]
+    p = sign_flip_p(differences, enough_permutations(permutations, tests, rate), seed).max(1)
     return Selectivity(effect, low, high, p, discoveries(p, rate) & (effect >= least))
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from sklearn.naive_bayes import GaussianNB
 
-from interpretability.permutations import discoveries, sign_flip_p, within_level_p
+from interpretability.permutations import discoveries, enough_permutations, sign_flip_p, within_level_p
 from interpretability.statistics import CONFIDENCE
 
 
@@ -121,7 +121,7 @@ def entity_code(
         tuning: responses to each entity, and to nothing last, on levels to choose by.
         test: likewise, on others.
         rate: of false discoveries.
-        permutations: of the tests.
+        permutations: of the tests, or as many more as it takes that one test can stand by itself.
         seed: of the permutations.
         progress: title of a progress bar.
     """
@@ -130,7 +130,7 @@ def entity_code(
     chosen = tuning.mean(0)
     sign = np.sign(chosen[:-1] - chosen[-1])
     differences = entities - nothing[:, None]
-    p = sign_flip_p(sign * differences, permutations, seed)
+    p = sign_flip_p(sign * differences, enough_permutations(permutations, sign.size, rate), seed)
     found = [level_auc(sign[row] * entities[:, row], sign[row] * nothing) for row in range(len(sign))]
     present = np.where(discoveries(p, rate), np.stack([one.low for one in found]), 0.0)
     deviation = np.sqrt(test.var(0, ddof=1).mean(0))
@@ -147,7 +147,9 @@ def entity_code(
         present,
         apart,
         variance_explained(entities),
-        within_level_p(entities, variance_explained, permutations, seed, progress),
+        within_level_p(
+            entities, variance_explained, enough_permutations(permutations, test.shape[2], rate), seed, progress
+        ),
         decoded.mean(0),
         decoded,
         variance_explained(tuning[:, :-1]),

@@ -5,6 +5,7 @@ together. p counts the measured order among those drawn, (1 + b) / (1 + m), so t
 2010, https://doi.org/10.2202/1544-6115.1585).
 """
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -78,6 +79,18 @@ def shuffle_labels(values: Float[np.ndarray, "L K *U"], rng: np.random.Generator
     """The labels of each level in an order of its own, for all units together."""
     orders = rng.permuted(np.tile(np.arange(values.shape[1]), (len(values), 1)), axis=1)
     return values[np.arange(len(values))[:, None], orders]
+
+
+def enough_permutations(permutations: int, tests: int, rate: float = 0.05) -> int:
+    """That many, or so many more that one of the tests can stand by itself: p is at least 1 / (1 + m), and of the first
+    to stand `discoveries` wants rate / tests.
+
+    Args:
+        permutations: the least.
+        tests: that are corrected together.
+        rate: of false discoveries.
+    """
+    return max(permutations, math.ceil(tests / rate - 1e-9) - 1)
 
 
 def discoveries(p: Float[np.ndarray, "*U"], rate: float = 0.05) -> Bool[np.ndarray, "*U"]:

@@ -261,7 +261,10 @@ def layer_behind(agent: TappedAgent, tap: str) -> str | None:
     """The tap whose bilinear layer reads this tap position by position, or row by row; None where there is none."""
     names = [name for name, _ in agent.trunk()]
     place = names.index(tap) if tap in names else len(names)
-    behind = names[place + 1].removesuffix(".pre") if place + 1 < len(names) else ""
+    following = names[place + 1] if place + 1 < len(names) else ""
+    if not following.endswith(".pre"):  # what follows a `.pre` is the rest of its own layer
+        return None
+    behind = following.removesuffix(".pre")
     layer = getattr(agent, behind, None)
     if isinstance(layer, BilinearConv2d) or (isinstance(layer, BilinearLinear) and len(agent.taps[tap]) == 1):
         return behind

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interpretability.permutations import discoveries, permutation_p
+from interpretability.permutations import discoveries, enough_permutations, permutation_p
 
 _NOTHING = 1e-6  # of the largest response: less is none
 
@@ -92,7 +92,8 @@ def tracking_scores(
         walks: maps of the units at each place of each walk; the maps lie over the whole frame.
         places: (x, y) of the entity in cells, y upwards, at each of them.
         world: cells a side of the world.
-        shuffles: orders of the places that the scores are held against.
+        shuffles: orders of the places that the scores are held against, or as many more as it takes that one unit can
+            stand by itself.
         rate: of false discoveries among the units said to track (Benjamini and Hochberg 1995).
         seed: of the shuffles.
 
@@ -102,6 +103,7 @@ def tracking_scores(
     if not walks or any(len(acts) != len(where) for acts, where in zip(walks, places, strict=True)):
         raise ValueError("tracking needs at least one walk, and a place for each of its maps")
     rng = np.random.default_rng(seed)
+    shuffles = enough_permutations(shuffles, walks[0].shape[1], rate)
     scores = torch.zeros(2, 1 + shuffles, walks[0].shape[1])
     for acts, where in zip(walks, places, strict=True):
         height, width = acts.shape[2:]

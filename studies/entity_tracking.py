@@ -11,7 +11,7 @@ from environments import EnvironmentSettings, State, held_out_levels, render_sta
 from environments.heist import ENTITIES, empty_room, find_entity, walk_square
 from interpretability.episodes import first_states
 from interpretability.report_page import Section, percent, report_page
-from interpretability.statistics import Interval, join_metrics, wilson_interval
+from interpretability.statistics import Interval, grouped_mean, join_metrics, wilson_interval
 from interpretability.tracking import TrackingScores, tracking_scores
 from networks import TappedAgent, load_agent, load_sae
 from studies.arguments import check_at_least_one, check_not_empty, check_not_negative
@@ -34,9 +34,9 @@ class EntityTracking(Study):
     overlap score (share of the response within a cell of the entity), each beside its mean under permuted places (see
     `tracking_scores`), and how far the overlap varies with the player's place. Summary, for each tap (and the
     autoencoder's `latents`): `tracking/TAP/ENTITY`, the share of units that track it, `tracking/TAP/several`, of units
-    that track more than one, and `tracking/TAP/stable`, of units that track an entity at one place of the player those
-    that do at every place; each also for an agent with random weights as `tracking/TAP/random_agent_...`. All with
-    Wilson's intervals over units.
+    that track more than one, and `tracking/TAP/stable`, of the entities that units track at one place of the player,
+    those that they track at every place; each also for an agent with random weights as
+    `tracking/TAP/random_agent_...`. With 95 % intervals over units (Wilson's; of `stable` a bootstrap).
 
     Args:
         agent: path of the agent's weights.
@@ -165,12 +165,13 @@ def _shares(prefix: str, found: dict[str, list[TrackingScores]]) -> dict[str, In
     tracks = np.stack([scores[0].tracks for scores in found.values()])
     single = np.stack([[one.tracks for one in scores[1:]] for scores in found.values()])
     counted = dict(zip(found, tracks, strict=True))
-    counted |= {"several": tracks.sum(0) > 1, "stable": single.all(1)[single.any(1)]}
+    counted["several"] = tracks.sum(0) > 1
+    intervals = {name: wilson_interval(int(stands.sum()), len(stands)) for name, stands in counted.items()}
+    anywhere = single.any(1)
+    everywhere, units = single.all(1)[anywhere], np.nonzero(anywhere)[1]
     unknown = Interval(np.nan, np.nan, np.nan)
-    return {
-        f"{prefix}{name}": wilson_interval(int(stands.sum()), len(stands)) if len(stands) else unknown
-        for name, stands in counted.items()
-    }
+    intervals["stable"] = grouped_mean(everywhere, units) if len(units) else unknown
+    return {f"{prefix}{name}": interval for name, interval in intervals.items()}
 
 
 def _rows(tap: str, found: dict[str, list[TrackingScores]]) -> list[list[Cell]]:

@@ -50,11 +50,15 @@ class Patching(Study):
 
     Writes the page `pages/patching.html`, the tables `sets`, `best`, `positions`, `estimates` and (asked for) `units`,
     figures.
-    Summary: `patching/difference` in nats, `patching/follows` (share of mazes in which the agent's choice follows the
-    exchange), `patching/TAP/recovered` of the whole tap, `patching/TAP/SET`, each also `..._forth` and `..._back` by
-    direction, `..._unrelated`, `..._irrelevant` and `..._random_agent`; `patching/TAP/best_share`, `best_recovered`:
-    the share of positions in the smallest set that recovers `keep` on validation levels, and what it recovers on test
-    levels; `patching/TAP/peak_REFERENCE`: the single block that recovers most on validation levels, likewise.
+    Summary: `patching/levels`; `patching/difference` in nats (`random_agent_difference`, of random weights),
+    `patching/follows` (share of mazes in which the agent's choice follows the exchange), `patching/TAP/recovered` of
+    the whole tap, `patching/TAP/SET`, each also `..._forth` and `..._back` by direction, `..._unrelated`,
+    `..._irrelevant` and `..._random_agent`; `patching/TAP/best_share`, `best_recovered`: the share of positions in the
+    smallest set that recovers `keep` on validation levels, and what it recovers on test levels;
+    `patching/TAP/peak_REFERENCE`: the single block that recovers most on validation levels, likewise;
+    `patching/TAP/unit`, the channel that does, with `unit_recovered` and `unit_random_agent` (the best of an agent with
+    random weights); `patching/TAP/blocks_gradient`, `blocks_path`, `units_gradient`, `units_path`: how estimates at one
+    frame and along the way correlate with what was measured.
 
     Args:
         agent: path of the agent's weights.

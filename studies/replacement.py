@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from environments import TRAINING_START, EnvironmentSettings, held_out_levels
+from environments import TRAINING_START, EnvironmentSettings, State, held_out_levels
 from interpretability.ablations import MeanAblation
 from interpretability.episodes import Episodes, Observer, play_episodes
 from interpretability.films import Film, film_of_replays
 from interpretability.label_code import PLAN, SCENE, LabelCode, Written, fit_code, label_maps
 from interpretability.replay import ActionLog, replay
 from interpretability.statistics import Interval, bracketed, fraction_recovered, join_metrics, paired_bootstrap
-from networks import DEFAULT_PRECISION, Edit, Precision, load_agent
+from networks import DEFAULT_PRECISION, Edit, Precision, TappedAgent, load_agent
 from studies.arguments import check_at_least_one, check_not_empty, check_not_negative
 from studies.replacement_frames import (
     Recorded,
@@ -30,7 +30,6 @@ from studies.subject import choose_device
 
 _FILMED: Final = 2
 _FILMED_STEPS: Final = 100
-_SIDE: Final = 9  # of the label maps that a flat tap is written from: a position a cell in easy mode
 
 
 class Replacement(Study):
@@ -49,10 +48,10 @@ class Replacement(Study):
     blurred picture of the scene.
 
     Writes the page `pages/replacement.html`, the table `arms`, figures, and a film of the first test levels for each
-    tap. Summary, with 95 % bounds over test levels:
-    `replacement/clean/return` and `solved`; `replacement/TAP/ARM/...` for the arms above: `explained_variance` of the
-    activation about each position's mean, `kl` and `action_agreement` with the untouched agent on its own play, and, of
-    all but `shuffled`, `return`, `solved` and (not of `mean`) `recovered` = (return - mean's) / (clean - mean's);
+    tap. Summary, with 95 % bounds over test levels: `replacement/levels` and `fit_frames`; `replacement/clean/return`
+    and `solved`; `replacement/TAP/ARM/...` for the arms above: `explained_variance` of the activation about each
+    position's mean, `kl` and `action_agreement` with the untouched agent on its own play, and, of all but `shuffled`,
+    `return`, `solved` and (not of `mean`) `recovered` = (return - mean's) / (clean - mean's);
     `replacement/TAP/random_agent/explained_variance`, of `plan`.
 
     Args:
@@ -70,8 +69,8 @@ class Replacement(Study):
         device: where; `auto` takes a GPU if there is one.
 
     Raises:
-        ValueError: a file that is missing or does not fit, a tap that cannot be written, an even kernel, numbers
-            below 1, or a negative seed.
+        ValueError: a file that is missing or does not fit, a tap that cannot be written or that the frame gets past,
+            an even kernel, numbers below 1, or a negative seed.
     """
 
     def __init__(
@@ -97,6 +96,8 @@ class Replacement(Study):
             raise ValueError(f"kernel {kernel} has no middle: take an odd side")
         self.agent = load_agent(agent).to(choose_device(device))
         self.agent.check_taps(list(taps), inner=True)
+        for tap in taps:
+            _check_alone(self.agent, tap)
         self.fitted = range(TRAINING_START, TRAINING_START + fit_levels)
         self.tested = held_out_levels("test", num_levels)
         self.settings = EnvironmentSettings("heist", distribution_mode)
@@ -175,7 +176,8 @@ class Replacement(Study):
     def _codes(self, tap: str, states: Sequence[bytes], acts: Float[Tensor, "N C *HW"]) -> dict[str, LabelCode]:
         """A code for each arm; the mean's has no weights."""
         shape = self.agent.taps[tap]
-        height, width = shape[1:] if len(shape) == 3 else (_SIDE, _SIDE)
+        side = State.from_bytes(states[0]).grid.shape[0]  # of a flat tap: a position a cell
+        height, width = shape[1:] if len(shape) == 3 else (side, side)
         maps = label_maps(states, height, width, len(SCENE) + len(PLAN))
         order = torch.randperm(len(maps), generator=torch.Generator().manual_seed(self.seed))
         given = {"plan": maps, "target": maps[:, : len(SCENE) + 1], "scene": maps[:, : len(SCENE)]}
@@ -203,3 +205,15 @@ def _cells(prefix: str, names: Sequence[str], summary: Mapping[str, float]) -> l
         bracketed(summary[key], summary[f"{key}_low"], summary[f"{key}_high"]) if key in summary else ""
         for key in (f"{prefix}/{name}" for name in names)
     ]
+
+
+@torch.no_grad()
+def _check_alone(agent: TappedAgent, tap: str) -> None:
+    """Refuse a tap, as inside a residual block, past which the frame still gets to the outputs."""
+    draw = torch.Generator().manual_seed(0)
+    held = MeanAblation(torch.rand(agent.taps[tap], generator=draw))
+    frames = torch.rand(2, 64, 64, 3, generator=draw)
+    device = next(agent.parameters()).device
+    one, other = agent(frames.to(device), edits=[(tap, held.to(device))]).logits
+    if not torch.allclose(one, other, atol=1e-5):
+        raise ValueError(f"{tap}: the frame gets past this tap, so that nothing written there plays alone")

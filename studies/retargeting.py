@@ -168,7 +168,15 @@ class Retargeting(Study):
         check_writable("cache_dir", cache_dir)
 
     def run(self) -> Report:
-        """Search, play, count."""
+        """Search, play, count.
+
+        Raises:
+            ValueError: no maze holds an entity that is asked for.
+        """
+        drawn = choice_mazes(first_states(self.levels, self.settings), self.seed, self.distances)
+        mazes = [(maze, pair) for maze, pair in drawn if set(pair) & set(self.asked)]
+        if not mazes:
+            raise ValueError(f"num_levels {len(self.levels)}: no maze holds {' or '.join(self.asked)}: raise it")
         frontier = {entity: {search.tap: search(entity) for search in self.searches} for entity in ASKED}
         edits = self.loaded
         if self.searches:
@@ -178,8 +186,6 @@ class Retargeting(Study):
         else:
             measured = {entity: self._search(tap).measure(entity, edit) for entity, (tap, edit) in edits.items()}
         taps = in_words({entity: [tap] for entity, (tap, _) in edits.items()})
-        drawn = choice_mazes(first_states(self.levels, self.settings), self.seed, self.distances)
-        mazes = [(maze, pair) for maze, pair in drawn if set(pair) & set(self.asked)]
         arms = RetargetingArms(
             self.agent, edits, [maze for maze, _ in mazes], settings=self.settings, seed=self.seed,
             max_steps=self.max_steps, finish_steps=self.finish_steps, num_environments=self.num_environments,
@@ -227,9 +233,9 @@ class Retargeting(Study):
                 intervals[f"retarget/{entity}/finished"] = wilson_interval(sum(finished), len(finished))
             outcomes[entity] = found
             differences[entity] = {
-                arm: paired_bootstrap(difference_of_means, [success.hit, outcome.hit], seed=self.seed)
+                arm: paired_bootstrap(difference_of_means, [success.hit[outcome.rows], outcome.hit], seed=self.seed)
                 for arm, outcome in found.items()
-                if arm != "success" and len(outcome.rows) == len(counted)
+                if arm != "success"
             }
             intervals |= {f"retarget/{entity}/{arm}": outcome.share for arm, outcome in found.items()}
             intervals |= {f"retarget/{entity}/minus_{arm}": added for arm, added in differences[entity].items()}

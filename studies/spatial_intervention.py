@@ -44,7 +44,8 @@ class SpatialIntervention(Study):
     controls `none`, `sham` (at the mirrored place; for a patch the unit's own map of the beginning), `random_unit`
     (drawn anew for each scene), `noise` (as large in norm, over the whole tap) and the bound `target_there` (the
     entity that the solution fetches first really lies there); `best_minus_ARM` with paired bounds; `best_unit` and
-    `best_strength`; `together`, the same of all reported units at once; `random_agent_best` and `random_agent_none`,
+    `best_strength`; `together`, the same of all reported units at once; `all` (of `clear`), of all units
+    of the tap; `random_agent_best` and `random_agent_none`,
     of an agent with random weights, whose best unit is chosen in the same way.
 
     Args:

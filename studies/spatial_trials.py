@@ -39,7 +39,7 @@ class EndMap:
         state: of the scene.
         starts: cells of the player.
         cells: where the unit is forced, (x, y).
-        ends: mean place at the end, over the starts.
+        ends: mean place at the end, over the starts but the cell itself; NaN for none.
         reached: share of the starts, those next to the cell left out, from which the agent comes to it; NaN for none.
         unedited: the same of the unedited agent.
     """
@@ -134,19 +134,26 @@ class SpatialTrials:
         free = [cell for cell in walkable(scene.state) if cell not in _things(scene.state)]
         begins = [free[row] for row in rng.permutation(len(free))[:starts]]
         states = [place_player(scene.state, cell) for cell in begins]
-        many = [scene._replace(state=state, place=cell) for cell in free for state in states]
-        cells, shape = np.array(free), (len(free), len(states))
-        far = np.abs(cells[:, None] - np.array(begins)[None]).max(2) > 1
+        cells, firsts = np.array(free), np.array(begins)
+        far = np.abs(cells[:, None] - firsts[None]).max(2) > 1
+        rows, columns = np.nonzero((cells[:, None] != firsts[None]).any(2))  # nothing else fits where the player is
+        pairs = zip(rows, columns, strict=True)
+        many = [scene._replace(state=states[column], place=free[row]) for row, column in pairs]
 
         def shares(visits: Visits) -> np.ndarray:
-            hits = visits.reached(np.array([one.place for one in many])).reshape(shape)
+            hits = np.zeros(far.shape, dtype=bool)
+            hits[rows, columns] = visits.reached(cells[rows])
             return np.where(far.any(1), (hits & far).sum(1) / np.maximum(far.sum(1), 1), np.nan)
 
         forced = self.visits(many, units)
-        once = self.visits(many[: len(states)], [])
-        clean = Visits(once.paths * len(free), once.actions * len(free), np.tile(once.gem, len(free)))
-        ends = forced.ends.reshape(*shape, 2).mean(1)
-        return EndMap(scene.state, begins, cells, ends, shares(forced), shares(clean))
+        once = self.visits([scene._replace(state=state) for state in states], [])
+        clean = Visits([once.paths[row] for row in columns], [once.actions[row] for row in columns], once.gem[columns])
+        ends = np.full((*far.shape, 2), np.nan)
+        ends[rows, columns] = forced.ends
+        known = np.isfinite(ends).all(2)
+        mean = np.where(known[..., None], ends, 0).sum(1) / np.maximum(known.sum(1), 1)[:, None]
+        mean[~known.any(1)] = np.nan
+        return EndMap(scene.state, begins, cells, mean, shares(forced), shares(clean))
 
     def _edit(self, scenes: Sequence[Scene], units: Int64[Tensor, "T G"], sham: bool) -> MapEdit:
         """Units forced at each scene's place. The sham of a patch is the scene's own map: nothing has moved in it."""

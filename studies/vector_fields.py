@@ -50,11 +50,11 @@ class VectorFields(Study):
 
     Writes the page `pages/vector_fields.html`, `figures/fields.png` (with an edit also the edited field and what it
     changes), `figures/keys_and_locks.png`, a film of the drawn mazes of each pair and the table `keys_and_locks`.
-    Summary: `field/alignment` (mean cosine with the oracle's move over
-    the cells of all levels, bounds over levels); with an edit also `field/edited_alignment` and `field/change` (mean
-    length of the difference of moves); for K keys and L locks `keys/K_L/useless`, the share of the keys that open
-    nothing which are fetched, `keys/K_L/useful`, that of the others, and `keys/K_L/solved`, each also for an agent with
-    random weights as `keys/K_L/random_agent_...`. The oracle fetches no useless key.
+    Summary: `field/alignment` (mean cosine with the oracle's move over the cells of all levels, bounds over levels);
+    with an edit also `field/edited_alignment` and `field/change` (mean length of the difference of moves); for K keys
+    and L locks `keys/K_L/useless`, the share of the keys that open nothing which are fetched, `keys/K_L/useful`, that
+    of the others, and `keys/K_L/solved`, each also for an agent with random weights as `keys/K_L/random_agent_...` and
+    with an edit as `keys/K_L/edited_...`. The oracle fetches no useless key.
 
     Args:
         agent: path of the agent's weights.

@@ -49,6 +49,13 @@ def test_tells_the_first_step_from_what_gives_it_away():
         assert (one.effect[:, silent] == 0).all()
 
 
+def test_one_unit_of_many_stands_by_itself():
+    responses = np.random.default_rng(2).normal(size=(40, 4, 2, 2, 64))
+    responses[..., 9] = made_up()[:40, ..., 0]
+    found = selectivity(contrasts(responses)["first_step"], pooled_deviation(responses), permutations=99)
+    assert np.argwhere(found.stands).tolist() == [[DIRECTIONS.index("right"), 9]]
+
+
 def test_contrasts_agree_with_naive_loops():
     responses = np.random.default_rng(1).normal(size=(3, 4, 2, 2, 2))
     found = contrasts(responses)

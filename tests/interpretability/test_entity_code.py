@@ -46,6 +46,14 @@ def test_tells_identity_from_strength(code: EntityCode) -> None:
     assert code.effect[0, 6] < -2
 
 
+def test_one_unit_of_many_stands_by_itself() -> None:
+    noise = np.random.default_rng(3).normal(size=(2, 40, ENTITIES + 1, 128))
+    noise[:, :, 2, 5] += 50
+    code = entity_code(*noise, permutations=99)
+    assert np.argwhere(code.responds(BOUND)).tolist() == [[2, 5]]
+    assert code.explained_p[5] <= 0.05 / 128
+
+
 def test_shuffled_labels_tell_nothing() -> None:
     rng = np.random.default_rng(2)
     code = entity_code(shuffle_labels(made_up(0), rng), shuffle_labels(made_up(1), rng), permutations=199)

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from interpretability.permutations import discoveries, permutation_p, shuffle_labels, sign_flip_p, within_level_p
+from interpretability.permutations import (
+    discoveries,
+    enough_permutations,
+    permutation_p,
+    shuffle_labels,
+    sign_flip_p,
+    within_level_p,
+)
 
 
 def between(values: np.ndarray) -> np.ndarray:
@@ -59,6 +66,15 @@ def test_finds_what_is_there_and_ties_find_nothing():
     assert flips[7] == pytest.approx(1 / 1000)
     assert flips[9] == 1
     assert sign_flip_p(-contrast, 999)[7] == 1
+
+
+@pytest.mark.parametrize("tests", [1, 32, 50, 896])
+def test_there_are_enough_permutations_for_one_test_to_stand_by_itself(tests: int) -> None:
+    for permutations, stands in ((enough_permutations(1, tests), True), (enough_permutations(1, tests) - 1, False)):
+        p = np.full(tests, 1.0)
+        p[0] = 1 / (1 + permutations)
+        assert discoveries(p)[0] == stands
+    assert enough_permutations(10**6, tests) == 10**6
 
 
 def test_labels_stay_within_their_level_and_units_together():

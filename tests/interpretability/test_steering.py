@@ -191,6 +191,7 @@ def test_eigenfilters_raise_what_the_next_layer_reads() -> None:
     assert layer_behind(agent, "conv2a") == "conv2b"
     assert layer_behind(agent, "fc1") == "fc2"
     assert layer_behind(agent, "pool4") is None, "it is flattened first"
+    assert layer_behind(agent, "conv2a.pre") is layer_behind(agent, "fc1.pre") is None, "its own gate comes next"
     assert layer_behind(CustomCNN(), "conv2a") is None
     generator = torch.Generator().manual_seed(0)
     classes = torch.arange(EMPTY).repeat(50)

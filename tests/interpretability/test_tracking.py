@@ -38,6 +38,12 @@ def test_finds_what_follows_and_nothing_else():
     assert scores.shuffled_overlap[0] < 0.5
 
 
+def test_one_unit_of_many_stands_by_itself():
+    acts = torch.zeros(STEPS, 128, WORLD, WORLD)
+    acts[:, 7] = walk()[:, 0]
+    assert tracking_scores([acts], [square()], WORLD, shuffles=99).tracks.nonzero()[0].tolist() == [7]
+
+
 def test_agrees_with_naive_loops():
     acts, where = walk(), square()
     response = responses(acts)

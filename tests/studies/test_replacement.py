@@ -7,7 +7,7 @@ import torch
 from environments import EnvironmentSettings
 from interpretability.ablations import ZeroAblation
 from interpretability.episodes import play_episodes
-from networks import CustomCNN, save_weights
+from networks import CustomCNN, ResidualImpala, save_weights
 from studies import Replacement
 from studies.replacement_frames import Recorder, acts_of, compare_policies, explained_variance
 from tests.figures import cut_off
@@ -66,6 +66,26 @@ def test_reports_every_arm(agent: str, taps: tuple[str, ...]) -> None:
     assert "written from labels" in report.pages["replacement"]
     assert set(report.films) == set(taps)
     assert f"../films/{taps[0]}.gif" in report.pages["replacement"]
+
+
+def test_a_flat_tap_is_written_from_whole_cells_in_hard_mode_too(agent: str) -> None:
+    study = Replacement(agent, taps=("fc1",), distribution_mode="hard", **SMALL | {"max_steps": 4, "num_levels": 2})
+    recorded, _ = study._record(study.tested, "")
+    codes = study._codes("fc1", recorded.states, recorded.acts["fc1"])
+    assert codes["scene"].maps_mean.shape[-2:] == (13, 13)
+    walls = codes["scene"].maps_mean[0] * len(recorded.states)
+    torch.testing.assert_close(walls, walls.round(), atol=1e-4, rtol=0)
+
+
+def test_a_tap_that_the_frame_gets_past_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_weights(tmp_path / "residual.safetensors", ResidualImpala(), {})
+    residual = str(tmp_path / "residual.safetensors")
+    taps = list(ResidualImpala().taps)
+    inside = next(tap for tap in taps if tap.startswith("seq2.block1."))
+    with pytest.raises(ValueError, match=f"{inside}: the frame gets past this tap"):
+        Replacement(residual, taps=(inside,))
+    Replacement(residual, taps=("seq2.block1", "fc1"))
 
 
 def test_refuses_what_cannot_be_written(agent: str) -> None:

@@ -63,7 +63,9 @@ def test_an_edit_that_does_nothing_redirects_nobody(agent: str, tmp_path: Path) 
             assert summary[f"retarget/{entity}/{arm}"] == 0
             assert summary.get(f"retarget/{entity}/minus_{arm}", 0) == 0
         assert summary[f"retarget/{entity}/kl"] == pytest.approx(0, abs=1e-6)
-        assert summary[f"retarget/{entity}/minus_entity_moved"] == -summary[f"retarget/{entity}/entity_moved"]
+        for bound in ("entity_moved", "entity_recoloured"):
+            share = summary.get(f"retarget/{entity}/{bound}", 0)
+            assert summary.get(f"retarget/{entity}/minus_{bound}", 0) == -share
         assert summary[f"retarget/{entity}/units"] == summary[f"retarget/{entity}/size"] == 1
         assert summary[f"retarget/{entity}/norm"] == pytest.approx(1e-9, rel=1e-3), "one channel's shift everywhere"
         assert summary[f"retarget/{entity}/outside"] == pytest.approx(1 - 4 / 81, abs=0.01), "two cells each way"
@@ -330,6 +332,8 @@ def test_refuses_what_cannot_be_asked(agent: str, tmp_path: Path) -> None:
     for wrong in wrongs:
         with pytest.raises(ValueError, match=rf"search\.{next(iter(wrong))}"):
             SearchSettings(**wrong)
+    with pytest.raises(ValueError, match="num_levels 1: no maze holds gem: raise it"):
+        Retargeting(agent, asked=("gem",), **SMALL | {"num_levels": 1}).run()
     for wrong, said in (
         ({"max_steps": 0}, "max_steps 0"),
         ({"distances": (6, 2)}, r"distances \[6, 2\] must rise"),

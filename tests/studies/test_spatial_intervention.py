@@ -63,7 +63,9 @@ def test_the_planted_agent_is_found_and_sent_anywhere(paths: dict[str, str]) -> 
 
 def test_a_patch_of_the_followed_channel_sends_it_and_clearing_all_blinds_it(paths: dict[str, str]) -> None:
     known = {"scan_scenes": 3, "test_scenes": 8, "reported": 1, "starts": 0, "filmed": 0}
-    patched = planted(paths["agent"], forcing="patch", **known).run().summary
+    report = planted(paths["agent"], forcing="patch", **known | {"starts": 1}).run()
+    assert "room_ends" in report.figures, "also of the cell that the agent starts from"
+    patched = report.summary
     assert patched["spatial/room/best_unit"] == FOLLOWED
     assert patched["spatial/room/best"] == 1
     assert patched["spatial/room/best_sham"] == patched["spatial/room/best_none"]

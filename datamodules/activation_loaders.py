@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int, Shaped, UInt8
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -86,11 +87,16 @@ class Position:
     batch: int = 0
     block: int = 1
 
-    def advance(self, batches: int) -> None:
-        """Count one batch of an epoch of so many; before it is yielded, for nothing may run after the last one."""
+    def advance(self, batches: int, again: bool = False) -> None:
+        """Count one batch of an epoch of so many; before it is yielded, for nothing may run after the last one.
+
+        Args:
+            batches: of the epoch.
+            again: the next epoch is this one again.
+        """
         self.batch += 1
         if self.batch >= batches:
-            self.epoch, self.batch = self.epoch + 1, 0
+            self.epoch, self.batch = self.epoch + (not again), 0
 
 
 class TrainingLoader:
@@ -100,12 +106,31 @@ class TrainingLoader:
     """
 
     def __init__(self, position: Position, batches: int) -> None:
-        if position.batch >= batches:  # of a longer epoch, before a resume
-            position.batch = 0
         self._position, self._batches = position, batches
+        self._last, self._again = batches, False
+        self._fit_in()
 
     def __len__(self) -> int:
         return self._batches
+
+    def limited(self, trainer: Trainer | None) -> Self:
+        """End epochs where a Trainer's `limit_train_batches` does, so that every epoch has as many batches.
+
+        Under `overfit_batches` every epoch has the same ones (but of a stream, which is always fresh).
+        """
+        if trainer is not None:
+            limit = trainer.limit_train_batches
+            many = min(limit, self._batches) if isinstance(limit, int) else int(limit * self._batches)
+            self._last, self._again = max(1, many), trainer.overfit_batches > 0
+            self._fit_in()
+        return self
+
+    def _advance(self) -> None:
+        self._position.advance(self._last, self._again)
+
+    def _fit_in(self) -> None:
+        if self._position.batch >= self._last:  # of a longer epoch, before a resume
+            self._position.batch = 0
 
     def state_dict(self) -> dict[str, int]:
         """Empty: the data module keeps the position, for Lightning restores a loader in mid-epoch only.
@@ -163,7 +188,7 @@ class CacheLoader(TrainingLoader):
         for group in range(first, self._groups):
             start = (group * self._world + self._rank) * count
             for batch in self._read(places[start : start + count])[skip:]:
-                self._position.advance(len(self))
+                self._advance()
                 yield batch
             skip = 0
 
@@ -239,7 +264,7 @@ class StreamLoader(TrainingLoader):
     def __iter__(self) -> Iterator[ActivationBatch]:
         for _ in range(self._position.batch, len(self)):
             batch = next(self._mixed)
-            self._position.advance(len(self))
+            self._advance()
             yield batch
 
     def _record(self) -> Rows:

@@ -149,7 +149,7 @@ class ActivationDataModule(LightningDataModule):
         if self.source == "cache":
             return CacheLoader(
                 self._cached_rows, self.batch_size, seed=self.seed, position=self._position, **self._ranks()
-            )
+            ).limited(self.trainer)
         return StreamLoader(
             self._training_recorder,
             self._first_block,
@@ -158,7 +158,7 @@ class ActivationDataModule(LightningDataModule):
             seed=self.seed,
             position=self._position,
             **self._ranks(),
-        )
+        ).limited(self.trainer)
 
     def val_dataloader(self) -> ValidationLoader:
         """Whole maps with frames from validation levels; every frame once. Iterate as often as needed."""

@@ -228,7 +228,7 @@ class TrajectoryDataModule(LightningDataModule):
         return TrajectoryLoader(
             self.store("train"), self.context, self.batch_size, seed=self.seed, position=self._position,
             num_workers=self.num_workers, **self._ranks(),
-        )  # fmt: skip
+        ).limited(self.trainer)  # fmt: skip
 
     def val_dataloader(self) -> OrderedTrajectoryLoader:
         """Every step of the validation episodes once, in order."""

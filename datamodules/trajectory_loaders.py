@@ -82,7 +82,7 @@ class TrajectoryLoader(TrainingLoader):
         )
         batches = list(zip(episodes, starts, strict=True))
         for batch in _read(self._store, self._context, batches, self._num_workers):
-            self._position.advance(len(self))
+            self._advance()
             yield batch
 
 

@@ -1,10 +1,12 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 
 from datamodules.activation_loaders import ActivationBatch, CacheLoader, Position, StreamLoader, ValidationLoader
 from datamodules.cache import ActivationCache
@@ -53,6 +55,46 @@ def test_rows_keep_their_columns_together() -> None:
         batch = ActivationBatch.from_rows({name: rows[name] for name in ("activations/conv4a", "levels")})
         for number, level in zip(numbers(batch), batch.levels.tolist(), strict=True):
             assert levels.get(number, level) == level
+
+
+class Seen(LightningModule):
+    """Notes the rows of every batch, by epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.epochs: dict[int, list[list[int]]] = {}
+
+    def training_step(self, batch: ActivationBatch, batch_idx: int) -> torch.Tensor:
+        self.epochs.setdefault(self.current_epoch, []).append(numbers(batch))
+        return self.weight * 0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def seen(folder: Path, epochs: int, made: CacheLoader, **changes: float) -> Seen:
+    arguments: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    arguments |= {"enable_model_summary": False, "accelerator": "cpu", "max_epochs": epochs}
+    trainer = Trainer(default_root_dir=folder, **arguments | changes)
+    module = Seen()
+    trainer.fit(module, made.limited(trainer))
+    return module
+
+
+@pytest.mark.parametrize(("limit", "length"), [(30, 30), (0.25, 186), (1.0, 744), (5_000, 744)])
+def test_every_epoch_ends_where_the_trainer_limits_it(tmp_path: Path, limit: float, length: int) -> None:
+    made = loader()
+    assert len(made) == 744
+    epochs = seen(tmp_path, 3, made, limit_train_batches=limit).epochs
+    assert [len(batches) for batches in epochs.values()] == [length] * 3
+    assert epochs[0][:9] != epochs[1][:9] != epochs[2][:9], "each epoch is drawn anew"
+
+
+def test_epochs_that_are_to_be_overfitted_are_the_same(tmp_path: Path) -> None:
+    epochs = seen(tmp_path, 3, loader(), overfit_batches=2).epochs
+    assert len(epochs[0]) == 2
+    assert epochs[0] == epochs[1] == epochs[2]
 
 
 def test_a_place_behind_the_end_of_an_epoch_that_became_shorter_begins_anew() -> None:

@@ -218,12 +218,14 @@ def _comparable(config: str) -> dict[str, Any]:
 
 
 def readable(path: Path) -> bool:
-    """Whether a file is a whole checkpoint that can be loaded without unpickling code; weights alone are none."""
+    """Whether a file is a whole checkpoint that can be loaded without unpickling code; weights alone are none, also
+    those that Lightning saves as such.
+    """
     try:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # torch, zipfile and pickle each have their own for a broken file
         return False
-    return isinstance(held, dict) and "pytorch-lightning_version" in held
+    return isinstance(held, dict) and {"pytorch-lightning_version", "optimizer_states"} <= held.keys()
 
 
 def _lock(folder: Path) -> IO[str] | None:

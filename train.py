@@ -44,7 +44,10 @@ class TrainCLI(LightningCLI):
             if not Path(path).is_file():
                 raise FileNotFoundError(f"--ckpt_path: there is no file {path}; give a .ckpt file, or auto")
             if not readable(Path(path)):
-                raise ValueError(f"--ckpt_path: {path} is no checkpoint, or was cut short: give a whole .ckpt file")
+                raise ValueError(
+                    f"--ckpt_path: {path} is no checkpoint, or was cut short, or holds weights alone, from which no "
+                    "run can go on: give a whole .ckpt file"
+                )
         if self.config.name is None:
             files = config_files(self.parser.args)
             self.config.name = Path(files[-1]).stem if files else self.config.model.class_path.rpartition(".")[2]

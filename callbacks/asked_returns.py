@@ -1,6 +1,7 @@
 """Plays held-out levels with the decision transformer being trained, at several returns asked for."""
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from interpretability.episodes import GAME_TIME_OUT
 from interpretability.films import film_of_replays
 from interpretability.replay import Replay
 from networks import GAMMA, MAX_RETURN, DecisionTransformer, Precision, TrajectoryWindow, autocast
+from networks.files import write_atomically
 
 _CAPTIONS = {True: "solved", False: "failed"}
 
@@ -136,9 +138,8 @@ class AskedReturns(Callback):
         }
         if len(self.play.asked) > 1:
             figures["asked_returns"] = draw_asked(self.play, title)
-        folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=110)
+            write_atomically(folder / f"{name}.png", partial(figure.savefig, format="png", dpi=110))
         filmed = min(self.filmed, len(shown))
         last = len(self.play.asked) - 1
         film = film_of_replays(

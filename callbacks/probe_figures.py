@@ -1,5 +1,6 @@
 """What probes read, as pictures in the run's folder and in TensorBoard."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from callbacks.trainer_access import misplaced
 from interpretability import ProbeResult, draw_confusion, draw_heat_map, draw_written_by, written_by
 from interpretability.pictures import save_png
 from networks import TappedAgent, TappedNetwork
+from networks.files import write_atomically
 
 WRITTEN = ("target", "next_direction", "pursued")
 
@@ -40,9 +42,7 @@ class ProbeFigures(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "figures"
         for name, figure in self.figures(pl_module.results, data.data_name).items():  # type: ignore[arg-type]
-            path = folder / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=110)
+            write_atomically(folder / f"{name}.png", partial(figure.savefig, format="png", dpi=110))
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_figure(f"probe/{name}", figure, trainer.global_step)

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
@@ -41,11 +42,13 @@ class RunSummary(Callback):
         """Take the last values of everything that was logged.
 
         A run that was killed in its last evaluation goes on from a checkpoint of its last step. Lightning then has no
-        step to take and leaves out `on_train_end`, where that evaluation is; so the hook is called here.
+        step to take and leaves out `on_train_end`, where that evaluation is; so the hook is called here, but for
+        progress bars, which were never begun.
         """
         if not self.started:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                callback.on_train_end(trainer, pl_module)
+                if not isinstance(callback, ProgressBar):
+                    callback.on_train_end(trainer, pl_module)
             pl_module.on_train_end()
         self._collect(trainer)
 

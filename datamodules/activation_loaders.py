@@ -121,7 +121,7 @@ class TrainingLoader:
         if trainer is not None:
             limit = trainer.limit_train_batches
             many = min(limit, self._batches) if isinstance(limit, int) else int(limit * self._batches)
-            self._last, self._again = max(1, many), trainer.overfit_batches > 0
+            self._last, self._again = max(1, many), trainer.overfit_batches > 0  # type: ignore[attr-defined]
             self._fit_in()
         return self
 

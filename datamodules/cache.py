@@ -261,8 +261,9 @@ def refuse_if_too_large(caches: Sequence[ActivationCache]) -> None:
             f"{size / 1e9:.2f} GB for {cache.frames} {cache.name} frames" for cache, size in needed.items() if size
         )
         raise ValueError(
-            f"the cache needs {parts}, but {folder} has {free / 1e9:.2f} GB free: lower num_frames or "
-            "validation_frames, or set cache_dir to another disk (activations can be streamed instead: source stream)"
+            f"the cache needs {parts}, but {folder} has {free / 1e9:.2f} GB free: lower num_frames, validation_frames "
+            "or test_frames, whichever the data take, or set cache_dir to another disk (data that take a source can be "
+            "streamed instead: source stream)"
         )
 
 

@@ -203,14 +203,14 @@ class ProbeDataModule(LightningDataModule):
         """Go on with the next subject.
 
         Raises:
-            ValueError: those that are done were other ones, or fitted on other frames.
+            ValueError: those that are done were other ones, or fitted on other frames or in another precision.
         """
         # Checkpoints of before tell less of this
         same = all(state_dict.get(name, value) == value for name, value in self._fitted_on().items())
         if state_dict["done"] and not same:
             raise ValueError(
-                "ckpt_path: the probes of this checkpoint were fitted on other frames, or on taps in another order: "
-                "use its own configuration, or start without ckpt_path"
+                "ckpt_path: the probes of this checkpoint were fitted on other frames, or on taps in another order or "
+                "precision: use its own configuration, or start without ckpt_path"
             )
         self.done = state_dict["done"]
 
@@ -220,6 +220,7 @@ class ProbeDataModule(LightningDataModule):
         return {
             "subjects": [[subject.network, subject.tap, *subject.reduced] for subject in self.subjects],
             "frames": [f"{cache.folder.name}-{cache.frames}" for cache in fitted],
+            "precision": self.precision,
         }
 
     @cached_property

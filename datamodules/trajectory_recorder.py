@@ -112,8 +112,8 @@ class TrajectoryRecorder:
 
     @property
     def forks(self) -> bool:
-        """Whether blocks can be made in forked processes: not on a GPU."""
-        return self.device.type == "cpu"
+        """Whether blocks can be made in forked processes: not by an agent on a GPU."""
+        return self.agent is None or self.device.type == "cpu"
 
     @property
     def frames_per_block(self) -> int:

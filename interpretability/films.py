@@ -13,6 +13,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 
 from interpretability.pictures import enlarge, font
 from interpretability.replay import Replay
+from networks.files import write_atomically
 
 _TILE, _GAP, _LINE = 192, 10, 20
 _PAPER, _INK, _FAINT = (255, 255, 255), (24, 26, 32), (104, 108, 118)
@@ -53,9 +54,8 @@ class Film:
         return Summary(value=[Summary.Value(tag=tag, image=image)])
 
     def save(self, path: Path) -> None:
-        """Write the GIF; its folder is made."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self.gif())
+        """Write the GIF whole or not at all; its folder is made."""
+        write_atomically(path, lambda partial: partial.write_bytes(self.gif()))
 
 
 def film_of_replays(replays: Sequence[Replay], captions: Sequence[str], max_steps: int = 200) -> Film:

@@ -65,7 +65,8 @@ class BehaviourCloning(L.LightningModule):
         """The loss of one batch."""
         logits = self.agent(batch.frames).logits
         loss = functional.cross_entropy(logits, batch.targets)
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.trainer.global_step + 1) % every == 0:
             self.log("clone/loss", loss.detach(), prog_bar=True)
         return loss
 

@@ -14,7 +14,7 @@ import networks
 from datamodules import TrajectoryBatch
 from lightning_modules.rate_schedule import scheduled
 from lightning_modules.run_checks import finite_steps
-from networks import load_agent
+from networks import GAMMA, load_agent
 from networks.compilation import compile_in_place
 
 _NEVER_DECAYED = ("embed_action", "embed_return", "embed_time")
@@ -69,12 +69,18 @@ class DecisionTransformer(L.LightningModule):
         """Check that windows and network go together.
 
         Raises:
-            ValueError: windows longer than the context, or features of another tap or agent than the encoder's.
+            ValueError: windows longer than the context, features of another tap or agent than the encoder's, or returns
+                of another discount than what is asked for while playing.
         """
         if data.context > self.agent.context:
             raise ValueError(
                 f"data.init_args.context {data.context} is more than the network's {self.agent.context}: "
                 "set both to the same"
+            )
+        if data.discount != GAMMA:
+            raise ValueError(
+                f"data.init_args.discount {data.discount}: a decision transformer plays on as if it were {GAMMA}: "
+                "set it to that"
             )
         given, encoder = data.features, self.agent.encoder
         if given is None and not data.frames:
@@ -96,7 +102,8 @@ class DecisionTransformer(L.LightningModule):
     def training_step(self, batch: TrajectoryBatch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
         loss, right, count = masked_loss(self._logits(batch), batch)
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.trainer.global_step + 1) % every == 0:
             self.log("dt/train_loss", loss.detach() / count, prog_bar=True)
             self.log("dt/train_action_accuracy", right / count, prog_bar=True)
         return loss / count

@@ -16,7 +16,7 @@ from lightning_modules.probe_descent import scores
 from lightning_modules.probe_fit import fit_path
 from lightning_modules.probe_losses import JoinedLoss
 from lightning_modules.probe_results import SHUFFLED, ScoreBook
-from lightning_modules.run_checks import refuse_other_agent
+from lightning_modules.run_checks import refuse_other_agent, tell_changed_settings
 from networks.linear_readout import FORMS, Form, LinearReadout
 
 HERE = ("elsewhere", "here")
@@ -177,16 +177,21 @@ class LinearProbe(LightningModule):
                 self.log(f"{name}_high", interval.high, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note whose activations these are."""
+        """Note whose activations these are, and what decides the fits."""
         checkpoint["agent_hash"] = self._data.agent.weights_hash
+        checkpoint["probe_settings"] = self._settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another agent or of other probes.
+        """Refuse a checkpoint of another agent, of other probes, or with some probes that were fitted otherwise.
 
         Raises:
             ValueError: says what differs, and what to do.
         """
         refuse_other_agent(checkpoint, self._data.agent)
+        here = self._settings()
+        there = checkpoint.get("probe_settings", here)  # those of before do not say
+        done = checkpoint.get(type(self._data).__qualname__, {}).get("done", 0)  # the data are loaded after this
+        tell_changed_settings(there, here, fixed=here if done else ())
         own = {name: tensor.shape for name, tensor in self.state_dict().items()}
         saved = {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()}
         if own != saved:
@@ -194,6 +199,19 @@ class LinearProbe(LightningModule):
                 "ckpt_path: this checkpoint is of other taps, targets or forms: "
                 "use its own configuration, or start without ckpt_path"
             )
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides the fits, as primitives."""
+        return {
+            "targets": [target.name for target in self.targets],
+            "forms": list(self.forms),
+            "shuffled": self.shuffled,
+            "strengths": list(self.strengths),
+            "path_rows": self.path_rows,
+            "position_rows": self.position_rows,
+            "sharing": self.sharing,
+            "seed": self.seed,
+        }
 
     def _views(self, subject: Subject) -> list[tuple[Form, Subject]]:
         """In which forms a subject is read, and as what: pixels per position on the grid of every tap."""

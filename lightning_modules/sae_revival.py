@@ -51,9 +51,9 @@ def resample_latents(
 
     Each is pointed at an input drawn with a probability in proportion to its squared loss. Its decoder becomes that
     input's direction, with length 1 in normalised units, at the middle of the kernel; its encoder the same direction,
-    `strength` times as long as those of the other latents are on average, with a bias under which it fires where at
-    least half of that input's size is seen; a kind's further parameters begin with their first values. Nothing here
-    waits for the device; ranks get the same weights.
+    `strength` times as long as those of the other latents are on average (of all latents where there are no others),
+    with a bias under which it fires where at least half of that input's size is seen; a kind's further parameters begin
+    with their first values. Nothing here waits for the device; ranks get the same weights.
 
     Args:
         sae: changed in place.
@@ -75,9 +75,10 @@ def resample_latents(
     sizes = drawn.norm(dim=1).clamp_min(1e-6)
     directions = drawn / sizes[:, None]
 
-    others = (~which).float()
+    others = torch.where(which.all(), 1.0, (~which).float())
     lengths = sae.encoder_weight.flatten(1).norm(dim=1)
-    length = strength * (lengths * others).sum() / others.sum().clamp_min(1)
+    length = (lengths * others).sum() / others.sum()
+    length = strength * torch.where(length == 0, 1.0, length)  # or no gradient would ever reach what is made here
     middle = sae.kernel_size // 2
     decoder = torch.zeros_like(sae.decoder_weight)
     decoder[:, :, middle, middle] = directions.T

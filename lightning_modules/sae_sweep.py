@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 from datamodules import ActivationBatch
-from lightning_modules.run_checks import refuse_copy, refuse_other_agent
+from lightning_modules.run_checks import refuse_copy, refuse_other_agent, tell_changed_settings
 from lightning_modules.sae_arguments import check_run
 from lightning_modules.sae_kernel import load_kernel
 from lightning_modules.sae_metrics import Coverage, ExplainedVariance, Firing, Sparsity, dictionary_metrics
@@ -29,6 +29,9 @@ from lightning_modules.sweep_member import SweepMember, expand
 from lightning_modules.sweep_objective import SweepObjective
 from networks import FiringCounter, ProgressNow, SAEBase
 from networks.compilation import compile_in_place
+
+_FIXED_SETTINGS = ("tap", "in_channels")
+"""Without which a checkpoint's weights are of no use."""
 
 
 class SAESweep(LightningModule):
@@ -224,14 +227,17 @@ class SAESweep(LightningModule):
         self._tally.stop_if_bad()
         checkpoint["agent_hash"] = self._data.agent.weights_hash
         checkpoint["sae_members"] = self._settings()
+        checkpoint["sae_sweep_settings"] = self._shared_settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another agent or of other members.
+        """Refuse a checkpoint of another agent, of another tap or of other members; say what else has changed.
 
         Raises:
             ValueError: says which, and what to do.
         """
         refuse_other_agent(checkpoint, self._data.agent)
+        if "sae_sweep_settings" in checkpoint:  # which those of before do not have
+            tell_changed_settings(checkpoint["sae_sweep_settings"], self._shared_settings(), _FIXED_SETTINGS)
         then, now = checkpoint.get("sae_members", {}), self._settings()
         differing = [name for name in {**then, **now} if then.get(name) != now.get(name)]
         if differing or list(then) != list(now):
@@ -245,8 +251,7 @@ class SAESweep(LightningModule):
         sae = self.saes[name]
         return {
             **origin_metadata(sae, self._data, self.trainer.world_size),
-            "training": {key: value for key, value in self.hparams.items() if key not in ("compile", "members_at_once")}
-            | self._settings()[name]["training"],
+            "training": self._training() | self._settings()[name]["training"],
             "member": name,
             "steps": self.global_step,
         }
@@ -259,6 +264,13 @@ class SAESweep(LightningModule):
             kernel = load_kernel(sae.in_channels, sae.num_latents) if sae.kernel_size == 1 else None
             if kernel is not None:
                 self.objective.kernels[index] = kernel
+
+    def _training(self) -> dict[str, Any]:
+        return {name: value for name, value in self.hparams.items() if name not in ("compile", "members_at_once")}
+
+    def _shared_settings(self) -> dict[str, Any]:
+        """What is configured for all members together, by name, with the channels that they have."""
+        return {**self._training(), "in_channels": self._objectives[0].sae.in_channels}
 
     def _settings(self) -> dict[str, dict[str, Any]]:
         """What each member is and how it is trained, in primitives."""

@@ -117,8 +117,8 @@ class LossTally:
             self._first_bad = torch.where(finite, self._first_bad, self._first_bad.clamp_max(step))
 
     def due(self, every: int) -> bool:
-        """Whether to look at the means now: once in so many steps."""
-        return (self._step + 1) % every == 0 and self._step != self._looked_at
+        """Whether to look at the means now: once in so many steps, and never for 0."""
+        return every > 0 and (self._step + 1) % every == 0 and self._step != self._looked_at
 
     def means(self) -> dict[str, Float[Tensor, ""]]:
         """The mean of each number since the last time, by name.

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Trainer
 
-from runs import claim_run, continue_run, join_run, start_run
+from runs import claim_run, continue_run, join_run, readable, start_run
+from tests.tiny_training import TinyData, TinyModule
 
 CONFIG = "# made by hand\nmodel: {width: 4}\nckpt_path: null\n"
 
@@ -93,3 +95,13 @@ def test_a_root_that_cannot_be_written_into_is_named(tmp_path: Path) -> None:
         start_run(tmp_path / "file", "a", CONFIG)
     with pytest.raises(ValueError, match=r"/proc/runs/a/version_0 cannot be made"):
         start_run(Path("/proc/runs"), "a", CONFIG)
+
+
+def test_weights_alone_are_no_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_steps=1, accelerator="cpu", limit_val_batches=0, enable_model_summary=False, **quiet)
+    trainer.fit(TinyModule(), datamodule=TinyData(4))
+    for name, weights_only in (("whole", False), ("weights", True)):
+        trainer.save_checkpoint(tmp_path / name, weights_only=weights_only)
+    assert readable(tmp_path / "whole")
+    assert not readable(tmp_path / "weights")

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from datamodules import TrajectoryBatch
 from environments import EnvironmentSettings
-from networks import DecisionTransformer, TrajectoryWindow
+from networks import GAMMA, DecisionTransformer, TrajectoryWindow
 
 CONTEXT = 5
 
@@ -40,6 +40,7 @@ class PlantedData(LightningDataModule):
     def __init__(self, steps: int = 100, frames: bool = True, context: int = CONTEXT) -> None:
         super().__init__()
         self.steps, self.context, self.frames, self.features = steps, context, frames, None
+        self.discount = GAMMA
         self.environment = EnvironmentSettings(num_threads=0)
 
     def train_dataloader(self) -> DataLoader:

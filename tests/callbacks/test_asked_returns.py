@@ -1,9 +1,12 @@
 """The callback plays what it says it plays, where it says, and draws it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -53,6 +56,21 @@ def test_it_plays_before_epochs_and_at_the_end_and_draws(tmp_path):
         "confusion.png", "attention.png", "asked_returns.png", "play.gif"
     }  # fmt: skip
     assert Image.open(figures / "play.gif").n_frames >= 5
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
+    def fail(figure, path, **_):
+        Path(path).write_bytes(b"half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    last = tmp_path / "dt/run/figures/confusion.png"
+    last.parent.mkdir(parents=True)
+    last.write_bytes(b"whole")
+    with pytest.raises(OSError, match="disk is full"):
+        fit(tmp_path, AskedReturns(every_n_epochs=1, **FEW), small_network())
+    assert last.read_bytes() == b"whole"
+    assert list(last.parent.iterdir()) == [last]
 
 
 def test_a_network_that_is_not_told_plays_once(tmp_path):

@@ -1,9 +1,11 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -38,6 +40,23 @@ def test_figures_images_and_readouts_of_a_run(tmp_path: Path) -> None:
     assert isinstance(readout, LinearReadout)
     acts = data.examples("agent", ("test",))["map"]["test"].activations
     assert (readout(acts) - module.readout("map")(acts)).abs().max() == 0
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(figure: Figure, path: Path, **_: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    monkeypatch.setattr(ProbeFigures, "figures", lambda self, results, data: {"map": Figure()})
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/map.png").write_bytes(b"whole")
+    data, module = SimpleNamespace(data_name="natural"), SimpleNamespace(results=[])
+    trainer: Any = SimpleNamespace(log_dir=str(tmp_path), datamodule=data, loggers=[])
+    with pytest.raises(OSError, match="disk is full"):
+        ProbeFigures().on_test_end(trainer, module)  # type: ignore[arg-type]
+    assert (tmp_path / "figures/map.png").read_bytes() == b"whole"
+    assert len(list((tmp_path / "figures").iterdir())) == 1
 
 
 def test_a_module_without_results_is_refused() -> None:

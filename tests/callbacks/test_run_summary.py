@@ -1,11 +1,13 @@
 """What a run leaves as its last word."""
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -104,16 +106,17 @@ class Evaluates(Callback):
         trainer.callback_metrics["c/evaluated"] = torch.tensor(3.0)
 
 
-def test_a_run_killed_in_its_last_evaluation_makes_up_for_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bars", [[], [TQDMProgressBar()]])
+def test_a_run_killed_in_its_last_evaluation_makes_up_for_it(tmp_path: Path, bars: list[Callback]) -> None:
     def fit(summary: RunSummary, checkpoint: Path | None) -> Trainer:
         trainer = Trainer(
             max_steps=2,
             accelerator="cpu",
             logger=False,
             enable_checkpointing=False,
-            enable_progress_bar=False,
+            enable_progress_bar=bool(bars),
             enable_model_summary=False,
-            callbacks=[Evaluates(), summary],
+            callbacks=[*copy.deepcopy(bars), Evaluates(), summary],
         )
         trainer.fit(Logs(), DataLoader(torch.ones(2, 1)), ckpt_path=checkpoint)
         return trainer

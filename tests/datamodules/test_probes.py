@@ -92,11 +92,14 @@ def test_a_resumed_run_begins_at_the_next_subject(folder: Path) -> None:
         assert (a.labels["action"] == b.labels["action"]).all()
 
 
-@pytest.mark.parametrize("changes", [{"taps": ["conv4a", "conv1a", "fc1"]}, {"num_frames": 48}, {"seed": 1}])
+@pytest.mark.parametrize(
+    "changes", [{"taps": ["conv4a", "conv1a", "fc1"]}, {"num_frames": 48}, {"seed": 1}, {"precision": "bf16"}]
+)
 def test_a_run_does_not_go_on_with_other_frames_or_another_order(folder: Path, changes: dict[str, Any]) -> None:
-    data = make(folder)
+    settings: dict[str, Any] = {"states": deconfound, "precision": "fp32"}  # no precision decides these frames
+    data = make(folder, **settings)
     data.done = 1
-    state, other = data.state_dict(), make(folder, **changes)
+    state, other = data.state_dict(), make(folder, **(settings | changes))
     with pytest.raises(ValueError, match="on other frames, or on taps in another order"):
         other.load_state_dict(state)
     other.load_state_dict({**state, "done": 0})  # of a whole run, whose probes may be tested on anything

@@ -191,3 +191,10 @@ def test_what_cannot_be_is_refused() -> None:
     for changes in ({"share": 0.0}, {"temperature": -1.0}, {"epsilon": 1.1}, {"hold": 0}):
         with pytest.raises(ValueError, match="source 'oracle'"):
             dataclasses.replace(ORACLE, **changes)
+
+
+def test_only_an_agent_on_another_device_keeps_to_one_process() -> None:
+    assert recorder(ORACLE, device="meta").forks
+    assert recorder(RANDOM, device="meta").forks
+    assert recorder(TrajectorySource("agent", "PATH"), agent()).forks
+    assert not recorder(TrajectorySource("agent", "PATH"), agent(), device="meta").forks

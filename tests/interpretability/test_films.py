@@ -1,6 +1,8 @@
 import io
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -35,6 +37,21 @@ def test_a_film_is_saved_where_told(tmp_path):
     path = tmp_path / "films/some.gif"
     Film(np.zeros((2, 4, 4, 3), dtype=np.uint8)).save(path)
     assert path.read_bytes().startswith(b"GIF89a")
+
+
+def test_a_film_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
+    def fail(path, content):
+        with path.open("wb") as file:
+            file.write(content[:9])
+        raise OSError("the disk is full")
+
+    path = tmp_path / "some.gif"
+    path.write_bytes(b"whole")
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match="disk is full"):
+        Film(np.zeros((2, 4, 4, 3), dtype=np.uint8)).save(path)
+    assert path.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def some_replay(level: int, steps: int) -> Replay:

@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
 from datamodules import ImitationDataModule
+from datamodules.imitation import ImitationBatch
 from environments import EnvironmentSettings
 from lightning_modules import BehaviourCloning
 from networks import CustomCNN, save_weights
@@ -33,6 +36,13 @@ def test_it_learns_a_few_frames_by_heart():
     assert least < trainer.callback_metrics["clone/loss"] < least + 0.1
     assert trainer.callback_metrics["env_steps"] == data.env_steps
     assert module.agent_metadata()["environment"]["game"] == "heist"
+
+
+def test_nothing_may_be_logged():
+    module = BehaviourCloning(compile=False)
+    module._trainer = SimpleNamespace(global_step=0, log_every_n_steps=0)
+    batch = ImitationBatch(torch.zeros(2, 64, 64, 3, dtype=torch.uint8), torch.full((2, 15), 1 / 15))
+    assert module.training_step(batch, 0).isfinite()
 
 
 def test_all_that_learns_has_a_part_in_the_loss():

@@ -306,3 +306,17 @@ def test_resampling_changes_the_chosen_latents_only(kernel_size: int) -> None:
     fires = (sae.encode(acts)[:, which] > 0).float().mean((0, 2, 3))
     assert (fires > 0).all()  # at least at the input it was pointed at
     assert (fires < 0.75).all()
+
+
+@pytest.mark.parametrize("zeroed", [False, True])
+def test_where_every_latent_is_dead_all_begin_anew_and_fire(zeroed: bool) -> None:
+    torch.manual_seed(0)
+    sae = SparseAutoencoder(4, 2, 1)
+    with torch.no_grad():
+        sae.encoder_weight.mul_(0.0 if zeroed else 3.0)
+        sae.encoder_bias.fill_(-100.0)
+    acts = torch.randn(50, 4)
+    resample_latents(sae, torch.optim.Adam(sae.parameters()), torch.ones(8, dtype=torch.bool), acts, seed=0)
+    lengths = sae.encoder_weight.detach().flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.full((8,), 0.2 if zeroed else 0.6))
+    assert (sae.encode(acts) > 0).any(0).all()

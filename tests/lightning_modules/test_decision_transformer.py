@@ -10,14 +10,14 @@ from torch import nn
 
 from lightning_modules import DecisionTransformer
 from lightning_modules.decision_transformer import masked_loss, parameter_groups
-from networks import CustomCNN, save_weights
+from networks import GAMMA, CustomCNN, save_weights
 from tests.trajectory_training import CONTEXT, PlantedData, planted_batch, small_network
 
 
 def trainer(tmp_path, **arguments) -> L.Trainer:
     return L.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, log_every_n_steps=1, default_root_dir=tmp_path, **arguments,
+        enable_model_summary=False, default_root_dir=tmp_path, **({"log_every_n_steps": 1} | arguments),
     )  # fmt: skip
 
 
@@ -53,6 +53,13 @@ def test_it_learns_to_do_what_the_return_says(tmp_path):
     with torch.no_grad():
         told = module.agent(batch.window._replace(returns_to_go=asked), features=batch.features).logits.argmax(-1)
     assert (told[batch.window.mask] == 3).all()
+
+
+def test_nothing_may_be_logged(tmp_path):
+    module, run = DecisionTransformer(small_network(), compile=False), trainer(tmp_path, log_every_n_steps=0)
+    run.fit(module, datamodule=PlantedData(steps=2))
+    assert "dt/loss" in run.callback_metrics
+    assert "dt/train_loss" not in run.callback_metrics
 
 
 def test_padded_actions_have_no_gradient(tmp_path):
@@ -107,10 +114,13 @@ def test_what_does_not_go_together_is_refused(tmp_path):
     weights = str(tmp_path / "agent.safetensors")
     module = DecisionTransformer(small_network(), encoder_weights=weights, compile=False)
     data = SimpleNamespace(context=CONTEXT, frames=False, features=SimpleNamespace(agent=weights, tap="fc2"))
-    data.agents = {weights: SimpleNamespace(weights_hash=module.encoder_hash)}
+    data.agents, data.discount = {weights: SimpleNamespace(weights_hash=module.encoder_hash)}, GAMMA
     module._trainer = SimpleNamespace(datamodule=data)
     module.setup("fit")
-    data.features.tap = "fc1"
+    data.discount = 0.99
+    with pytest.raises(ValueError, match=r"discount 0\.99: .* as if it were 0\.98"):
+        module.setup("fit")
+    data.discount, data.features.tap = GAMMA, "fc1"
     with pytest.raises(ValueError, match=r"fc1 of .*set the agent's encoder_tap"):
         module.setup("fit")
     data.features = None

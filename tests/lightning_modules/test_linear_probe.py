@@ -160,13 +160,31 @@ def test_a_run_that_stops_between_two_taps_goes_on_there(tested: tuple[LinearPro
         assert torch.equal(second.state_dict()[name], tensor), name
 
 
-def test_a_checkpoint_of_other_probes_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_probes_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def load(checkpoint: dict[str, Any], **changes: Any) -> None:
+        torch.save(checkpoint, tmp_path / "saved.ckpt")
+        module = make(**({"forms": ("flat",)} | changes))
+        trainer(tmp_path, max_steps=1).fit(
+            module, datamodule=PlantedProbes(), ckpt_path=tmp_path / "saved.ckpt", weights_only=True
+        )
+
     saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1)
     trainer(tmp_path, max_steps=1, enable_checkpointing=True, callbacks=[saving]).fit(
         make(forms=("flat",)), datamodule=PlantedProbes()
     )
+    saved = torch.load(tmp_path / "step=1.ckpt", weights_only=True)
+    load(saved)
+    with pytest.raises(ValueError, match=r"sharing 10.0 there, 0.0 here; seed 0 there, 1 here"):
+        load(saved, sharing=0.0, seed=1)
+    with pytest.raises(ValueError, match=r"forms \['flat'\] there, \['flat', 'pooled'\] here"):
+        load(saved, forms=("flat", "pooled"))
+    before = {name: value for name, value in saved.items() if name != "probe_settings"}
+    load(before, seed=1)
     with pytest.raises(ValueError, match="of other taps"):
-        trainer(tmp_path).fit(make(), datamodule=PlantedProbes(), ckpt_path=tmp_path / "step=1.ckpt", weights_only=True)
+        load(before, forms=("flat", "pooled"))
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        load(saved | {"PlantedProbes": {"done": 0}}, seed=1)  # none would stand beside those of another seed
+    assert any(line.endswith("checkpoint: seed 0 there, 1 here") for line in caplog.messages)
 
 
 @pytest.mark.parametrize(

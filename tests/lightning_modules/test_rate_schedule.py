@@ -21,8 +21,11 @@ def rates(made: dict[str, Any], steps: int) -> list[list[float]]:
     return found
 
 
-def make(first: float, second: float, steps: int = 10) -> dict[str, Any]:
-    groups = [{"params": [torch.zeros(2)], "lr": first}, {"params": [torch.zeros(2)], "lr": second}]
+def make(first: float, second: float, steps: int = 10, decays: tuple[float, float] = (0.0, 0.0)) -> dict[str, Any]:
+    groups = [
+        {"params": [torch.zeros(2)], "lr": rate, "weight_decay": decay}
+        for rate, decay in zip((first, second), decays, strict=True)
+    ]
     return scheduled(torch.optim.Adam(groups), lambda step: 1 - step / steps)
 
 
@@ -41,6 +44,13 @@ def test_a_resumed_run_has_the_rates_and_the_length_that_are_configured_now() ->
     go_on(other, saved)
     assert rates(same, 6) == whole[4:], "bit for bit"
     assert rates(other, 2) == [[pytest.approx(0.4), pytest.approx(0.16)], [pytest.approx(0.375), pytest.approx(0.15)]]
+
+
+def test_a_resumed_run_has_the_weight_decays_that_are_configured_now() -> None:
+    saved, other = make(1.0, 0.1, decays=(0.1, 0.0)), make(1.0, 0.1, decays=(0.3, 0.2))
+    rates(saved, 2)
+    go_on(other, saved)
+    assert [group["weight_decay"] for group in other["optimizer"].param_groups] == [0.3, 0.2]
 
 
 def test_cloning_that_goes_on_for_longer_falls_to_nothing_once() -> None:

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 
+from datamodules import ActivationBatch
 from lightning_modules import ConvSAE, SAESweep, SweepMember
 from lightning_modules.sweep_member import expand
 from networks import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, SparseAutoencoder, TopKSAE
@@ -102,6 +103,39 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     other = sweep([SweepMember("wide", RELU, 3, seed=8, resample_every=4), *ENTRIES[3:]])
     with pytest.raises(ValueError, match=r"not those of this checkpoint \(.*wide"):
         small_trainer(20).fit(other, datamodule=PlantedData(), ckpt_path=tmp_path / "step=9.ckpt", weights_only=True)
+
+
+class OtherTaps(PlantedData):
+    """The same activations by two names."""
+
+    @property
+    def activation_shapes(self) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(("planted", "alike"), (self.channels,))
+
+    def batch(self, seed: int) -> ActivationBatch:
+        made = super().batch(seed)
+        made.activations["alike"] = made.activations["planted"]
+        return made
+
+
+def test_another_tap_is_refused_and_other_settings_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def go_on(path: Path, **arguments: Any) -> None:
+        module = sweep(ENTRIES[:1], **arguments)
+        small_trainer(4).fit(module, datamodule=OtherTaps(), ckpt_path=path, weights_only=True)
+
+    trainer = small_trainer(2)
+    trainer.fit(sweep(ENTRIES[:1]), datamodule=OtherTaps())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"of another training .tap 'planted' there, 'alike' here"):
+        go_on(tmp_path / "a.ckpt", tap="alike")
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    go_on(tmp_path / "a.ckpt", in_channels=8, warmup_steps=3, members_at_once=1)  # it has 8
+    (told,) = (line for line in caplog.messages if "settings that have changed" in line)
+    assert told.endswith("checkpoint: warmup_steps 5 there, 3 here")
+    before = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    del before["sae_sweep_settings"]
+    torch.save(before, tmp_path / "before.ckpt")
+    go_on(tmp_path / "before.ckpt", tap="alike")
 
 
 def test_gradients_are_clipped_without_the_scale_of_half_precision() -> None:

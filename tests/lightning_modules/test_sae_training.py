@@ -30,3 +30,9 @@ def test_what_is_not_finite_is_named_with_its_first_step() -> None:
         tally.add({"one/loss": one, "one/l0": fine, "other/loss": other, "other/l0": other}, step)
     with pytest.raises(ValueError, match=r"^other/loss not finite since step 1: do better$"):
         tally.means()
+
+
+def test_where_nothing_is_logged_nothing_is_due() -> None:
+    tally = LossTally("do better")
+    tally.add({"loss": torch.tensor(1.0)}, 0)
+    assert not tally.due(0)

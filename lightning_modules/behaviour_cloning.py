@@ -11,7 +11,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from datamodules.imitation import ImitationBatch, ImitationDataModule
 from lightning_modules.rate_schedule import scheduled
-from lightning_modules.run_checks import finite_steps
+from lightning_modules.run_checks import finite_steps, is_logged
 from networks import CustomCNN, TappedAgent, read_weights
 from networks.compilation import compile_in_place
 from networks.origin import parent
@@ -65,8 +65,7 @@ class BehaviourCloning(L.LightningModule):
         """The loss of one batch."""
         logits = self.agent(batch.frames).logits
         loss = functional.cross_entropy(logits, batch.targets)
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.trainer.global_step + 1) % every == 0:
+        if is_logged(self.trainer):
             self.log("clone/loss", loss.detach(), prog_bar=True)
         return loss
 

@@ -13,7 +13,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 import networks
 from datamodules import TrajectoryBatch
 from lightning_modules.rate_schedule import scheduled
-from lightning_modules.run_checks import finite_steps
+from lightning_modules.run_checks import finite_steps, is_logged
 from networks import GAMMA, load_agent
 from networks.compilation import compile_in_place
 
@@ -102,8 +102,7 @@ class DecisionTransformer(L.LightningModule):
     def training_step(self, batch: TrajectoryBatch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
         loss, right, count = masked_loss(self._logits(batch), batch)
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.trainer.global_step + 1) % every == 0:
+        if is_logged(self.trainer):
             self.log("dt/train_loss", loss.detach() / count, prog_bar=True)
             self.log("dt/train_action_accuracy", right / count, prog_bar=True)
         return loss / count

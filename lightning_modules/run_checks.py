@@ -24,6 +24,12 @@ def finite_steps(steps: float) -> int:
     return int(steps)
 
 
+def is_logged(trainer: Any) -> bool:
+    """Whether this step's numbers are logged: one in `log_every_n_steps`, and none for 0."""
+    every = trainer.log_every_n_steps
+    return every > 0 and (trainer.global_step + 1) % every == 0
+
+
 def refuse_copy(module: LightningModule, memo: dict[int, Any]) -> LightningModule:
     """As `__deepcopy__` of a module that makes its networks in `setup`: callbacks copy it before there are any.
 

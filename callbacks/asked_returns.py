@@ -1,7 +1,6 @@
 """Plays held-out levels with the decision transformer being trained, at several returns asked for."""
 
 import copy
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +26,9 @@ from interpretability.asked_play import (
 )
 from interpretability.episodes import GAME_TIME_OUT
 from interpretability.films import film_of_replays
+from interpretability.pictures import save_figure
 from interpretability.replay import Replay
 from networks import GAMMA, MAX_RETURN, DecisionTransformer, Precision, TrajectoryWindow, autocast
-from networks.files import write_atomically
 
 _CAPTIONS = {True: "solved", False: "failed"}
 
@@ -139,7 +138,7 @@ class AskedReturns(Callback):
         if len(self.play.asked) > 1:
             figures["asked_returns"] = draw_asked(self.play, title)
         for name, figure in figures.items():
-            write_atomically(folder / f"{name}.png", partial(figure.savefig, format="png", dpi=110))
+            save_figure(folder / f"{name}.png", figure)
         filmed = min(self.filmed, len(shown))
         last = len(self.play.asked) - 1
         film = film_of_replays(

@@ -1,6 +1,5 @@
 """What probes read, as pictures in the run's folder and in TensorBoard."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ from torch import Tensor
 
 from callbacks.trainer_access import misplaced
 from interpretability import ProbeResult, draw_confusion, draw_heat_map, draw_written_by, written_by
-from interpretability.pictures import save_png
+from interpretability.pictures import save_figure, save_png
 from networks import TappedAgent, TappedNetwork
-from networks.files import write_atomically
 
 WRITTEN = ("target", "next_direction", "pursued")
 
@@ -42,7 +40,7 @@ class ProbeFigures(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "figures"
         for name, figure in self.figures(pl_module.results, data.data_name).items():  # type: ignore[arg-type]
-            write_atomically(folder / f"{name}.png", partial(figure.savefig, format="png", dpi=110))
+            save_figure(folder / f"{name}.png", figure)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_figure(f"probe/{name}", figure, trainer.global_step)

@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from callbacks.trainer_access import misplaced
+from interpretability.pictures import save_figure
 from interpretability.sae_figures import draw_channels, draw_latents
 from networks.files import write_atomically
 
@@ -51,7 +51,7 @@ class SAETables(Callback):
             "channels": draw_channels(channels["explained_variance"], f"{when}: what each channel is left with"),
         }
         for name, figure in figures.items():
-            write_atomically(folder / "figures" / f"{name}.png", partial(figure.savefig, format="png", dpi=120))
+            save_figure(folder / "figures" / f"{name}.png", figure, dpi=120)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_figure(f"sae/{name}", figure, trainer.global_step)

@@ -107,7 +107,7 @@ class FrameOutputs:
             self._outputs = self._run(frames, self._trials)
             self._frames[:] = frames
             self._stale[:] = False
-            self._sees_frames = bool(self._by_row) or self._depends_on(frames)
+            self._sees_frames = bool(self._by_row) or sees_frames(self._agent, frames, self._edits)
         elif self._sees_frames:
             unlike = (_words(frames)[slots] != _words(self._frames)[slots]).any(axis=1)
             changed = slots[unlike | self._stale[slots]]
@@ -128,20 +128,26 @@ class FrameOutputs:
             output = self._agent(batch, edits=self._edits)
         return _outputs(output)[:count].float().cpu()
 
-    def _depends_on(self, frames: np.ndarray) -> bool:
-        """Whether a frame can still sway the outputs: no path for a gradient, and equal outputs for unlike frames.
 
-        Either alone would not do: an edit may cut gradients and not the signal, and outputs may agree by chance.
-        """
-        with torch.inference_mode(False), torch.enable_grad():
-            dtype = next(self._agent.parameters()).dtype
-            some = torch.from_numpy(frames[: SMALLEST_BATCH // 2]).to(self._device, dtype) / 255
-            inputs = torch.cat([some, 1 - some]).requires_grad_()
-            # not __call__: no training compilation
-            outputs = _outputs(self._agent.forward(inputs, edits=self._edits))
-            if outputs.requires_grad and torch.autograd.grad(outputs.sum(), inputs, allow_unused=True)[0] is not None:
-                return True
-            return not torch.allclose(outputs, outputs[:1].expand_as(outputs), rtol=0, atol=1e-5)
+def sees_frames(agent: TappedAgent, frames: UInt8[np.ndarray, "N 64 64 3"], edits: Sequence[Edit]) -> bool:
+    """Whether a frame can still sway the outputs: no path for a gradient, and equal outputs for unlike frames.
+
+    Either alone would not do: an edit may cut gradients and not the signal, and outputs may agree by chance.
+
+    Args:
+        agent: on whatever device.
+        frames: some, of which the first few are tried.
+        edits: put in.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        weight = next(agent.parameters())
+        some = torch.from_numpy(frames[: SMALLEST_BATCH // 2]).to(weight.device, weight.dtype) / 255
+        inputs = torch.cat([some, 1 - some]).requires_grad_()
+        # not __call__: no training compilation
+        outputs = _outputs(agent.forward(inputs, edits=edits))
+        if outputs.requires_grad and torch.autograd.grad(outputs.sum(), inputs, allow_unused=True)[0] is not None:
+            return True
+        return not torch.allclose(outputs, outputs[:1].expand_as(outputs), rtol=0, atol=1e-5)
 
 
 def _outputs(output: AgentOutput) -> Float[Tensor, "B outputs"]:

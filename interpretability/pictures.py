@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -120,6 +121,11 @@ def sheet(
 def save_png(path: Path, image: UInt8[Tensor, "H W 3"]) -> None:
     """Write a PNG file whole or not at all; its folder is made."""
     write_atomically(path, lambda partial: Image.fromarray(image.numpy()).save(partial, "png", optimize=True))
+
+
+def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
+    """Write a figure as a PNG file whole or not at all; its folder is made."""
+    write_atomically(path, lambda partial: figure.savefig(partial, format="png", dpi=dpi))
 
 
 @cache

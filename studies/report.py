@@ -17,7 +17,7 @@ from rich.table import Table as RichTable
 from torch import Tensor, nn
 
 from interpretability.films import Film
-from interpretability.pictures import save_png
+from interpretability.pictures import save_figure, save_png
 from networks import save_weights
 
 Cell = str | int | float
@@ -92,9 +92,8 @@ class Report:
             path = folder / "figures" / f"{name}.png"
             if isinstance(figure, Tensor):
                 save_png(path, figure)
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=120)
+            else:
+                save_figure(path, figure, dpi=120)
         for name, film in self.films.items():
             film.save(folder / "films" / f"{name}.gif")
         for name, page in self.pages.items():

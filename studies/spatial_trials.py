@@ -150,9 +150,7 @@ class SpatialTrials:
         clean = Visits([once.paths[row] for row in columns], [once.actions[row] for row in columns], once.gem[columns])
         ends = np.full((*far.shape, 2), np.nan)
         ends[rows, columns] = forced.ends
-        known = np.isfinite(ends).all(2)
-        mean = np.where(known[..., None], ends, 0).sum(1) / np.maximum(known.sum(1), 1)[:, None]
-        mean[~known.any(1)] = np.nan
+        mean = np.ma.masked_invalid(ends).mean(1).filled(np.nan)
         return EndMap(scene.state, begins, cells, mean, shares(forced), shares(clean))
 
     def _edit(self, scenes: Sequence[Scene], units: Int64[Tensor, "T G"], sham: bool) -> MapEdit:

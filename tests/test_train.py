@@ -189,7 +189,11 @@ def test_wrong_key_in_a_file(
         (["--seed_everything", "-1"], "--seed_everything -1: give 0 to 4294967295"),
         (["--ckpt_path", "nowhere.ckpt"], "--ckpt_path: there is no file nowhere.ckpt"),
         (["--ckpt_path", __file__], "test_train.py is no checkpoint, or was cut short"),
-        (["--ckpt_path", SHIPPED], "seed0.safetensors is no checkpoint, or was cut short, or holds weights alone"),
+        (
+            ["--ckpt_path", SHIPPED],
+            "seed0.safetensors is no checkpoint, or was cut short, or holds weights alone, "
+            "from which no run can go on: give a whole .ckpt file",
+        ),
         (["--trainer.accelerator", "abacus"], "trainer: You selected an invalid accelerator name"),
         pytest.param(
             ["--trainer.accelerator", "gpu"],

@@ -1,11 +1,62 @@
 """ResidualImpala: the residual network of the procgen papers."""
 
 from collections.abc import Iterator
+from typing import Any
 
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from networks.taps import Step, TappedAgent
+
+
+@torch.library.custom_op("networks::halving_max_pool", mutates_args=())
+def _pool(acts: Tensor) -> tuple[Tensor, Tensor]:
+    """A max pool and its indices by torch's own kernel: the compiler takes a custom operator as it is."""
+    return functional.max_pool2d_with_indices(acts, [3, 3], [2, 2], [1, 1])
+
+
+@torch.library.custom_op("networks::halving_max_pool_backward", mutates_args=())
+def _pool_backward(grad: Tensor, acts: Tensor, indices: Tensor) -> Tensor:
+    return torch.ops.aten.max_pool2d_with_indices_backward(grad, acts, [3, 3], [2, 2], [1, 1], [1, 1], False, indices)
+
+
+@_pool.register_fake
+def _(acts: Tensor) -> tuple[Tensor, Tensor]:
+    return functional.max_pool2d_with_indices(acts, [3, 3], [2, 2], [1, 1])
+
+
+@_pool_backward.register_fake
+def _(grad: Tensor, acts: Tensor, indices: Tensor) -> Tensor:
+    return torch.empty_like(acts)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[0], output[1])
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> Tensor:
+    return _pool_backward(grad, *ctx.saved_tensors)
+
+
+_pool.register_autograd(_differentiate, setup_context=_save)
+
+
+class HalvingMaxPool(nn.MaxPool2d):
+    """A 3x3 max pool with stride 2, which keeps torch's own kernel when a network is compiled for a CPU.
+
+    What torch 2.13 generates there for the gradient takes 3.4 times as long (137 instead of 40 ms for 128 maps of
+    16 x 64 x 64), and made the compiled network slower to train than the eager one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(3, stride=2, padding=1)
+
+    def forward(self, acts_BCHW: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H2 W2"]:
+        if torch.compiler.is_compiling() and acts_BCHW.device.type == "cpu" and torch.is_grad_enabled():
+            return _pool(acts_BCHW)[0]
+        return super().forward(acts_BCHW)
 
 
 class ResidualBlock(nn.Module):
@@ -23,7 +74,7 @@ class ResidualSequence(nn.Module):
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.pool = HalvingMaxPool()
         self.block1 = ResidualBlock(channels)
         self.block2 = ResidualBlock(channels)
 

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from networks import ResidualImpala, load_agent, save_weights
+from networks.residual_impala import HalvingMaxPool
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +191,29 @@ def test_it_trains_in_bf16_and_channels_last_as_one_graph(net, frames):
         assert torch.cosine_similarity(mine.grad.flatten(), theirs.grad.flatten(), 0) > 0.98
     net.zero_grad()
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_pool_is_the_same_when_compiled(dtype, memory_format):
+    """Flat patches too, where several values are the greatest: the gradient goes to the same one."""
+    torch._dynamo.reset()
+    values = torch.randint(0, 3, (2, 4, 9, 8)).to(dtype).to(memory_format=memory_format)
+    results = []
+    for pool in (nn.MaxPool2d(3, stride=2, padding=1), torch.compile(HalvingMaxPool(), backend="aot_eager")):
+        acts = values.clone(memory_format=torch.preserve_format).requires_grad_()
+        pooled = pool(acts)
+        (pooled * torch.arange(pooled.numel()).view_as(pooled)).sum().backward()
+        results.append((pooled, acts.grad))
+    (pooled, grad), (pooled_compiled, grad_compiled) = results
+    assert torch.equal(pooled, pooled_compiled)
+    assert torch.equal(grad, grad_compiled)
+    assert pooled_compiled.is_contiguous(memory_format=memory_format)
+    torch._dynamo.reset()
+
+
+def test_the_pool_stands_up_to_torchs_check_of_operators():
+    torch.library.opcheck(torch.ops.networks.halving_max_pool.default, (torch.randn(2, 3, 7, 8, requires_grad=True),))
 
 
 def test_it_comes_back_from_its_file(frames, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from networks.custom_cnn import PIXEL_MEAN, PIXEL_STD
+from networks.custom_cnn import centre_input
 from networks.taps import Step, TappedAgent
 
 GATE_STD = 0.25
@@ -101,9 +101,7 @@ class BilinearImpala(TappedAgent):
             nn.init.orthogonal_(head.weight, gain)
             nn.init.zeros_(head.bias)
         if self._initialise_centred:
-            assert self.conv1a.bias is not None
-            self.conv1a.weight /= PIXEL_STD
-            self.conv1a.bias -= PIXEL_MEAN * self.conv1a.weight.sum((1, 2, 3))
+            centre_input(self.conv1a)
 
     def trunk(self) -> Iterator[tuple[str, Step]]:
         pools = {"conv1a": "pool1", "conv2b": "pool2", "conv3a": "pool3", "conv4a": "pool4"}

@@ -23,6 +23,14 @@ class L2Pool(nn.Module):
         return torch.sqrt(functional.avg_pool2d(acts_BCHW.square(), 2) * 4 + 1e-12)
 
 
+def centre_input(conv: nn.Conv2d) -> None:
+    """Fold (x - .6) / .2, about the mean and deviation of heist's pixels, into a convolution, in place."""
+    assert conv.bias is not None
+    with torch.no_grad():
+        conv.weight /= PIXEL_STD
+        conv.bias -= PIXEL_MEAN * conv.weight.sum((1, 2, 3))
+
+
 class CustomCNN(TappedAgent):
     """Five convolutions, four L2 pools, two hidden layers, policy and value heads: 363 216 parameters, 15 actions.
 
@@ -59,10 +67,7 @@ class CustomCNN(TappedAgent):
                 assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
         if self._initialise_centred:
-            assert self.conv1a.bias is not None
-            with torch.no_grad():
-                self.conv1a.weight /= PIXEL_STD
-                self.conv1a.bias -= PIXEL_MEAN * self.conv1a.weight.sum((1, 2, 3))
+            centre_input(self.conv1a)
 
     def trunk(self) -> Iterator[tuple[str, Step]]:
         pools = {"conv1a": "pool1", "conv2b": "pool2", "conv3a": "pool3", "conv4a": "pool4"}

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from networks.custom_cnn import centre_input
 from networks.taps import Step, TappedAgent
 
 
@@ -84,9 +85,9 @@ class ResidualImpala(TappedAgent):
 
     Three sequences of convolution, max pool and two residual blocks, a hidden layer of 256, policy and value heads.
     The count is for 15 actions and `width_scale` 1; Cobbe et al. (2020, arXiv 1912.01588) scale the convolutions'
-    channels and nothing else. Initialised as their code is, through baselines' `build_impala_cnn` and `fc`: Glorot
-    uniform weights in convolutions and hidden layer, orthogonal ones with gain 0.01 for the policy and 1 for the
-    value, zero biases. (TensorFlow pads its pool on the other side; nothing else differs.)
+    channels and nothing else. But for `initialise_centred`, initialised as their code is, through baselines'
+    `build_impala_cnn` and `fc`: Glorot uniform weights in convolutions and hidden layer, orthogonal ones with gain 0.01
+    for the policy and 1 for the value, zero biases. (TensorFlow pads its pool on the other side; nothing else differs.)
 
     Taps, for S in 1 to 3 and B in 1 to 2:
 
@@ -103,12 +104,15 @@ class ResidualImpala(TappedAgent):
     Args:
         num_actions: procgen has 15.
         width_scale: the convolutions have 16, 32 and 32 times so many channels; the papers use 1, 2 and 4.
+        initialise_centred: initialise as if the input were centred, as CustomCNN does; the papers do not. Imitation
+            learns far sooner so: after 49 152 frames of `configs/warm_start.yaml` with this network its accuracy was
+            .59, and .24 without.
 
     Raises:
         ValueError: a width below 1.
     """
 
-    def __init__(self, num_actions: int = 15, width_scale: int = 1) -> None:
+    def __init__(self, num_actions: int = 15, width_scale: int = 1, initialise_centred: bool = True) -> None:
         if width_scale < 1:
             raise ValueError(f"width_scale {width_scale} leaves no channels: it must be at least 1")
         super().__init__()
@@ -120,7 +124,10 @@ class ResidualImpala(TappedAgent):
         self.value_fc = nn.Linear(256, 1)
         self._num_actions = num_actions
         self._width_scale = width_scale
+        self._initialise_centred = initialise_centred
         self._initialise()
+        if initialise_centred:
+            centre_input(self.seq1.conv)
         self._find_taps()
 
     def _initialise(self) -> None:
@@ -147,7 +154,11 @@ class ResidualImpala(TappedAgent):
         return self.policy_fc, self.value_fc
 
     def config(self) -> dict[str, int | float | bool | str]:
-        return {"num_actions": self._num_actions, "width_scale": self._width_scale}
+        return {
+            "num_actions": self._num_actions,
+            "width_scale": self._width_scale,
+            "initialise_centred": self._initialise_centred,
+        }
 
 
 def _block_steps(name: str, block: ResidualBlock) -> Iterator[tuple[str, Step]]:

@@ -169,6 +169,8 @@ def load_network(path: str | Path, architecture: str | None = None) -> TappedNet
     if "encoder_file" in metadata:
         tensors |= _encoder_beside(Path(path), metadata)
     name = architecture or metadata.get("architecture", "CustomCNN")
+    if name != metadata.get("architecture", name):
+        raise ValueError(f"{path} holds a {metadata['architecture']}, not a {name}: pass its own architecture or none")
     kind = getattr(networks, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, TappedNetwork)):
         raise ValueError(f"{path} is of the architecture {name!r}, which no agent in networks/ has: pass an agent's")
@@ -233,6 +235,8 @@ def load_sae(path: str | Path, agent: TappedNetwork | None = None, allow_other_a
         return networks.load_sae_lens(path, agent, allow_other_agent)
     tensors, metadata = read_weights(path)
     name = metadata.get("kind")
+    if name != metadata.get("architecture", name):
+        raise ValueError(f"{path} holds a {metadata['architecture']}, not a {name}: pass its own architecture or none")
     kind = getattr(networks, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, SAEBase)):
         raise ValueError(f"{path} holds no sparse autoencoder that networks/ knows (kind {name!r}): pass another file")

@@ -12,7 +12,7 @@ from networks.residual_impala import HalvingMaxPool
 @pytest.fixture(scope="module")
 def net() -> ResidualImpala:
     torch.manual_seed(0)
-    return ResidualImpala().eval()
+    return ResidualImpala(initialise_centred=False).eval()
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +193,17 @@ def test_it_trains_in_bf16_and_channels_last_as_one_graph(net, frames):
     torch._dynamo.reset()
 
 
+def test_centred_it_begins_as_if_its_input_were_centred():
+    """Away from the border, where a frame is padded with zeros before it is centred."""
+    torch.manual_seed(0)
+    plain = ResidualImpala(initialise_centred=False).seq1.conv
+    torch.manual_seed(0)
+    centred = ResidualImpala().seq1.conv
+    frames_BCHW = torch.rand(2, 3, 10, 10)
+    expected = plain((frames_BCHW - 0.6) / 0.2)
+    torch.testing.assert_close(centred(frames_BCHW)[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_the_pool_is_the_same_when_compiled(dtype, memory_format):
@@ -221,7 +232,7 @@ def test_it_comes_back_from_its_file(frames, tmp_path):
     save_weights(tmp_path / "agent.safetensors", net, {})
     loaded = load_agent(tmp_path / "agent.safetensors")
     assert isinstance(loaded, ResidualImpala)
-    assert loaded.config() == {"num_actions": 9, "width_scale": 2}
+    assert loaded.config() == {"num_actions": 9, "width_scale": 2, "initialise_centred": True}
     assert loaded.taps == net.taps
     torch.testing.assert_close(loaded(frames).logits, net(frames).logits)
 

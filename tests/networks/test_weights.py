@@ -14,6 +14,7 @@ from networks import (
     save_weights,
     share_encoder,
 )
+from networks.weights import save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +121,14 @@ def test_weights_under_another_suffix_are_told_so(net, tmp_path):
 
 def test_another_architecture_or_another_kind_of_file_is_refused(net, tmp_path):
     save_weights(tmp_path / "a.safetensors", net, {})
-    with pytest.raises(ValueError, match=r"does not fit this version's ResidualImpala .*use the architecture"):
+    with pytest.raises(ValueError, match=r"a\.safetensors holds a CustomCNN, not a ResidualImpala: pass its own"):
         load_agent(tmp_path / "a.safetensors", "ResidualImpala")
+    save_weights(tmp_path / "later.safetensors", net, {})
+    tensors, metadata = read_weights(tmp_path / "later.safetensors")
+    metadata["config"] = {"num_actions": 15, "depth": 2}
+    save_tensors(tmp_path / "later.safetensors", tensors, metadata)
+    with pytest.raises(ValueError, match=r"does not fit this version's CustomCNN .*'depth'.*version it was saved by"):
+        load_agent(tmp_path / "later.safetensors")
     save_weights(tmp_path / "sae.safetensors", SparseAutoencoder(32), {"kind": "SparseAutoencoder", "tap": "conv4a"})
     with pytest.raises(ValueError, match="architecture 'SparseAutoencoder', which no agent in networks/ has"):
         load_agent(tmp_path / "sae.safetensors")

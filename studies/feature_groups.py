@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules import ActivationBatch, ActivationDataModule
-from environments import EnvironmentSettings
+from environments import FRAME_SHAPE, EnvironmentSettings
 from environments.procgen import DistributionMode
 from interpretability.dataset_examples import DatasetExamples
 from interpretability.feature_groups import (
@@ -97,6 +97,11 @@ class FeatureGroups(Study):
         self.agent, self.tap, self.sae = load_subject(agent, sae, tap, self.device)
         if len(self.agent.taps[self.tap]) not in (1, 3):
             raise ValueError(f"{self.tap} has no channels: choose another tap")
+        if method == "factors" and self.sae is None and self._falls_below_zero():
+            raise ValueError(
+                f"{self.tap} has activations below 0, which have no non-negative factors: "
+                "choose a tap after a ReLU, or method co_activity"
+            )
         self.method, self.groups, self.examples = method, groups, examples
         self.num_frames, self.optimisation, self.seed = num_frames, optimisation, seed
         self.precision: Precision = precision
@@ -110,6 +115,11 @@ class FeatureGroups(Study):
             cache_dir=cache_dir,
         )
         self.data.device = self.device
+
+    @torch.no_grad()
+    def _falls_below_zero(self) -> bool:
+        noise_BHWC = torch.randint(256, (8, *FRAME_SHAPE), dtype=torch.uint8, device=self.device)
+        return bool((self.agent(noise_BHWC, record=(self.tap,)).activations[self.tap] < 0).any())
 
     @torch.no_grad()
     def run(self) -> Report:

@@ -48,6 +48,7 @@ def test_what_cannot_be_meant_is_refused(known: dict[str, str]) -> None:
         ({"tap": "conv3a", "sae": known["sae"]}, "leave tap null"),
         ({"tap": "conv4a", "groups": 0}, "at least 1"),
         ({"tap": "conv4a", "edge": 1.5}, "edge is 1.5"),
+        ({"tap": "conv4a.pre", "method": "factors"}, "conv4a.pre has activations below 0.*co_activity"),
     ]:
         with pytest.raises(ValueError, match=match):
             study(known, **changes)

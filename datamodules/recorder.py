@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datamodules.outcomes import outcomes
 from datamodules.recorded_game import RecordedGame, Watcher
-from environments import EnvironmentSettings, VectorEnvironment
+from environments import NUM_ACTIONS, EnvironmentSettings, VectorEnvironment
 from environments.heist import Labels, label_states
 from networks import DEFAULT_PRECISION, Precision, TappedNetwork, hash_tensors, sample_actions
 from networks.origin import warn_of_another_game
@@ -100,7 +100,8 @@ class Recorder:
         device: torch.device | str = "cpu",
     ) -> None:
         agent.check_taps(taps)
-        warn_of_another_game(agent.metadata, settings.game)
+        agent.check_actions(NUM_ACTIONS)
+        warn_of_another_game(agent.metadata, settings.game, settings.distribution_mode)
         if labels and settings.game != "heist":
             raise ValueError(f"labels exist for heist, not for {settings.game}: set labels to false")
         if frames and positions_per_frame is not None:

@@ -101,6 +101,8 @@ class RolloutDataModule(LightningDataModule):
         for name, share in (("discount", discount), ("gae_lambda", gae_lambda)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is {share}: choose 0 to 1")
+        if not reward_clip > 0 or seed < 0:
+            raise ValueError(f"reward_clip {reward_clip} must be above 0 and seed {seed} at least 0")
         if num_environments * num_steps % num_minibatches:
             raise ValueError(
                 f"num_environments {num_environments} x num_steps {num_steps} = {num_environments * num_steps} frames "

@@ -131,7 +131,7 @@ def play_episodes(
 
     Raises:
         ValueError: no levels, a repeated or negative one, `max_steps` or `num_environments` below 1, an edit at an
-            unknown tap, trials that do not fit (see `check_trials`).
+            unknown tap, another number of actions than the game has, trials that do not fit (see `check_trials`).
     """
     seeds = np.asarray(levels, dtype=np.int64)
     check_trials(agent, edits, trials, len(seeds))
@@ -143,7 +143,8 @@ def play_episodes(
             f"max_steps {max_steps} and num_environments {num_environments} must be at least 1, seed {seed} at least 0"
         )
     agent.check_edits(edits)
-    warn_of_another_game(agent.metadata, settings.game)
+    agent.check_actions(VectorEnvironment.num_actions)
+    warn_of_another_game(agent.metadata, settings.game, settings.distribution_mode)
     environment = VectorEnvironment(settings, min(num_environments, len(seeds)))
     bar = tqdm(total=len(seeds), desc=progress, unit="level", disable=progress is None, leave=False)
     try:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from datamodules.ranks import gather, world_size
 from datamodules.rollout_batch import RolloutBatch
 from datamodules.rollouts import FIXED_SETTINGS, RolloutDataModule
+from environments import NUM_ACTIONS
 from lightning_modules.ppo_losses import (
     clipped_policy_loss,
     clipped_value_loss,
@@ -19,7 +20,7 @@ from lightning_modules.ppo_losses import (
     policy_divergence,
     policy_entropy,
 )
-from lightning_modules.rollout_boundary import SigtermFlag, check_checkpoints
+from lightning_modules.rollout_boundary import SigtermFlag, WholeRollouts, check_boundaries
 from lightning_modules.run_checks import tell_changed_settings
 from networks import AgentOutput, TappedAgent, load_agent, log_probabilities
 from networks.compilation import compile_in_place
@@ -40,9 +41,10 @@ class PPOImpala(LightningModule):
     clone; from there on a penalty of KL(clone || agent), fading linearly over `kl_frames`, holds the agent near it.
     `RolloutDataModule.time_limit` keeps stuck episodes short meanwhile.
 
-    `callbacks.AgentExport` writes the agent for `load_agent`. A run goes on from a checkpoint bit for bit, also after
-    SIGTERM, which writes one at the end of the rollout. Settings may then differ, except for those that what is saved
-    is bound to; in distributed training gradients, metrics and the stop are those of all ranks.
+    `callbacks.AgentExport` writes the agent for `load_agent`. A run goes on from a checkpoint bit for bit. Whatever
+    ends training, SIGTERM and `max_time` too, waits for the end of the rollout, which is then saved. Settings may
+    differ when it goes on, except for those that what is saved is bound to; in distributed training gradients, metrics
+    and the stop are those of all ranks.
 
     Args:
         agent: the network to train.
@@ -60,7 +62,7 @@ class PPOImpala(LightningModule):
         compile: compile the inner network in place; without a C++ compiler the run goes on eagerly.
 
     Raises:
-        ValueError: warm-start arguments without a warm start, a KL penalty that never ends.
+        ValueError: a number too small, warm-start arguments without a warm start, a KL penalty that never ends.
     """
 
     def __init__(
@@ -81,9 +83,19 @@ class PPOImpala(LightningModule):
     ) -> None:
         super().__init__()
         positive = {"learning_rate": learning_rate, "anneal_frames": anneal_frames, "clip": clip}
-        for name, value in (positive | {"value_clip": value_clip}).items():
-            if value is not None and value <= 0:
+        positive |= {"value_clip": value_clip, "value_warmup_learning_rate": value_warmup_learning_rate}
+        for name, value in positive.items():
+            if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}: it must be above 0")
+        weights = {"value_coefficient": value_coefficient, "entropy_coefficient": entropy_coefficient}
+        weights |= {
+            "kl_coefficient": kl_coefficient,
+            "kl_frames": kl_frames,
+            "value_warmup_frames": value_warmup_frames,
+        }
+        for name, value in weights.items():
+            if not value >= 0:
+                raise ValueError(f"{name} is {value}: it must be at least 0")
         if warm_start is None and (value_warmup_frames or kl_coefficient or kl_frames):
             raise ValueError(
                 "value_warmup_frames, kl_coefficient and kl_frames are for an agent that can play already: "
@@ -111,8 +123,10 @@ class PPOImpala(LightningModule):
         self._compiled = False
         self._parent: dict[str, Any] | None = None
         self._sigterm = SigtermFlag()
+        self._whole_rollouts = WholeRollouts()
         self._sums: Tensor | None = None
         self._count = 0
+        self._drift: Tensor | None = None
 
     @property
     def rollouts(self) -> RolloutDataModule:
@@ -127,7 +141,8 @@ class PPOImpala(LightningModule):
         if stage != "fit":
             return
         _ = self.rollouts
-        check_checkpoints(self.trainer)
+        self.agent.check_actions(NUM_ACTIONS)
+        check_boundaries(self.trainer, self.rollouts.num_epochs * self.rollouts.num_minibatches)
         if self.warm_start is not None:
             clone = load_agent(self.warm_start)
             self._parent = parent(clone.weights_hash, clone.metadata)
@@ -190,6 +205,8 @@ class PPOImpala(LightningModule):
         assert output.logits is not None
         assert output.value is not None
         log_probs = log_probabilities(output.logits, batch.actions)
+        if batch_idx == 0:  # nothing is learnt yet: what differs from play is rounding
+            self._drift = (log_probs.detach() - batch.log_probs).expm1().abs().max()
         policy = clipped_policy_loss(log_probs, batch.log_probs, batch.advantages, self.clip)
         # an untrained value head has far to go: clipping would let it move by epsilon a rollout
         value_clip = math.inf if self.value_warms_up() else self.value_clip
@@ -227,6 +244,7 @@ class PPOImpala(LightningModule):
         Raises:
             ValueError: a loss or a weight is not finite.
         """
+        self._whole_rollouts.put_off_stop(self.trainer)
         if not self.trainer.is_last_batch and self.trainer.global_step != self.trainer.max_steps:
             return
         broken = [f"ppo/{name}" for name, mean in self._means().items() if not math.isfinite(mean)]
@@ -243,9 +261,10 @@ class PPOImpala(LightningModule):
         return dict(zip(_METRICS, (gather(self._sums).mean(0) / self._count).tolist(), strict=True))
 
     def on_train_epoch_end(self) -> None:
-        """Log the rollout against environment frames, and stop if asked to."""
+        """Log the rollout against environment frames, and stop if asked to; whatever ends training, this is saved."""
         if self._sums is not None:  # else resumed at the very end of an epoch
             self._log_rollout()
+        self._whole_rollouts.save_last(self.trainer)
         self._sigterm.stop(self.trainer, self.device)
 
     def _log_rollout(self) -> None:
@@ -256,6 +275,8 @@ class PPOImpala(LightningModule):
         if self.reference is None:
             del means["reference_kl"]
         metrics = {f"ppo/{name}": mean for name, mean in means.items()}
+        if self._drift is not None:
+            metrics["ppo/ratio_drift"] = gather(self._drift).max().item()
         values, returns = gather(rollout.values).flatten(), gather(rollout.returns).flatten()
         metrics["ppo/explained_variance"] = explained_variance(values, returns).item()
         shown = self.rollouts.tally.metrics()

@@ -38,15 +38,24 @@ def frames_trained(metadata: Mapping[str, Any]) -> int | None:
     return None if own is None or earlier is None else int(own) + earlier
 
 
-def warn_of_another_game(metadata: Mapping[str, Any], game: str) -> None:
-    """Say so where an agent is to play another game than its file says that it was trained on: every number would be
-    there, and mean little.
+def warn_of_another_game(metadata: Mapping[str, Any], game: str, distribution_mode: str) -> None:
+    """Say so where an agent is to play another game, or another difficulty of it, than its file says that it was
+    trained on: every number would be there, and mean little.
 
     Args:
         metadata: of the agent's file; one that another project wrote says nothing of the game.
         game: that it is to play.
+        distribution_mode: its difficulty.
     """
     environment = metadata.get("environment")
-    trained_on = environment.get("game") if isinstance(environment, Mapping) else None
-    if trained_on not in (None, game):
-        warnings.warn(f"the agent was trained on {trained_on} and plays {game}: is that the game meant?", stacklevel=3)
+    known = environment if isinstance(environment, Mapping) else {}
+    if "game" in known and known["game"] != game:
+        warnings.warn(
+            f"the agent was trained on {known['game']} and plays {game}: is that the game meant?", stacklevel=3
+        )
+    elif known.get("distribution_mode", distribution_mode) != distribution_mode:
+        warnings.warn(
+            f"the agent was trained on {game}, {known['distribution_mode']}, and plays {distribution_mode} levels: "
+            "is that distribution_mode meant?",
+            stacklevel=3,
+        )

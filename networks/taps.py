@@ -151,6 +151,14 @@ class TappedNetwork(nn.Module, ABC):
                 raise ValueError(f"edits hold {edit!r}, no pair of a tap and a module: give [('TAP', module), ...]")
         self.check_taps([tap for tap, _ in edits])
 
+    def check_actions(self, count: int) -> None:
+        """Raise ValueError if the network chooses among another number of actions than a game has."""
+        (known,) = self.taps["logits"]
+        if known != count:
+            raise ValueError(
+                f"this {self.architecture} chooses among {known} actions, the game has {count}: take one made for it"
+            )
+
 
 class Player(Protocol):
     """Plays a network, step by step, in the slots of a vectorised environment."""

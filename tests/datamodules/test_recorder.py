@@ -198,6 +198,8 @@ def test_bytes_are_known_in_advance(agent: CustomCNN) -> None:
 def test_what_cannot_be_is_refused(agent: CustomCNN) -> None:
     with pytest.raises(ValueError, match="no tap 'conv9'"):
         recorder(agent, ("conv9",))
+    with pytest.raises(ValueError, match="this CustomCNN chooses among 9 actions, the game has 15"):
+        recorder(CustomCNN(num_actions=9))
     with pytest.raises(ValueError, match="frames go with whole maps"):
         recorder(agent, frames=True, positions_per_frame=4)
     with pytest.raises(ValueError, match=r"play\.steps 0"):

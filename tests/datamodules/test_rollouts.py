@@ -163,6 +163,8 @@ def test_a_state_of_other_environments_is_refused():
         ({"gae_lambda": -1.0}, "gae_lambda is -1.0: choose 0 to 1"),
         ({"time_limit": 0}, "at least 1 step"),
         ({"time_limit": 9, "num_steps": 1}, "set 2 or more steps"),
+        ({"reward_clip": -1.0}, "reward_clip -1.0 must be above 0"),
+        ({"seed": -1}, "seed -1 at least 0"),
         ({"time_limit_frames": 100}, "without a time_limit"),
     ],
 )

@@ -182,6 +182,8 @@ def test_refuses_what_cannot_be_played(agent):
         play_episodes(agent, [1], settings=EASY, max_steps=0)
     with pytest.raises(ValueError, match="no tap 'conv9'"):
         play_episodes(agent, [1], settings=EASY, edits=[("conv9", nn.Identity())])
+    with pytest.raises(ValueError, match="this CustomCNN chooses among 9 actions, the game has 15"):
+        play_episodes(CustomCNN(num_actions=9), [1], settings=EASY)
 
 
 def test_first_states_are_those_of_the_levels():

@@ -69,6 +69,9 @@ def test_first_minibatch_is_on_policy(tmp_path, clone, precision, bound):
     fit(tmp_path, 3, [ratios], precision=precision, warm_start=clone)
     assert len(ratios.deviations) == 3
     assert max(ratios.deviations) <= bound
+    events = EventAccumulator(str(tmp_path / "ppo/run")).Reload()
+    logged = [event.value for event in events.Scalars("ppo/ratio_drift")]
+    torch.testing.assert_close(logged, ratios.deviations, rtol=1e-3, atol=1e-6)
 
 
 class FirstLosses(Callback):
@@ -164,6 +167,49 @@ def test_nan_in_a_loss_leaves_a_checkpoint_to_go_on_from(tmp_path):
     resumed, whole = fit(tmp_path / "broken", 3, ckpt_path=last), fit(tmp_path / "whole", 3)
     for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
+
+
+class StopAmid(Callback):
+    """Asks for the end amid the second rollout, as `max_time` does."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == 1 and batch_idx == 1:
+            trainer.should_stop = True
+
+
+@pytest.mark.parametrize("save_last", [True, "link", None])
+def test_a_stop_amid_a_rollout_waits_for_its_end_and_is_saved(tmp_path, save_last):
+    sparse = ModelCheckpoint(tmp_path / "own", "sparse-{epoch}", every_n_epochs=5, save_last=save_last)
+    stopped = fit(tmp_path / "stopped", 3, [StopAmid(), sparse])
+    assert (stopped.trainer.current_epoch, stopped.trainer.global_step) == (2, 2 * 4)
+    saved = tmp_path / "own" / ("last.ckpt" if save_last else "sparse-epoch=1.ckpt")
+    resumed, whole = fit(tmp_path / "stopped", 3, ckpt_path=saved), fit(tmp_path / "whole", 3)
+    for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_the_last_rollout_is_saved_whatever_the_rhythm(tmp_path):
+    sparse = ModelCheckpoint(tmp_path / "own", "sparse-{epoch}", every_n_epochs=2, save_top_k=-1)
+    fit(tmp_path, 3, [sparse])
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["sparse-epoch=1.ckpt", "sparse-epoch=2.ckpt"]
+
+
+def test_nan_in_a_rollout_that_is_to_be_the_last_is_not_saved(tmp_path):
+    class Poison(StopAmid):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.current_epoch == 1:
+                batch.returns.fill_(torch.nan)
+
+    with pytest.raises(ValueError, match="not finite"):
+        fit(tmp_path, 3, [Poison()])
+    assert torch.load(tmp_path / "ppo/run/checkpoints/last.ckpt", weights_only=True)["epoch"] == 0
+
+
+def test_max_steps_inside_a_rollout_is_refused(tmp_path):
+    trainer = Trainer(max_steps=6, accelerator="cpu", default_root_dir=tmp_path, logger=False)
+    data = RolloutDataModule(num_environments=4, num_steps=8, num_epochs=2, num_minibatches=2)
+    with pytest.raises(ValueError, match="max_steps is 6 and a rollout is learnt from in 4: give a multiple"):
+        trainer.fit(PPOImpala(CustomCNN()), data)
 
 
 class Validated(PPOImpala):
@@ -282,6 +328,10 @@ def test_a_rollout_cut_short_by_the_trainer_is_logged_and_saved(tmp_path):
         ({"value_warmup_frames": 10}, "set warm_start to its file"),
         ({"anneal_frames": 0}, "anneal_frames is 0: it must be above 0"),
         ({"clip": 0.0}, "clip is 0.0: it must be above 0"),
+        ({"value_warmup_learning_rate": 0.0}, "value_warmup_learning_rate is 0.0: it must be above 0"),
+        ({"entropy_coefficient": -0.1}, "entropy_coefficient is -0.1: it must be at least 0"),
+        ({"value_coefficient": math.nan}, "value_coefficient is nan: it must be at least 0"),
+        ({"agent": CustomCNN(num_actions=9)}, "chooses among 9 actions, the game has 15"),
         ({"warm_start": "x", "kl_coefficient": 1.0}, "set both, or neither"),
         ({"warm_start": "nowhere.safetensors"}, r"no file nowhere\.safetensors"),
     ],

@@ -31,8 +31,11 @@ def test_scratch_and_warm_starts_of_files_without_a_parent_are_told_apart():
 def test_another_game_than_that_of_the_training_is_warned_of():
     trained = {"environment": {"game": "coinrun", "distribution_mode": "easy"}}
     with pytest.warns(UserWarning, match="trained on coinrun and plays heist"):
-        warn_of_another_game(trained, "heist")
+        warn_of_another_game(trained, "heist", "easy")
+    with pytest.warns(UserWarning, match="trained on coinrun, easy, and plays hard levels"):
+        warn_of_another_game(trained, "coinrun", "hard")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_another_game(trained, "coinrun")
-        warn_of_another_game({}, "heist")  # published weights do not say
+        warn_of_another_game(trained, "coinrun", "easy")
+        warn_of_another_game({"environment": {"game": "coinrun"}}, "coinrun", "hard")
+        warn_of_another_game({}, "heist", "easy")  # published weights do not say

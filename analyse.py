@@ -13,7 +13,7 @@ from rich.console import Console
 from commands import USER_ERRORS, OneMessageParser, compute_exactly, config_files, one_line, quieten
 from runs import continue_run, start_run
 from studies import Study, StudyList
-from studies.plain_page import with_pages
+from studies.plain_page import agents_of, with_pages
 from studies.tensorboard import write_events
 
 
@@ -67,7 +67,10 @@ def main(args: list[str] | None = None) -> int:
         raise
     finally:
         run.release()
-    report.show(Console(), run.folder)
+    console = Console()
+    for line in agents_of(study):
+        console.print(line, highlight=False)
+    report.show(console, run.folder)
     return 0
 
 

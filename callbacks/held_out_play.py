@@ -20,8 +20,8 @@ class HeldOutPlay(Callback):
     has played (`env_steps`), where it counts them, else at the trainer's steps. `held_out/gap` is the return of
     training (`agent/return`, where that is logged) minus `held_out/return`: in a run on few training levels the
     generalisation gap. Training's return is a running mean over the episodes that ended last, of weights somewhat
-    older than those played here, and leaves out episodes that are still stuck; take `studies.EvaluateAgent` for numbers
-    to report.
+    older than those played here, and leaves out episodes that are still stuck; take `studies.LearningCurve`
+    with `training_levels` for numbers to report.
 
     An evaluation comes before an epoch rather than after one, so that the training's metrics of the epoch are there
     and a resumed run repeats none. Random generators, gradients, modes and compiled code are left as they are: the

@@ -81,7 +81,9 @@ def check_shown(agent: TappedAgent, sae: SAEBase | None, shown: Shown) -> None:
                 raise ValueError(f"{LATENTS!r} stands for an autoencoder's latents: give the autoencoder's file too")
             tap, count = sae.tap, sae.num_latents
         else:
-            agent.check_taps([source])
+            if source not in agent.taps:
+                maps = ", ".join(name for name, shape in agent.taps.items() if len(shape) == 3)
+                raise ValueError(f"show: {agent.architecture} has no tap {source!r}: choose among {maps}")
             tap, count = source, agent.taps[source][0] if agent.taps[source] else 1
         if len(agent.taps[tap]) != 3:
             maps = ", ".join(name for name, shape in agent.taps.items() if len(shape) == 3)

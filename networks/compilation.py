@@ -10,6 +10,9 @@ from torch import nn
 def compile_in_place(network: nn.Module, device: torch.device | None = None) -> bool:
     """Compile a network's `__call__` in place, which keeps its state-dict keys; say once where that cannot be.
 
+    It stays one graph under `DistributedDataParallel` too, as it is in play: torch would cut it there, to send
+    gradients sooner, which these small networks have few of, and the two could round differently.
+
     On a CPU, torch generates C++ and needs a compiler: where there is none the network goes on eagerly.
 
     Args:
@@ -31,5 +34,6 @@ def compile_in_place(network: nn.Module, device: torch.device | None = None) -> 
         if not found:
             warnings.warn("no C++ compiler (g++ or clang++) was found: the network runs eagerly", stacklevel=2)
             return False
+    torch._dynamo.config.optimize_ddp = False
     network.compile(dynamic=False)
     return True

@@ -38,6 +38,27 @@ def frames_trained(metadata: Mapping[str, Any]) -> int | None:
     return None if own is None or earlier is None else int(own) + earlier
 
 
+def training_levels(metadata: Mapping[str, Any], count: int, path: str) -> range:
+    """The first level seeds of those that an agent was trained on.
+
+    Args:
+        metadata: of the agent's file.
+        count: how many.
+        path: of the file, for the error.
+
+    Raises:
+        ValueError: the file does not say, or they are fewer.
+    """
+    environment = metadata.get("environment")
+    try:
+        start, known = int(environment["start_level"]), int(environment["num_levels"])
+    except (TypeError, KeyError, ValueError):
+        raise ValueError(f"{path} does not say on which levels it was trained (environment): play others") from None
+    if not 1 <= count <= known:
+        raise ValueError(f"{count} levels of training asked for: {path} was trained on {known}")
+    return range(start, start + count)
+
+
 def warn_of_another_game(metadata: Mapping[str, Any], game: str, distribution_mode: str) -> None:
     """Say so where an agent is to play another game, or another difficulty of it, than its file says that it was
     trained on: every number would be there, and mean little.

@@ -16,7 +16,7 @@ from interpretability.outcomes import outcome_intervals
 from interpretability.replay import ActionLog, replay
 from interpretability.statistics import Interval, join_metrics
 from networks import DEFAULT_PRECISION, Edit, Precision, TappedNetwork, load_network
-from networks.origin import how_trained
+from networks.origin import how_trained, training_levels
 from studies.arguments import check_at_least_one, check_files, check_not_negative
 from studies.edit_choice import EditChoice
 from studies.evaluation_tables import Choice, agent_table, draw_outcomes, episode_table, group_table
@@ -41,7 +41,8 @@ class EvaluateAgent(Study):
     Args:
         agent: path of the weights of an agent, or of a decision transformer (which asks for its own `asked_return`;
             `studies.AskedReturns` plays several), or several.
-        split: held-out levels to play; keep `test` for what is reported.
+        split: held-out levels to play; keep `test` for what is reported. `train` takes those that the agent was trained
+            on, by its own file: what it achieves there beyond held-out levels is the generalisation gap.
         num_levels: the first so many of them.
         game: any procgen game; the number of keys is counted, and the oracle plays, in heist.
         distribution_mode: its difficulty.
@@ -67,7 +68,7 @@ class EvaluateAgent(Study):
     def __init__(
         self,
         agent: list[str] | str,
-        split: Literal["validation", "test"] = "test",
+        split: Literal["validation", "test", "train"] = "test",
         num_levels: int = 1_000,
         game: str = "heist",
         distribution_mode: DistributionMode = "easy",
@@ -95,13 +96,22 @@ class EvaluateAgent(Study):
                 "an autoencoder belongs to the one agent that it was trained on: give one agent, no sae, "
                 "or allow_other_agent"
             )
-        self.levels = held_out_levels(split, num_levels)
         self.settings = EnvironmentSettings(game, distribution_mode)
         VectorEnvironment(self.settings, 1).close()  # refuses an unknown game
         where = choose_device(device)
         self.agents = [load_network(path).to(where) for path in self.names]
         for each in self.agents:
             self.edits = self.edit_choice.load(each, where)  # the same for all
+        if split == "train":
+            levels = {
+                training_levels(one.metadata, num_levels, path)
+                for path, one in zip(self.names, self.agents, strict=True)
+            }
+            if len(levels) > 1:
+                raise ValueError(f"the agents {self.names} were trained on different levels: evaluate them one by one")
+            self.levels = levels.pop()
+        else:
+            self.levels = held_out_levels(split, num_levels)
         self.trainings = [how_trained(each.metadata) for each in self.agents]
         if len(set(self.trainings)) > 1:
             kinds = "; ".join(f"{name}: {how}" for name, how in zip(self.names, self.trainings, strict=True))

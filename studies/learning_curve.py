@@ -12,9 +12,10 @@ from environments.procgen import DistributionMode
 from interpretability.episodes import GAME_TIME_OUT, Episodes, play_episodes
 from interpretability.oracle_play import play_oracle
 from interpretability.outcomes import outcome_intervals
-from interpretability.statistics import Interval, join_metrics, spreads
-from networks import DEFAULT_PRECISION, Precision, load_network
+from interpretability.statistics import Interval, join_metrics, resampled_means, spreads
+from networks import DEFAULT_PRECISION, Precision, TappedNetwork, load_network
 from networks.origin import frames_trained, how_trained
+from networks.origin import training_levels as levels_of_training
 from studies.arguments import check_at_least_one, check_not_negative
 from studies.evaluation_tables import agent_table
 from studies.report import Report, Study
@@ -34,12 +35,14 @@ class LearningCurve(Study):
 
     Writes `figures/learning_curve.png` and the table `checkpoints`. Summary, for each file's name without its ending:
     `curve/NAME/frames`, and with 95 % bounds over levels `curve/NAME/return`, `solved`, `episode_length` and, in heist,
-    `optimality`.
+    `optimality`; with `training_levels` also `curve/NAME/training/return` and so on, on levels that the agent was
+    trained on, and `curve/NAME/gap`, their return minus that on held-out levels: the generalisation gap.
 
     Args:
         agents: files of agents; `callbacks.AgentExport` with `keep_from` writes a ladder of them along a run.
         split: held-out levels to play.
         num_levels: the first so many of them.
+        training_levels: play also the first so many of the levels that each agent was trained on, by its own file.
         game: any procgen game.
         distribution_mode: its difficulty.
         greedy: take the likeliest action rather than sample.
@@ -59,6 +62,7 @@ class LearningCurve(Study):
         agents: list[str],
         split: Literal["validation", "test"] = "test",
         num_levels: int = 400,
+        training_levels: int = 0,
         game: str = "heist",
         distribution_mode: DistributionMode = "easy",
         greedy: bool = False,
@@ -69,7 +73,7 @@ class LearningCurve(Study):
         device: str = "auto",
     ) -> None:
         check_at_least_one({"num_environments": num_environments, "max_steps": max_steps, "agents": len(agents)})
-        check_not_negative({"seed": seed})
+        check_not_negative({"seed": seed, "training_levels": training_levels})
         self.stems = [Path(path).stem for path in agents]
         if len(set(self.stems)) < len(agents):
             raise ValueError(f"agents {agents}: two files have the same name, by which the figures go")
@@ -83,6 +87,10 @@ class LearningCurve(Study):
             if (frames := frames_trained(agent.metadata)) is None:
                 raise ValueError(f"{path} does not say on how many frames it was trained (env_steps): leave it out")
             self.frames.append(frames)
+        self.seen = [
+            levels_of_training(agent.metadata, training_levels, path)
+            for path, agent in zip(agents, self.agents if training_levels else [], strict=False)
+        ]
         self.trainings = [how_trained(agent.metadata) for agent in self.agents]
         self.greedy, self.seed, self.num_environments, self.max_steps = greedy, seed, num_environments, max_steps
         self.precision: Precision = precision
@@ -95,39 +103,57 @@ class LearningCurve(Study):
                 self.levels, settings=self.settings, num_environments=self.num_environments, progress="play oracle"
             )
         played = [
-            play_episodes(
-                agent,
-                self.levels,
-                settings=self.settings,
-                greedy=self.greedy,
-                seed=self.seed,
-                num_environments=self.num_environments,
-                max_steps=self.max_steps,
-                precision=self.precision,
-                progress=f"play {stem}",
-            )
-            for agent, stem in zip(self.agents, self.stems, strict=True)
+            self._play(agent, self.levels, f"play {stem}") for agent, stem in zip(self.agents, self.stems, strict=True)
+        ]
+        seen = [
+            self._play(self.agents[row], levels, f"play {self.stems[row]} where it was trained")
+            for row, levels in enumerate(self.seen)
         ]
         measured = [outcome_intervals([run], oracle) for run in played]
+        measured_seen = [outcome_intervals([run]) for run in seen]
         summary: dict[str, float] = {}
-        for stem, frames, intervals in zip(self.stems, self.frames, measured, strict=True):
-            summary[f"curve/{stem}/frames"] = frames
+        for row, stem in enumerate(self.stems):
+            summary[f"curve/{stem}/frames"] = self.frames[row]
+            intervals = dict(measured[row])
+            if seen:
+                intervals |= {f"training/{name}": interval for name, interval in measured_seen[row].items()}
+                intervals["gap"] = _gap(seen[row], played[row])
             summary |= join_metrics({f"curve/{stem}/{name}": interval for name, interval in intervals.items()})
         table = agent_table({"greedy" if self.greedy else "sampled": played}, self.names, self.trainings, oracle)
-        return Report(summary, {"checkpoints": table}, {"learning_curve": self._draw(measured)})
+        table.columns.append("frames of training")
+        for cells, frames in zip(table.rows, self.frames, strict=True):
+            cells.append(frames)
+        figure = self._draw(measured, measured_seen)
+        return Report(summary, {"checkpoints": table}, {"learning_curve": figure})
 
-    def _draw(self, measured: list[dict[str, Interval]]) -> Figure:
+    def _play(self, agent: TappedNetwork, levels: range, progress: str) -> Episodes:
+        return play_episodes(
+            agent,
+            levels,
+            settings=self.settings,
+            greedy=self.greedy,
+            seed=self.seed,
+            num_environments=self.num_environments,
+            max_steps=self.max_steps,
+            precision=self.precision,
+            progress=progress,
+        )
+
+    def _draw(self, measured: list[dict[str, Interval]], seen: list[dict[str, Interval]]) -> Figure:
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         sides = figure.subplots(1, 2, sharex=True)
         for axes, name in zip(sides, ("return", "solved"), strict=True):
             for training in dict.fromkeys(self.trainings):
                 rows = [row for row, how in enumerate(self.trainings) if how == training]
                 rows.sort(key=lambda row: self.frames[row])
+                frames = [self.frames[row] for row in rows]
                 values = np.array([measured[row][name] for row in rows])  # value, low, high
-                errors = spreads(values)
-                axes.errorbar(
-                    [self.frames[row] for row in rows], values[:, 0], errors, marker="o", capsize=3, label=training
-                )
+                line = axes.errorbar(frames, values[:, 0], spreads(values), marker="o", capsize=3, label=training)
+                if seen:
+                    values = np.array([seen[row][name] for row in rows])
+                    look = {"marker": "o", "mfc": "none", "ls": "--", "color": line.lines[0].get_color()}
+                    label = f"{training}, on levels of its training"
+                    axes.errorbar(frames, values[:, 0], spreads(values), capsize=3, label=label, **look)
             axes.set(xscale="log", xlabel="environment frames of training", ylabel=name)
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(EngFormatter())
@@ -138,3 +164,10 @@ class LearningCurve(Study):
             sides[0].plot(*zip(*published, strict=True), marker="s", ls="--", color="0.5", label=label)
         figure.legend(*sides[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
         return figure
+
+
+def _gap(seen: Episodes, held_out: Episodes) -> Interval:
+    """Mean return on levels of training minus that on others, with its percentile bootstrap interval."""
+    draws = resampled_means(seen.returns) - resampled_means(held_out.returns, seed=1)
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return Interval(float(seen.returns.mean() - held_out.returns.mean()), float(low), float(high))

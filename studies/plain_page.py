@@ -3,16 +3,20 @@
 import math
 import sys
 from dataclasses import replace
+from html import escape
 from typing import Final
 
 from interpretability.report_page import Link, Section, film_links, in_words, link_list, report_page
+from networks import TappedNetwork
+from networks.origin import how_trained
 from studies.report import Cell, Report, Study, Table
 
 _ROWS: Final = 200
 
 
 def with_pages(report: Report, study: Study, config: str) -> Report:
-    """The report with a page, if the study made none, and below every page links to its numbers and tables.
+    """The report with a page, if the study made none, and below every page how the agents came about and links to its
+    numbers and tables.
 
     Args:
         report: of the study.
@@ -24,8 +28,22 @@ def with_pages(report: Report, study: Study, config: str) -> Report:
         pages = {"index": _plain_page(report, study)}
     links = [Link("all numbers", "../summary.json"), Link("settings", config)]
     links += [Link(f"table: {in_words(name)}", f"../tables/{name}.csv") for name in report.tables]
-    foot = f'<footer style="margin-top: 30px">{link_list(links)}</footer></body>'
+    agents = "".join(f"<p>{escape(line)}</p>" for line in agents_of(study))
+    foot = f'<footer style="margin-top: 30px">{agents}{link_list(links)}</footer></body>'
     return replace(report, pages={name: page.replace("</body>", foot) for name, page in pages.items()})
+
+
+def agents_of(study: Study) -> list[str]:
+    """What each agent of a study is and how it was trained, without repetition: agents trained by PPO from scratch and
+    from a clone may think differently.
+    """
+    found = [getattr(study, "agent", None), *getattr(study, "agents", [])]
+    lines = [
+        f"Agent: {agent.architecture}; training: {how_trained(agent.metadata)}."
+        for agent in found
+        if isinstance(agent, TappedNetwork)
+    ]
+    return list(dict.fromkeys(lines))
 
 
 def number_rows(summary: dict[str, float]) -> tuple[list[str], list[list[Cell]]]:

@@ -17,7 +17,7 @@ from interpretability.observed_episode import ObservedEpisode, check_shown, obse
 from interpretability.replay import ActionLog, Replay, replay
 from interpretability.saved_play import play_saved
 from interpretability.splice import MEAN_LEVELS
-from networks import DEFAULT_PRECISION, Edit, Precision, SAEBase, load_agent
+from networks import DEFAULT_PRECISION, Edit, Precision, SAEBase, TappedAgent, load_agent
 from studies.arguments import check_at_least_one, check_not_negative
 from studies.edit_choice import EditChoice
 from studies.report import Cell, Report, Study, Table
@@ -49,7 +49,8 @@ class Watch(Study):
         fetchable: build a maze in the level's place in which these keys, or keys and the gem, can be fetched at once,
             each in another direction and 2 to 6 moves away, as retargeting plays; heist's, the agent samples.
         show: which units are shown: for a tap's name, or `sae` for an autoencoder's latents, their numbers or how many;
-            a number takes those that vary most over the episode.
+            a number takes those that vary most over the episode. By default 8 of `conv4a`, or of the last map that
+            there is.
         sae: path of an autoencoder that replaces its tap.
         ablation: replaces `tap` by zeros, or by its mean over untouched play of 64 validation levels.
         edit: any module, put in at `tap`.
@@ -93,6 +94,8 @@ class Watch(Study):
         self.edit_choice = EditChoice(sae, ablation, edit, tap, allow_other_agent, saved_edit)
         check_at_least_one({"max_steps": max_steps})
         check_not_negative({"level": level, "seed": seed})
+        if level >= 2**31 - 1:
+            raise ValueError(f"level is {level}: seeds of levels end at {2**31 - 2}")
         if play_edited and not self.edit_choice:
             raise ValueError("play_edited asks for an edit to play with: give sae, ablation, edit or saved_edit")
         if play_edited and actions is not None:
@@ -109,7 +112,7 @@ class Watch(Study):
         self.agent = load_agent(agent).to(where)
         self.edits = self.edit_choice.load(self.agent, where)
         self.sae = next((edit for _, edit in self.edits if sae is not None and isinstance(edit, SAEBase)), None)
-        self.show: dict[str, list[int] | int] = {"conv4a": 8} if show is None else show
+        self.show: dict[str, list[int] | int] = _default_show(self.agent) if show is None else show
         check_shown(self.agent, self.sae, self.show)
         self.level, self.choose, self.play_edited = level, choose, play_edited
         self.max_steps, self.seed = max_steps, seed
@@ -185,6 +188,11 @@ class Watch(Study):
             what = f"{choice.ablation} ablation" if choice.ablation else type(choice.edit).__name__
             lines.append(f"Edit: {what} at {choice.tap}.")
         return lines
+
+
+def _default_show(agent: TappedAgent) -> dict[str, list[int] | int]:
+    maps = [tap for tap, shape in agent.taps.items() if len(shape) == 3]
+    return {"conv4a" if "conv4a" in maps else maps[-1]: 8}
 
 
 def parse_actions(letters: str) -> list[int]:

@@ -42,6 +42,37 @@ def test_each_checkpoint_lies_at_the_frames_of_its_whole_way(agents):
     ]  # fmt: skip
 
 
+def test_the_gap_is_between_levels_of_training_and_others(agents, tmp_path):
+    paths = []
+    for name, start in (("one", 100_000), ("other", 200_000)):
+        known = {"training": "PPO", "env_steps": 9, "environment": {"start_level": start, "num_levels": 5}}
+        torch.manual_seed(0)
+        save_weights(tmp_path / f"{name}.safetensors", CustomCNN(), known)
+        paths.append(str(tmp_path / f"{name}.safetensors"))
+    report = LearningCurve(paths, training_levels=5, **PLAY | {"max_steps": 60}).run()
+    for path, name in zip(paths, ("one", "other"), strict=True):
+        arguments = PLAY | {"num_levels": 5, "max_steps": 60}
+        alone = EvaluateAgent(path, split="train", choose="sampled", film_episodes=0, **arguments).run()
+        assert {row[1] for row in alone.tables["episodes"].rows} == set(
+            load_agent(path).metadata["environment"]["start_level"] + np.arange(5)
+        )
+        got = {
+            key: report.summary[f"curve/{name}/{key}"]
+            for key in ("return", "training/return", "gap", "gap_low", "gap_high")
+        }
+        assert got["training/return"] == pytest.approx(alone.summary["agent/return"])
+        assert got["gap"] == pytest.approx(got["training/return"] - got["return"])
+        assert got["gap_low"] <= got["gap"] <= got["gap_high"]
+    labels = report.figures["learning_curve"].axes[0].get_legend_handles_labels()[1]
+    assert "PPO from scratch, on levels of its training" in labels
+    with pytest.raises(ValueError, match=r"one\.safetensors was trained on 5"):
+        LearningCurve(paths, training_levels=6, **PLAY)
+    with pytest.raises(ValueError, match="different levels"):
+        EvaluateAgent(paths, split="train", **PLAY)
+    with pytest.raises(ValueError, match="does not say on which levels"):
+        LearningCurve(agents, training_levels=1, **PLAY)
+
+
 def test_other_games_have_no_published_points(agents):
     report = LearningCurve(agents[:1], game="maze", **PLAY).run()
     assert "curve/scratch/optimality" not in report.summary

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import analyse
 from interpretability.films import Film
+from networks import CustomCNN
 from studies import Report, Study, StudyList, Table
 from studies.plain_page import with_pages
 from studies.tensorboard import write_events
@@ -190,12 +191,14 @@ def test_every_study_has_its_folder_and_the_page_leads_there(tmp_path: Path) -> 
 def test_a_study_that_makes_no_page_gets_one(tmp_path: Path) -> None:
     """With its question, what it did, its figures, films, printed tables and numbers."""
     study = Plain(0.25)
+    study.agent = CustomCNN()
+    study.agent.metadata = {"training": "PPO", "parent": {"training": "<clone>"}}
     report = with_pages(study.run(), study, "../config.yaml")
     report.write(tmp_path)
     assert list(report.pages) == ["index"]
     page = report.pages["index"]
     words_of = ["How large is a number?", "Finds what it was told.", "the number found", "0.2 (0.0 to 1.0)"]
-    for words in (*words_of, ">One<", ">Drawn<", ">Films<"):
+    for words in (*words_of, ">One<", ">Drawn<", ">Films<", "CustomCNN; training: PPO, begun as &lt;clone&gt;."):
         assert words in page, words
     assert "And more" in page
     assert "its maker's" not in page

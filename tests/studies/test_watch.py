@@ -161,6 +161,8 @@ def test_script_is_whole(agent, tmp_path):
         ({"actions": "R", "play_edited": True, "ablation": "zero", "tap": "conv4a"}, "by hand"),
         ({"play_edited": True}, "asks for an edit"),
         ({"level": -1}, "level -1"),
+        ({"level": 2**31}, "seeds of levels end at 2147483646"),
+        ({"show": {"conv9": 3}}, "show: CustomCNN has no tap 'conv9': choose among conv1a.pre"),
         ({"max_steps": 0}, "max_steps 0"),
         ({"show": {"fc1": 3}}, "fc1 has no map"),
         ({"show": {"sae": 3}}, "give the autoencoder's file"),

@@ -28,7 +28,7 @@ from networks.origin import parent
 from networks.weights import load_into
 
 # What a checkpoint's weights are bound to; the agent and the clone it is held to come from there, not from a file.
-_FIXED_SETTINGS = ("agent", "warm_start", "held_to_warm_start")
+_FIXED_SETTINGS = ("agent", "warm_start_weights", "held_to_warm_start")
 _METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "reference_kl")
 
 
@@ -292,6 +292,7 @@ class PPOImpala(LightningModule):
         return {
             **given,
             "agent": {"class": self.agent.architecture, **self.agent.config()},
+            "warm_start_weights": None if self._parent is None else self._parent["hash"],
             "held_to_warm_start": bool(self.kl_coefficient),
             "precision": self.trainer.precision,
             "gradient_clip_val": self.trainer.gradient_clip_val,
@@ -315,8 +316,9 @@ class PPOImpala(LightningModule):
                 "the checkpoint has no environments to go on with, so it is of another kind of training: "
                 "to begin from an agent's weights set model.init_args.warm_start to its .safetensors file"
             )
-        there = {**data["settings"], **checkpoint["settings"]}
         here = {**self.rollouts.settings(), **self.settings()}
+        known = {"warm_start_weights": here["warm_start_weights"]}  # which earlier checkpoints do not say
+        there = {**known, **data["settings"], **checkpoint["settings"]}
         tell_changed_settings(there, here, (*FIXED_SETTINGS, *_FIXED_SETTINGS))
 
     def agent_metadata(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def training_levels(metadata: Mapping[str, Any], count: int, path: str) -> range
     Raises:
         ValueError: the file does not say, or they are fewer.
     """
-    environment = metadata.get("environment")
+    environment: Any = metadata.get("environment")
     try:
         start, known = int(environment["start_level"]), int(environment["num_levels"])
     except (TypeError, KeyError, ValueError):

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -339,6 +340,16 @@ def test_a_rollout_cut_short_by_the_trainer_is_logged_and_saved(tmp_path):
 def test_what_does_not_fit_together_is_refused(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         fit(tmp_path, 1, **arguments)
+
+
+def test_a_run_goes_on_from_the_same_clone_wherever_it_lies(tmp_path, clone):
+    fit(tmp_path, 1, warm_start=clone)
+    last = tmp_path / "ppo/run/checkpoints/last.ckpt"
+    elsewhere = Path(clone).rename(tmp_path / "moved.safetensors")
+    assert fit(tmp_path, 2, ckpt_path=last, warm_start=str(elsewhere)).trainer.global_step == 2 * 4
+    save_weights(clone, CustomCNN(), {})
+    with pytest.raises(ValueError, match="another training .warm_start_weights"):
+        fit(tmp_path, 2, ckpt_path=last, warm_start=clone)
 
 
 def test_other_data_are_refused(tmp_path):

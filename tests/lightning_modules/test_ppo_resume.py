@@ -165,8 +165,8 @@ def test_another_configuration_is_refused_or_told(eager, whole, capsys):
     assert "clip" not in said, "which may change"
     assert "num_environments 4 there, 8 here" in refused(f"{data}.num_environments", "8")
     assert "seed 0 there, 1 here" in refused(f"{data}.seed", "1")
-    said = refused(f"{model}.agent.init_args.num_actions", "16")
-    assert "agent.num_actions 15 there, 16 here" in said
+    said = refused(f"{model}.agent.init_args.initialise_centred", "false")
+    assert "agent.initialise_centred True there, False here" in said
     foreign = torch.load("last.ckpt", weights_only=True)
     del foreign["RolloutDataModule"]
     torch.save(foreign, "last.ckpt")

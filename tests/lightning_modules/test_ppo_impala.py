@@ -348,7 +348,7 @@ def test_a_run_goes_on_from_the_same_clone_wherever_it_lies(tmp_path, clone):
     elsewhere = Path(clone).rename(tmp_path / "moved.safetensors")
     assert fit(tmp_path, 2, ckpt_path=last, warm_start=str(elsewhere)).trainer.global_step == 2 * 4
     save_weights(clone, CustomCNN(), {})
-    with pytest.raises(ValueError, match="another training .warm_start_weights"):
+    with pytest.raises(ValueError, match=r"another training .warm_start_weights"):
         fit(tmp_path, 2, ckpt_path=last, warm_start=clone)
 
 

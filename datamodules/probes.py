@@ -44,8 +44,8 @@ class ProbeDataModule(LightningDataModule):
 
     Args:
         agent: path of the weights of an agent, or of a decision transformer, which plays for its `asked_return`.
-        taps: what is probed; null for all taps behind a nonlinearity or a pool, and `logits`. Attention patterns and
-            the taps of a decision transformer's encoder only if they are named.
+        taps: what is probed; null for all but each `NAME.pre` and `value`. Attention patterns and the taps of a
+            decision transformer's encoder only if they are named.
         states: null for natural play; or what makes a state to look at from the first state of each level, by path:
             for example `environments.heist.scatter_player`. It names the data `deconfounded` in metrics.
         environment: heist in a mode whose frame shows the whole world (easy, hard); its levels are those of training.

@@ -28,6 +28,9 @@ class BehaviourCloning(L.LightningModule):
         weights: a saved agent to go on from; null begins afresh.
         learning_rate: Adam's, falling to zero along a cosine over the run.
         compile: compile the inner network in place; without a C++ compiler the run goes on eagerly.
+
+    Raises:
+        ValueError: `weights` that are missing, of another architecture, or do not fit.
     """
 
     def __init__(
@@ -42,6 +45,12 @@ class BehaviourCloning(L.LightningModule):
         self._parent: dict[str, Any] | None = None
         if weights is not None:
             tensors, metadata = read_weights(weights)
+            architecture = metadata.get("architecture", self.agent.architecture)
+            if architecture != self.agent.architecture:
+                raise ValueError(
+                    f"{weights} is a {architecture}, the agent to train a {self.agent.architecture}: "
+                    "change agent or weights"
+                )
             load_into(self.agent, tensors, weights)
             self._parent = parent(hash_tensors(tensors), metadata)
         convert_conv2d_weight_memory_format(self.agent, torch.channels_last)
@@ -87,7 +96,7 @@ class BehaviourCloning(L.LightningModule):
             "environment": self._data.environment.as_dict(),
             "env_steps": self._data.env_steps,
             "training": "behaviour cloning from the shortest-path oracle",
-            "warm_started": True,
+            "warm_started": self._parent is not None,
             **({} if self._parent is None else {"parent": self._parent}),
         }
 

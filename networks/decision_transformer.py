@@ -44,7 +44,8 @@ class DecisionTransformer(TappedNetwork):
         context: steps that are seen.
         tokens: kinds of token in a step, in the order action, return, observation; an observation must be. With
             `[observation]` and a context of 1 it is behaviour cloning.
-        encoder: class of the agent whose layers, up to `encoder_tap`, turn frames into features.
+        encoder: class of the agent whose layers, up to `encoder_tap`, turn frames into features; it has its default
+            sizes.
         encoder_tap: which activation of it, flattened, is a frame's features.
         frozen_encoder: whether training leaves the encoder as it is.
         asked_return: what a player asks for in the beginning, as a discounted return (0 to 10), unless told otherwise.
@@ -140,6 +141,14 @@ class DecisionTransformer(TappedNetwork):
         own = self.encoder.agent
         if agent.architecture != own.architecture:
             raise ValueError(f"the encoder is a {own.architecture}, not a {agent.architecture}: set encoder to that")
+        default = own.config()
+        other = {name: value for name, value in agent.config().items() if value != default[name]}
+        other.pop("initialise_centred", None)  # how its weights began, which are replaced
+        if other:
+            sizes = ", ".join(f"{name} {value}, not {default[name]}" for name, value in other.items())
+            raise ValueError(
+                f"encoders have default sizes, and the agent to take one from has {sizes}: take another agent"
+            )
         load_into(own, agent.state_dict(), "the agent to take it from")
 
     def asking(self, asked_return: float) -> "DecisionTransformer":

@@ -235,8 +235,6 @@ def load_sae(path: str | Path, agent: TappedNetwork | None = None, allow_other_a
         return networks.load_sae_lens(path, agent, allow_other_agent)
     tensors, metadata = read_weights(path)
     name = metadata.get("kind")
-    if name != metadata.get("architecture", name):
-        raise ValueError(f"{path} holds a {metadata['architecture']}, not a {name}: pass its own architecture or none")
     kind = getattr(networks, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, SAEBase)):
         raise ValueError(f"{path} holds no sparse autoencoder that networks/ knows (kind {name!r}): pass another file")
@@ -261,14 +259,18 @@ def check_origin(sae: SAEBase, agent: TappedNetwork, source: str | Path, allow_o
     Raises:
         ValueError: says which, and what to do.
     """
+    if sae.tap not in agent.taps:
+        raise ValueError(
+            f"{source} is for another agent, as this {agent.architecture} has no tap {sae.tap!r}: take an autoencoder "
+            "that was trained on this agent, or leave sae null"
+        )
     trained_on = sae.metadata.get("agent_hash", "")
     if trained_on != agent.weights_hash and not allow_other_agent:
         raise ValueError(
             f"{source} was trained on another agent (hash {trained_on[:12] or 'unknown'}, "
-            f"this one has {agent.weights_hash[:12] or 'none'}): load that agent, train one on this agent, or set "
-            "allow_other_agent"
+            f"this one has {agent.weights_hash[:12] or 'none'}): load that agent, train one on this agent, or "
+            "leave sae null; where there is allow_other_agent, it can be set instead"
         )
-    agent.check_taps([sae.tap])
     channels = agent.taps[sae.tap][0]
     if channels != sae.in_channels:
         raise ValueError(

@@ -44,7 +44,7 @@ class ProbeAtlas(Study):
     Args:
         agent: path of the agent's weights.
         sae: path of an autoencoder for sparse probing; null for none.
-        taps: what is probed; null for all behind a nonlinearity or a pool, and the logits.
+        taps: what is probed; null for all but each `NAME.pre` and `value`.
         targets: what is read; null for all.
         forms: of the features.
         deconfounded: also look at deconfounded states.

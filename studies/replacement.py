@@ -213,4 +213,7 @@ def _check_alone(agent: TappedAgent, tap: str) -> None:
     """Refuse a tap, as inside a residual block, past which the frame still gets to the outputs."""
     held = MeanAblation(torch.zeros(agent.taps[tap])).to(next(agent.parameters()).device)
     if sees_frames(agent, np.zeros((1, 64, 64, 3), dtype=np.uint8), [(tap, held)]):
-        raise ValueError(f"{tap}: the frame gets past this tap, so that nothing written there plays alone")
+        raise ValueError(
+            f"{tap}: the frame gets past this tap, so that nothing written there plays alone: choose one that all goes "
+            "through, in a residual network its stream (seqS.pool, seqS.blockB)"
+        )

@@ -1,5 +1,6 @@
 """Can the agent be sent after another entity along the directions that probes, means, latents or eigenfilters give?"""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Final, Literal
@@ -42,10 +43,11 @@ class Steering(Study):
     Mazes and counting are those of `Retargeting`. A reading says in 0 to 1 where each entity is (at a flat tap: whether
     it will be touched next), and is a least-squares probe fitted on untouched play, or the autoencoder's best latent.
     Directions: `probe` (the shortest change that the probe reads as the entity and nothing else), `means` (difference
-    of means), `latent` (what that latent adds), and, of a bilinear agent, `eigen` (the eigenfilter of the next layer
-    that does most towards its output's probe of the entity). Operations: `add` the asked entity's everywhere, `raise`
-    it where it is read, `remove` the others where they are read, `swap` the asked one and the one that the unedited
-    agent prefers, each written where the other is read. An edit is thus fixed by the entity and sees only its tap.
+    of means), `latent` (what that latent adds), and, of a bilinear agent, at taps that a bilinear layer reads directly,
+    `eigen` (the eigenfilter of that layer that does most towards its output's probe of the entity). Operations: `add`
+    the asked entity's everywhere, `raise` it where it is read, `remove` the others where they are read, `swap` the
+    asked one and the one that the unedited agent prefers, each written where the other is read. An edit is thus fixed
+    by the entity and sees only its tap.
 
     Controls, in the same mazes: `random_direction`, as large a change at every position in one random direction;
     `random_agent`, the same edit written by directions of the same kind and length found in an agent with random
@@ -65,8 +67,8 @@ class Steering(Study):
         agent: path of the agent's weights.
         taps: where it is steered.
         sae: path of an autoencoder of one of its taps, whose latents are used there; that tap is added.
-        sources: of directions, `probe` and `means`; latents and eigenfilters come with an autoencoder, and a bilinear
-            agent.
+        sources: of directions, `probe` and `means`; latents come with an autoencoder, eigenfilters with a bilinear
+            agent, at taps that a bilinear layer reads directly.
         operations: see above.
         strengths: that are tried; 1 writes an entity as strongly as it is found.
         num_levels: mazes, one a test level.
@@ -125,8 +127,16 @@ class Steering(Study):
         self.taps = tuple(dict.fromkeys([*taps, *([] if self.sae is None else [self.sae.tap])]))
         check_not_empty({"taps": self.taps})
         self.agent.check_taps(list(self.taps), inner=True)
-        if self.sae is None and all(layer_behind(self.agent, tap) is None for tap in self.taps):
+        read = [tap for tap in self.agent.taps if layer_behind(self.agent, tap) is not None]
+        without_eigen = set(self.taps).isdisjoint(read)
+        if self.sae is None and without_eigen:
             check_not_empty({"sources": sources})  # latents and eigenfilters would be others
+        if read and without_eigen:
+            warnings.warn(
+                f"no bilinear layer reads {' or '.join(self.taps)} directly, so there are no eigenfilters: they need "
+                f"one of {', '.join(read)} among taps",
+                stacklevel=2,
+            )
         self.sources, self.operations, self.strengths = sources, operations, tuple(sorted(strengths))
         self.distances, self.max_steps, self.seed = distances, max_steps, seed
         self.num_environments = num_environments

@@ -32,6 +32,21 @@ def test_the_index_lists_every_page():
         assert page.name == "README.md" or f"]({page.name})" in index
 
 
+def test_a_bilinear_layer_comes_apart():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n([^`]*?decompose.*?)```", readme, re.DOTALL)
+    names: dict = {"torch": torch, "frames": torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8)}
+    exec(example, names)
+    agent, left, acts = names["agent"], names["left"], names["acts"]
+    exact = left.rebuild(acts) + agent.fc3.bias[1]
+    torch.testing.assert_close(exact.float(), agent(names["frames"]).logits[:, 1], atol=1e-5, rtol=1e-4)
+    assert names["logits"].shape == (8,)
+    assert left.eigenvectors[:3].shape == (3, 256)
+    assert names["picture"].ndim == 3
+    assert (names["channels"].shape, names["places"].shape) == ((32, 32), (32, 8, 8))
+    assert names["largest"].eigenvectors.shape[1:] == (32, 5, 5)
+
+
 def test_the_edit_of_ones_own_scales_its_channels():
     index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
     names: dict = {}

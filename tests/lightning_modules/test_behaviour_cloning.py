@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import lightning as L
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
@@ -8,7 +9,8 @@ from datamodules import ImitationDataModule
 from datamodules.imitation import ImitationBatch
 from environments import EnvironmentSettings
 from lightning_modules import BehaviourCloning
-from networks import CustomCNN, save_weights
+from networks import CustomCNN, ResidualImpala, save_weights
+from networks.origin import how_trained
 
 
 class OneBatch(ImitationDataModule):
@@ -61,3 +63,20 @@ def test_it_goes_on_from_a_saved_agent(tmp_path):
     save_weights(tmp_path / "agent.safetensors", saved, {})
     module = BehaviourCloning(weights=str(tmp_path / "agent.safetensors"), compile=False)
     assert torch.equal(module.agent.fc1.weight, saved.fc1.weight)
+
+
+def test_a_saved_agent_of_another_architecture_is_refused_by_name(tmp_path):
+    save_weights(tmp_path / "agent.safetensors", CustomCNN(), {})
+    with pytest.raises(ValueError, match="is a CustomCNN, the agent to train a ResidualImpala: change"):
+        BehaviourCloning(ResidualImpala(), weights=str(tmp_path / "agent.safetensors"))
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_is_saved_says_whether_it_began_as_another_agent(tmp_path, begun):
+    path = tmp_path / "agent.safetensors"
+    save_weights(path, CustomCNN(), {"training": "imitation"})
+    module = BehaviourCloning(weights=str(path) if begun else None, compile=False)
+    module._trainer = SimpleNamespace(datamodule=ImitationDataModule())
+    said = module.agent_metadata()
+    assert said["warm_started"] is begun
+    assert how_trained(said) == said["training"] + (", begun as imitation" if begun else "")

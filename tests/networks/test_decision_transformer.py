@@ -14,6 +14,7 @@ from networks import (
     AgentOutput,
     CustomCNN,
     DecisionTransformer,
+    ResidualImpala,
     TrajectoryWindow,
     load_agent,
     load_network,
@@ -306,8 +307,11 @@ def test_an_encoder_is_taken_from_an_agent_and_frozen() -> None:
     otherwise_begun = CustomCNN(initialise_centred=False)
     net.take_encoder(otherwise_begun)
     assert torch.equal(net.encoder.agent.fc1.weight, otherwise_begun.fc1.weight)
-    with pytest.raises(ValueError, match=r"fc3.bias is \(9,\), not \(15,\)"):
+    with pytest.raises(ValueError, match=r"default sizes, .* has num_actions 9, not 15: take another"):
         net.take_encoder(CustomCNN(num_actions=9))
+    wide = ResidualImpala(width_scale=2, initialise_centred=False)
+    with pytest.raises(ValueError, match="has width_scale 2, not 1: take another"):
+        DecisionTransformer(encoder="ResidualImpala", encoder_tap="fc1").take_encoder(wide)
 
 
 def test_saved_and_loaded_it_is_the_same(net: DecisionTransformer, tmp_path: Path) -> None:

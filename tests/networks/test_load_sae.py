@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from networks import CustomCNN, SparseAutoencoder, load_agent, load_sae, read_weights, save_weights
+from networks import CustomCNN, ResidualImpala, SparseAutoencoder, load_agent, load_sae, read_weights, save_weights
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_refuses_another_agent(saved: tuple[Path, Path], tmp_path: Path) -> None
     save_weights(tmp_path / "other.safetensors", CustomCNN(), {})
     with pytest.raises(ValueError, match="trained on another agent"):
         load_sae(saved[1], load_agent(tmp_path / "other.safetensors"))
-    with pytest.raises(ValueError, match="this one has none"):
+    with pytest.raises(ValueError, match=r"this one has none.* leave sae null; where there is allow_other_agent"):
         load_sae(saved[1], CustomCNN())
 
 
@@ -45,6 +45,9 @@ def test_takes_another_agent_if_told_to_but_only_where_the_tap_fits(saved: tuple
     other.taps = {**other.taps, "conv4a": (16, 8, 8)}
     with pytest.raises(ValueError, match="32 channels, but conv4a of this agent has 16"):
         load_sae(saved[1], other, allow_other_agent=True)
+    for allowed in (False, True):
+        with pytest.raises(ValueError, match=r"this ResidualImpala has no tap 'conv4a': .* leave sae null"):
+            load_sae(saved[1], ResidualImpala(), allow_other_agent=allowed)
 
 
 def test_refuses_what_is_no_autoencoder(saved: tuple[Path, Path]) -> None:

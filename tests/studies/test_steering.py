@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,17 @@ def test_strengths_are_chosen_on_tuning_mazes_and_eigenfilters_come_with_a_bilin
         assert chosen[0][5] == max(other[5] for other in own)
     for row in report.tables["methods"].rows:
         assert [row[4]] == [other[4] for other in rows if other[:4] == row[:4] and other[-1] == "chosen"]
+
+
+def test_a_bilinear_agent_without_eigenfilters_is_warned_of(agent: str, tmp_path: Path) -> None:
+    save_weights(tmp_path / "bilinear.safetensors", BilinearImpala(), {})
+    bilinear = str(tmp_path / "bilinear.safetensors")
+    with pytest.warns(UserWarning, match="reads conv2b or conv4a directly, .* one of pool1, conv2a, pool2, pool3, fc1"):
+        Steering(bilinear, **SMALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Steering(bilinear, taps=("conv2b", "pool3"), **SMALL)
+        Steering(agent, **SMALL)
 
 
 def test_refuses_what_cannot_be_steered(agent: str) -> None:

@@ -35,7 +35,8 @@ class PlainCNN(nn.Module):
 
 
 class PlainPPO:
-    """Heist, easy, all training levels, with the recipe of `configs/ppo_impala.yaml` but for its reward scaling and the clip of the value loss.
+    """Heist, easy, all training levels, with the recipe of `configs/ppo_impala.yaml` but for its reward scaling and the
+    clip of the value loss.
 
     Args:
         device: where the network runs.

@@ -191,7 +191,7 @@ def _unit(
         "auc": _highest(auc),
         "direction": known.direction[number],
         "effect": _highest(np.abs(effects)),
-        "channel": _highest([value for kind, _, value in neighbours if kind == "channel"]),
+        "channel": _highest([value for kind, _, value in neighbours if kind != "latent"]),
         "alike": _highest([value for kind, _, value in neighbours if kind == "latent"]),
         "partner": _highest([value for _, value in partners]),
     } | dict(zip(ENTITIES, auc, strict=True))
@@ -199,7 +199,7 @@ def _unit(
     kinds = {each.kind for each in groups}
     unit = {
         "id": f"{group.kind}-{number}",
-        "name": f"{group.kind} {number}",
+        "name": group.name(number),
         "kind": group.kind,
         "sheet": f"units/{group.kind}_{number}.png",
         "numbers": {each["key"]: _rounded(values[each["key"]]) for each in columns},
@@ -241,7 +241,7 @@ def _alike(groups: Sequence[AtlasUnits], group: AtlasUnits, number: int) -> list
     found = []
     for kind, directions in kinds.items():
         row = cosines(own, directions)[0]
-        count = 2 if kind == "channel" else _NEIGHBOURS
+        count = _NEIGHBOURS if kind == "latent" else 2
         found += [(kind, other, value) for other, value in _most(row, number if kind == group.kind else None, count)]
     return [each for each in found if each[2] > 0]
 

@@ -337,7 +337,7 @@ for (const button of document.querySelectorAll(".theme")) button.onclick = () =>
 };
 const kinds = [...new Set(atlas.units.map(unit => unit.kind))];
 for (const kind of [...kinds, ...(kinds.length > 1 ? ["all"] : [])])
-  make("option", at("kind"), { value: kind, textContent: kind === "all" ? "all units" : `${kind}s` });
+  make("option", at("kind"), { value: kind, textContent: { all: "all units", below: "channels below 0" }[kind] || `${kind}s` });
 make("option", at("sort"), { value: "number", textContent: "number" });
 for (const each of atlas.columns) make("option", at("sort"), { value: each.key, textContent: each.label });
 at("sort").value = "frequency";

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from interpretability.colour import ColourStatistics
 from interpretability.dataset_examples import DatasetExamples
 from interpretability.image_objectives import Unit
 from interpretability.optimised_images import OptimisationSettings, OptimisedImages, optimise_images
+from interpretability.signed_taps import falls_below_zero
 from interpretability.unit_effects import unit_effects
 from interpretability.unit_numbers import UnitNumbers
 from networks import DEFAULT_PRECISION, Precision, SAEBase, TappedAgent
@@ -28,7 +29,7 @@ class AtlasUnits:
     """All units of one kind: an autoencoder's latents, or the channels of its tap.
 
     Attributes:
-        kind: `latent` or `channel`.
+        kind: `latent`, `channel`, or on a tap that falls below 0 `below`: what of each channel lies there, turned over.
         sae: whose latents; None for channels.
         numbers: over all frames.
         best: the frames that drive each unit most.
@@ -51,9 +52,18 @@ class AtlasUnits:
     effects: Float[np.ndarray, "U A"] = field(default_factory=lambda: np.zeros((0, 0)))
     effect_frames: list[int] = field(default_factory=list)
 
+    @property
+    def sign(self) -> Literal[1, -1]:
+        """Which side of the channels the units are."""
+        return -1 if self.kind == "below" else 1
+
+    def name(self, number: int) -> str:
+        """A unit's, for people."""
+        return f"channel {number}, below 0" if self.kind == "below" else f"{self.kind} {number}"
+
     def maps(self, acts: Tensor) -> Float[Tensor, "B U H W"]:
         """The units' activations from the tap's, a flat tap's as maps of 1 x 1."""
-        found = acts.float() if self.sae is None else self.sae.encode(acts)
+        found = self.sign * acts.float() if self.sae is None else self.sae.encode(acts)
         return found[:, :, None, None] if found.ndim == 2 else found
 
     def __len__(self) -> int:
@@ -113,7 +123,7 @@ def gather_units(
         batches: gives the same `ActivationBatch`es of whole maps with frames each time it is called, which is twice.
         num_frames: in all batches together.
         colours: of the game.
-        channels: gather the tap's channels too.
+        channels: gather the tap's channels too; where it falls below 0, both sides of them.
         whole_world: whether frames show heist's whole world; only then is it known where entities are.
         settings: how much.
         precision: of the network's passes.
@@ -123,11 +133,13 @@ def gather_units(
     """
     settings = settings or AtlasSettings()
     device = next(agent.parameters()).device
+    signed = falls_below_zero(agent, tap)
     kinds: list[tuple[str, SAEBase | None, Tensor]] = []
     if sae is not None:
         kinds.append(("latent", sae, sae.directions().detach().cpu()))
     if channels:
-        kinds.append(("channel", None, torch.eye(agent.taps[tap][0])[:, :, None, None]))
+        one = torch.eye(agent.taps[tap][0])[:, :, None, None]
+        kinds += [("channel", None, one), *([("below", None, -one)] if signed else [])]
     if not kinds:
         raise ValueError("an atlas needs an autoencoder, or channels: true")
     groups = [
@@ -136,7 +148,7 @@ def gather_units(
             of,
             directions,
             DatasetExamples(settings.best, settings.one_per_level, diversity=settings.diversity),
-            UnitNumbers(len(directions)),
+            UnitNumbers(len(directions), signed and of is None),
         )
         for kind, of, directions in kinds
     ]
@@ -180,7 +192,7 @@ def _second_pass(
     frames = torch.cat(sample)
     for group, found in zip(groups, active, strict=True):
         chosen = [_spread(rows.nonzero()[:, 0], settings.effect_frames) for rows in torch.cat(found).T]
-        group.effects = unit_effects(agent, tap, frames, chosen, sae=group.sae, precision=precision)
+        group.effects = unit_effects(agent, tap, frames, chosen, sae=group.sae, sign=group.sign, precision=precision)
         group.effect_frames = [len(rows) for rows in chosen]
 
 
@@ -199,10 +211,10 @@ def _optimise(
     settings: OptimisationSettings,
     precision: Precision,
 ) -> None:
-    wanted = [Unit(number) for number in range(len(group))]
+    wanted = [Unit(number, sign=group.sign) for number in range(len(group))]
     flat = len(agent.taps[tap]) == 1
     if not flat:
-        wanted += [Unit(number, group.best.of_unit(number)[0].peak) for number in range(len(group))]
+        wanted += [Unit(number, group.best.of_unit(number)[0].peak, group.sign) for number in range(len(group))]
     found = optimise_images(agent, tap, wanted, colours, sae=group.sae, settings=settings, precision=precision)
     group.whole = OptimisedImages(*(part[: len(group)] for part in found))
     if not flat:

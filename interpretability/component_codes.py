@@ -126,9 +126,11 @@ class NonNegativeCode(ComponentCode):
 
 
 def raw_channels(rows: Float[Tensor, "R C"]) -> LinearCode:
-    """The channels themselves."""
+    """The channels themselves: about 0, which says nothing behind a ReLU; where some fall below 0 about their means, to
+    which a coefficient that is left out falls back as it does in all other codes.
+    """
     one = torch.eye(rows.shape[1])
-    return LinearCode(one, one, torch.zeros(rows.shape[1]))
+    return LinearCode(one, one, rows.float().mean(0) if rows.min() < 0 else torch.zeros(rows.shape[1]))
 
 
 def principal_components(rows: Float[Tensor, "R C"]) -> LinearCode:

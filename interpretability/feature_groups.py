@@ -173,8 +173,13 @@ def draw_co_activity_graph(
     return figure
 
 
-def draw_co_activity(phi: Float[np.ndarray, "U U"], groups: list[Group], title: str) -> Figure:
-    """The correlations of all members of groups, groups together, as a heat map."""
+def draw_co_activity(
+    phi: Float[np.ndarray, "U U"],
+    groups: list[Group],
+    title: str,
+    measure: str = "correlation of being active (phi)",
+) -> Figure:
+    """The correlations of all members of groups, groups together, as a heat map; `measure` says what they are."""
     members = list(dict.fromkeys(unit for group in groups for unit in group.members))
     side = min(max(4.0, 0.16 * len(members) + 1.5), 12.0)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
@@ -184,5 +189,5 @@ def draw_co_activity(phi: Float[np.ndarray, "U U"], groups: list[Group], title: 
     axes.set_xticks(range(len(members)), [str(unit) for unit in members], rotation=90, fontsize=small)
     axes.set_yticks(range(len(members)), [str(unit) for unit in members], fontsize=small)
     axes.set_title(title)
-    figure.colorbar(image, ax=axes, label="correlation of being active (phi)", shrink=0.8)
+    figure.colorbar(image, ax=axes, label=measure, shrink=0.8)
     return figure

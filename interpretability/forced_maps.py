@@ -24,14 +24,15 @@ def forced_maps(
     shape: tuple[int, int],
     *,
     heights: Float[Tensor, " U"],
+    rest: Float[Tensor, " U"] | None = None,
     sources: Float[Tensor, "T G H W"] | None = None,
     whole_cell: bool = False,
     sae: SAEBase | None = None,
 ) -> MapEdit:
     """The edit by row in which trial t forces `units[t]` at `cells[t]`.
 
-    `peak` puts each unit's height at the place and 0 elsewhere; `clear` puts 0 within `CLEARED` cells of the place and
-    leaves the rest; `patch` puts the maps of `sources` in.
+    `peak` puts each unit's height at the place and its rest elsewhere; `clear` puts its rest within `CLEARED` cells of
+    the place and leaves what is further away; `patch` puts the maps of `sources` in.
 
     Args:
         forcing: which.
@@ -40,6 +41,7 @@ def forced_maps(
         side: cells a side of the world, which the frame shows whole.
         shape: height and width of the map.
         heights: of all units of the tap.
+        rest: likewise, see `resting_values`; None for 0.
         sources: for `patch`.
         whole_cell: a peak covers the positions of the whole cell rather than the one in its middle.
         sae: of latents.
@@ -54,7 +56,8 @@ def forced_maps(
     middle = places + 0.5
     if forcing == "clear":
         near = _near(y, middle[:, 1])[:, :, None] & _near(x, middle[:, 0])[:, None]
-        return MapEdit(units, ~near, None, sae)
+        quiet = None if rest is None or not rest.any() else rest[units][:, :, None, None] * near[:, None]
+        return MapEdit(units, ~near, quiet, sae)
     keep = torch.zeros(len(places), height, width, dtype=torch.bool)
     if forcing == "patch":
         if sources is None:
@@ -67,7 +70,17 @@ def forced_maps(
         row = ((side - middle[:, 1]) * height / side).long().clamp(0, height - 1)
         column = (middle[:, 0] * width / side).long().clamp(0, width - 1)
         there[torch.arange(len(places)), row, column] = True
-    return MapEdit(units, keep, heights[units][:, :, None, None] * there[:, None].float(), sae)
+    rest = torch.zeros_like(heights) if rest is None else rest
+    put = torch.where(there[:, None], heights[units][:, :, None, None], rest[units][:, :, None, None])
+    return MapEdit(units, keep, put, sae)
+
+
+def resting_values(maps: Float[Tensor, "F U H W"]) -> Float[Tensor, " U"]:
+    """What each unit is when it says nothing: 0 where none of them falls below 0, otherwise its median over all frames
+    and positions.
+    """
+    rows = maps.transpose(0, 1).flatten(1)
+    return rows.median(1).values if rows.min() < 0 else rows.new_zeros(len(rows))
 
 
 def _near(positions: Float[Tensor, " n"], middle: Float[Tensor, " T"]) -> Bool[Tensor, "T n"]:

@@ -1,7 +1,7 @@
 """What an optimised image is to drive: a unit, a difference of two, or any direction over a tap's units."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,10 +22,12 @@ class Unit(NamedTuple):
     Attributes:
         number: channel of the tap (of `logits`: the action; of `value`: 0), or latent of the autoencoder.
         position: (y, x) on the tap's map; None for the mean over the map.
+        sign: -1 for how far it is below 0, on a tap that falls below 0.
     """
 
     number: int
     position: tuple[int, int] | None = None
+    sign: Literal[1, -1] = 1
 
 
 class LayerDirection(NamedTuple):
@@ -120,7 +122,7 @@ class Response:
         else:
             self._places[row, y, x] = 1
         if isinstance(objective, Unit):
-            self._units[row, 0], self._weights[row, 0] = objective.number, 1
+            self._units[row, 0], self._weights[row, 0] = objective.number, objective.sign
             return
         if objective.vector.shape != (number,) or objective.cosine_power < 0:
             raise ValueError(

@@ -11,23 +11,29 @@ from environments.heist import ENTITIES
 from environments.heist.oracle import DIRECTIONS
 from interpretability.value_counts import ValueCounts, binned_auc
 
+_CONSTANT = 1e-12  # share of the mean square that rounding makes of no variance
+
 
 class UnitNumbers:
     """Gathers numbers of every unit of a tap, in memory that does not grow with the stream.
 
     Args:
         units: U.
+        signed: whether they fall below 0, so that what goes together is told from the activations themselves. Counts,
+            frequencies and AUCs see what lies above 0 alone: units for the other side are the negatives.
 
     Attributes:
         values: counts of activations at all positions.
         peaks: counts of each frame's highest activation.
-        together: at how many positions each two units are above 0 at once.
+        together: at how many positions each two units are above 0 at once; of signed units the sums of their products.
     """
 
-    def __init__(self, units: int) -> None:
+    def __init__(self, units: int, signed: bool = False) -> None:
+        self._signed = signed
         self.values, self.peaks = ValueCounts(units), ValueCounts(units)
         self._at_entity = [ValueCounts(units) for _ in ENTITIES]
         self.together = torch.zeros(units, units, dtype=torch.float64)
+        self._of_each = torch.zeros(units, dtype=torch.float64)
         self._sums = torch.zeros(units, dtype=torch.float64)
         self._squares = torch.zeros(units, dtype=torch.float64)
         self._direction_sums = torch.zeros(len(DIRECTIONS), units, dtype=torch.float64)
@@ -49,8 +55,9 @@ class UnitNumbers:
         self.values.update(rows)
         self.peaks.update(maps.amax((2, 3)))
         self._active_sums += rows.clamp(min=0).sum(0, dtype=torch.float32).cpu()
-        fired = (rows > 0).float()
-        self.together += (fired.T @ fired).cpu()  # whole numbers below 2^24 in a batch: exact
+        kept = rows.double() if self._signed else (rows > 0).float()
+        self.together += (kept.T @ kept).cpu()  # whole numbers below 2^24 in a batch: exact
+        self._of_each += kept.sum(0, dtype=torch.float64).cpu()
         if labels is None:
             return
         if whole_world:
@@ -95,15 +102,22 @@ class UnitNumbers:
         known = self._direction_frames > 0
         between = (self._direction_sums[known].square() / self._direction_frames[known, None]).sum(0)
         correction = self._sums.square() / frames
-        varies = self._squares - correction > 1e-12 * self._squares
+        varies = self._squares - correction > _CONSTANT * self._squares
         ratio = (between - correction) / (self._squares - correction)
         return torch.where(varies, ratio, torch.nan).numpy()
 
     def co_activity(self) -> Float[np.ndarray, "U U"]:
-        """Correlation (phi) between being above 0 at the same position; NaN for units that always or never are."""
+        """Correlation (phi) between being above 0 at the same position, or of signed units between their activations
+        there (Pearson's r); NaN for units that always or never are above 0, or do not vary.
+        """
         positions = self.values.counts.sum(1)[0].double()
-        share = self.values.active().double() / positions
-        spread = (share * (1 - share)).sqrt()
+        share = self._of_each / positions
+        variance = share * (1 - share)
+        if self._signed:
+            squares = self.together.diagonal() / positions
+            variance = squares - share.square()
+            variance[variance < _CONSTANT * squares] = 0
+        spread = variance.sqrt()
         phi = (self.together / positions - torch.outer(share, share)) / torch.outer(spread, spread)
         return torch.where(torch.outer(spread, spread) > 0, phi, torch.nan).numpy()
 

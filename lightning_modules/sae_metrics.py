@@ -105,7 +105,7 @@ class Sparsity(Metric):
         """Add a batch of latents or activations.
 
         Args:
-            values: none below 0.
+            values: none below 0; of a raw tap that falls below 0 its absolute values.
             inside: mask of positions inside the maze, where there is one.
             lengths: of each latent's direction; 1 for those of channels.
         """

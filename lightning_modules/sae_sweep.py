@@ -185,7 +185,7 @@ class SAESweep(LightningModule):
             firing.update(latents)
             variance.update(sae.decode(latents).to(acts.dtype), acts)
             sparsity.update(latents, inside, sae.decoder_norms())
-        self.raw_sparsity.update(acts, inside)
+        self.raw_sparsity.update(acts.abs(), inside)
         self.coverage.update(batch.levels)
 
     def on_validation_epoch_end(self) -> None:

@@ -67,7 +67,7 @@ class SAEValidation(nn.Module):
         self.variance.update(sae.decode(latents).to(acts.dtype), acts)
         self.latent_sparsity.update(latents, inside, sae.decoder_norms())
         self.latent_firing.update(latents)
-        self.raw_sparsity.update(acts, inside)
+        self.raw_sparsity.update(acts.abs(), inside)
         self.coverage.update(levels)
 
     @torch.no_grad()

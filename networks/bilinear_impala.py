@@ -61,12 +61,13 @@ class BilinearImpala(TappedAgent):
     """CustomCNN whose ReLUs are products of two linear maps and whose L2 pools are means: 718 224 parameters.
 
     Bilinear convolutions and hidden layers in a reinforcement learner are Oozeer, Erisken and Rigg's (2024, arXiv
-    2412.00944), who took them to a simplified residual IMPALA. Here they stand in CustomCNN, for two reasons. Taps
-    have CustomCNN's names, sizes and receptive fields, so that a study or an autoencoder configured for one network
-    runs on the other and compares like with like. And without a residual stream each layer reads nothing but the
-    layer before, so that one eigendecomposition (`interpretability.decompose`) says all that a channel is made of.
-    The pools are means, as any other nonlinearity between the products would hide what they do: each layer is a
-    quadratic function of the one before, the network a polynomial of the frame.
+    2412.00944), who took them to a simplified residual IMPALA. Here they stand in CustomCNN, for two reasons. Taps have
+    CustomCNN's names, sizes and receptive fields, so that a study or an autoencoder configured for one network runs on
+    the other. (Its units are signed: studies say in their docstrings what that changes, and what needs units that are
+    never below 0, such as non-negative factors, is for CustomCNN alone.) And without a residual stream each layer reads
+    nothing but the layer before, so that one eigendecomposition (`interpretability.decompose`) says all that a channel
+    is made of. The pools are means, as any other nonlinearity between the products would hide what they do: each layer
+    is a quadratic function of the one before, the network a polynomial of the frame.
 
     Taps: `conv1a conv2a conv2b conv3a conv4a fc1 fc2` are the products, signed unlike CustomCNN's. `NAME.pre` has both
     maps, left over right: twice as many units, of which unit u of `NAME` is u times u + half.

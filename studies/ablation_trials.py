@@ -14,6 +14,7 @@ from environments import EnvironmentSettings
 from interpretability.ablations import AblationKind, UnitAblation, replacements
 from interpretability.choices import Choices, play_choices
 from interpretability.episodes import play_episodes
+from interpretability.signed_taps import falls_below_zero
 from interpretability.unit_numbers import UnitNumbers
 from networks import Edit, Precision, SAEBase, TappedAgent
 from studies.kept_arms import kept_arm
@@ -104,8 +105,10 @@ class AblationTrials:
 
     @cached_property
     def co_activity(self) -> Float[np.ndarray, "U U"]:
-        """Correlation between being active at the same position of the maps, see `UnitNumbers.co_activity`."""
-        numbers = UnitNumbers(self.num_units)
+        """Correlation between being active at the same position of the maps (on a tap that falls below 0, of the
+        activations), see `UnitNumbers.co_activity`.
+        """
+        numbers = UnitNumbers(self.num_units, falls_below_zero(self.agent, self.tap, self.sae))
         numbers.update(self.maps if self.maps.ndim == 4 else self.maps[:, :, None, None])
         return numbers.co_activity()
 

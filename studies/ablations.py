@@ -46,7 +46,8 @@ class Ablations(Study):
     The intervals (95 %, bootstrap) are over levels.
 
     Synergy of a pair is the effect of both less the sum of the two single effects. Groups are clusters of units active
-    at the same positions (`co_active_groups`), held against the mean over random sets of as many other units.
+    at the same positions (`co_active_groups`; on a tap that falls below 0 of units whose activations correlate), held
+    against the mean over random sets of as many other units.
 
     Writes the page `pages/ablations.html`, figures and tables `units`, `choices`, `pairs`, `groups`, and a film of
     mazes in which the unit that came first changes the choice. Summary:

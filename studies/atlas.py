@@ -12,6 +12,7 @@ from environments.procgen import DistributionMode
 from interpretability.atlas import atlas_columns, draw_atlas
 from interpretability.atlas_units import AtlasSettings, gather_units
 from interpretability.receptive_fields import receptive_field
+from interpretability.signed_taps import falls_below_zero
 from interpretability.stored_colours import game_colours
 from networks import DEFAULT_PRECISION, Precision
 from studies.arguments import check_at_least_one
@@ -19,6 +20,11 @@ from studies.report import Cell, Report, Study, Table
 from studies.subject import choose_device, load_subject
 
 _SETTINGS = AtlasSettings()
+_SIDES = (
+    "Activations of this tap fall below 0, and each channel is two units: channel 7 is what of it lies above 0, "
+    "channel 7, below 0 what lies below, turned over, so that its highest activation is the lowest of the channel. "
+    "Co-active means that the channels' activations correlate."
+)
 
 
 class Atlas(Study):
@@ -28,10 +34,14 @@ class Atlas(Study):
     a list that sorts and filters by any number, and a page a unit (`#latent-17`) with optimised images, examples that
     drive it most and at quantiles, its histogram, numbers and neighbours. `tables/units.csv` has the numbers.
 
-    Summary, for latents and channels (KIND): `atlas/KIND/units`, `.../dead_fraction` (never active in these frames),
-    `.../image_reaches`, the share of the others whose optimised images drive them at least as much as any frame did,
-    and in heist `.../auc`, their mean best AUC for an entity's presence at a position, and `.../direction`, their mean
-    direction selectivity.
+    On a tap that falls below 0 every channel is two units: `channel 7` of what lies above 0 and, turned over,
+    `channel 7, below 0` (`#below-7`), whose highest and mean activation say how far below it lies. What is active
+    together is there told from the channels' activations themselves.
+
+    Summary, for latents, channels and those below 0 (KIND `latent`, `channel`, `below`): `atlas/KIND/units`,
+    `.../dead_fraction` (never active in these frames), `.../image_reaches`, the share of the others whose optimised
+    images drive them at least as much as any frame did, and in heist `.../auc`, their mean best AUC for an entity's
+    presence at a position, and `.../direction`, their mean direction selectivity.
 
     Args:
         agent: path of the agent's weights.
@@ -130,7 +140,8 @@ class Atlas(Study):
         source = f"Agent {agent}; {self.environment.game}, {self.environment.distribution_mode}; tap {self.tap}."
         if sae is not None:
             source += f" Autoencoder {sae}."
-        return [source, f"Examples and numbers are over {self.num_frames} frames of {levels} validation levels."]
+        over = f"Examples and numbers are over {self.num_frames} frames of {levels} validation levels."
+        return [source, over, *([_SIDES] if self.channels and falls_below_zero(self.agent, self.tap) else [])]
 
 
 def _summary(units: Sequence[Mapping[str, Any]]) -> dict[str, float]:

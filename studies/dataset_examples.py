@@ -17,6 +17,7 @@ from interpretability.dataset_examples import DatasetExamples
 from interpretability.feature_sheet import example_row, example_text, patch_field
 from interpretability.pictures import sheet
 from interpretability.report_page import Section, report_page
+from interpretability.signed_taps import falls_below_zero
 from networks import DEFAULT_PRECISION, Precision, hash_tensors
 from networks.weights import read_weights, save_tensors
 from studies.arguments import check_at_least_one, check_writable
@@ -34,6 +35,9 @@ class StreamedExamples(Study):
     Nothing is stored but the examples: memory does not grow with the number of frames. They are exactly those that a
     sort of all frames would give. Every `save_every` frames they are written to `cache_dir`; the same command goes on
     from there, and with more frames too.
+
+    On a tap that falls below 0 every channel is two units: `7`, and `7, below 0`, whose examples are the frames in
+    which the channel is lowest (its activation turned over is what counts as highest).
 
     Writes sheets of 16 units each, the units that are active in most frames' positions first, `pages/examples.html`
     with all of them, and the table `examples`: of each example its unit, rank, highest activation, level, the place in
@@ -86,9 +90,12 @@ class StreamedExamples(Study):
             raise ValueError(f"{self.tap} has no channels: choose another tap")
         self._patch = patch_field(self.agent, self.tap, self.sae)
         count = self.agent.taps[self.tap][0] if self.sae is None else self.sae.num_latents
-        self.units = list(range(count)) if units is None else units
-        if not self.units or not set(self.units) <= set(range(count)):
-            raise ValueError(f"units {self.units}: choose some of 0 to {count - 1}")
+        chosen = list(range(count)) if units is None else units
+        if not chosen or not set(chosen) <= set(range(count)):
+            raise ValueError(f"units {chosen}: choose some of 0 to {count - 1}")
+        self.signed = falls_below_zero(self.agent, self.tap, self.sae)
+        self._count = count
+        self.units = [*chosen, *(count + unit for unit in chosen if self.signed)]  # the negatives come last
         self.num_frames, self.save_every = num_frames, save_every
         self.examples = DatasetExamples(per_unit, one_per_level, diversity=diversity)
         environment = EnvironmentSettings(
@@ -99,7 +106,7 @@ class StreamedExamples(Study):
         )
         known = self.recorder.description() | {
             "sae": None if self.sae is None else hash_tensors(self.sae.state_dict()),
-            "examples": [per_unit, one_per_level, diversity],
+            "examples": [per_unit, one_per_level, diversity, *(["both sides"] if self.signed else [])],
         }
         name = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self._path, self._keeps = Path(cache_dir) / f"{name}.safetensors", True
@@ -146,7 +153,8 @@ class StreamedExamples(Study):
                 acts = block[f"activations/{self.tap}"][rows].to(self.device).movedim(-1, 1).float()
                 with torch.inference_mode():
                     units = acts if self.sae is None else self.sae.encode(acts)
-                yield block["frames"][rows], units, block["levels"][rows]
+                both = torch.cat([units, -units], 1) if self.signed else units
+                yield block["frames"][rows], both, block["levels"][rows]
 
     def _resume(self) -> None:
         """Take up what was kept, unless it is of more frames than are asked for: that is left as it is."""
@@ -162,16 +170,20 @@ class StreamedExamples(Study):
 
     def _rows(self) -> list[list[Cell]]:
         return [
-            [unit, rank, example.score, example.level, example.place, *example.peak]
+            [self._name(unit), rank, example.score, example.level, example.place, *example.peak]
             for unit in self.units
             for rank, example in enumerate(self.examples.of_unit(unit), 1)
         ]
+
+    def _name(self, unit: int) -> str | int:
+        return unit if unit < self._count else f"{unit - self._count}, below 0"
 
     def _text(self) -> list[str]:
         source = f"{'channels' if self.sae is None else 'latents of an autoencoder'} of {self.tap}"
         lit = self._patch is None and len(self.agent.taps[self.tap]) == 3
         shown = example_text(self.examples, lit)
-        return [f"Units are {source}; those that are active most often come first.", shown]
+        sides = " A unit below 0 is the channel turned over." if self.signed else ""
+        return [f"Units are {source}; those that are active most often come first.{sides}", shown]
 
     def _sheets(self, units: Sequence[int]) -> dict[str, UInt8[Tensor, "H W 3"]]:
         patch = self._patch
@@ -180,6 +192,9 @@ class StreamedExamples(Study):
         columns = [(f"the best {seen}", self.examples.per_unit)]
         sheets = {}
         for number, start in enumerate(range(0, len(units), _UNITS), 1):
-            rows = [example_row(self.examples, unit, f"{kind} {unit}", patch) for unit in units[start : start + _UNITS]]
+            rows = [
+                example_row(self.examples, unit, f"{kind} {self._name(unit)}", patch)
+                for unit in units[start : start + _UNITS]
+            ]
             sheets[f"examples_{number}"] = sheet(f"{self.tap}: what drives its units", self._text(), columns, rows)
         return sheets

@@ -124,7 +124,8 @@ def entity_page(
     """The page."""
     text = [
         f"In each of {levels} test levels each entity in turn, and then nothing, lies in one place of one random maze; "
-        "all else is the same. A unit's response is its highest value there and in the cells around. It responds to an "
+        "all else is the same. A unit's response is its highest value there and in the cells around (of taps that fall "
+        "below 0 its highest or lowest, whichever told more on validation levels). It responds to an "
         f"entity if its level tells it from nothing: an area under the ROC curve above {bound:g} in its whole 95 % "
         "interval over levels, and a permutation test by level that stands at a false-discovery rate of .05.",
         "Identity: it responds to exactly one entity. Strength 2, strength 3: it responds to at least two (three) "

@@ -15,6 +15,7 @@ from interpretability.entity_code import EntityCode, entity_code
 from interpretability.episodes import first_states
 from interpretability.permutations import discoveries, shuffle_labels
 from interpretability.report_page import percent
+from interpretability.signed_taps import falls_below_zero
 from interpretability.statistics import Interval, bootstrap_interval, join_metrics, wilson_interval
 from interpretability.unit_numbers import entity_positions
 from interpretability.unit_responses import LATENTS, PIXELS, unit_responses
@@ -36,14 +37,15 @@ Responses = Float[np.ndarray, "L K1 U"]
 class EntityUnits(Study):
     """Puts each key, each lock and the gem into the same place of the same maze and compares what units do there.
 
-    A unit's response is its highest value at the map's positions in the entity's cell and those next to it. Of each
-    unit: to which entities it
-    responds (its level tells them from the empty place) and how many it tells apart by its level alone; see
-    `entity_code`. `identity` is the share of units that respond to exactly one entity, `strength_2` and `strength_3`
-    of units that respond to at least two or three entities and tell those apart by how active they are (the published
-    claim of multiplexing: one channel's level codes which entity it is), `three_keys` of those that tell blue, green
-    and red key apart so; keys differ in nothing but colour. `explained` is the share of units with any difference
-    between entities, by a permutation test within levels at a false-discovery rate of .05.
+    A unit's response is its highest value at the map's positions in the entity's cell and those next to it. On a tap
+    that falls below 0 an entity may lower a unit, which the highest value around would hide: there the response is the
+    unit's highest or its lowest value, whichever tells entities from the empty place better on validation levels. Of
+    each unit: to which entities it responds (its level tells them from the empty place) and how many it tells apart by
+    its level alone; see `entity_code`. `identity` is the share of units that respond to exactly one entity,
+    `strength_2` and `strength_3` of units that respond to at least two or three entities and tell those apart by how
+    active they are (the published claim of multiplexing: one channel's level codes which entity it is), `three_keys` of
+    those that tell blue, green and red key apart so; keys differ in nothing but colour. `explained` is the share of
+    units with any difference between entities, by a permutation test within levels at a false-discovery rate of .05.
 
     Whether an entity raises or lowers a unit, the order of entities and the guessing rule come from validation levels,
     all that is reported from test levels. Beside the agent stand an agent with random weights (whose filters see
@@ -60,7 +62,7 @@ class EntityUnits(Study):
         taps: maps whose channels are scored.
         sae: path of an autoencoder whose latents are scored too.
         levels: of validation, and as many of test.
-        reach: cells around the entity's in which the highest response is looked for.
+        reach: cells around the entity's in which the response is looked for.
         others: further entities that lie about, at most 5, the same in all pictures of a level.
         bound: that the area under a ROC curve has to exceed in its whole interval.
         permutations: of each test.
@@ -169,13 +171,16 @@ class EntityUnits(Study):
             side = State.from_bytes(scenes[0]).grid.shape[0]
 
             def read(acts: Tensor, rows: slice, places: Tensor = places, side: int = side) -> Tensor:
-                return _peak(acts, places[rows], side, self.reach)
+                here = places[rows]
+                return torch.cat([_peak(acts, here, side, self.reach), -_peak(-acts, here, side, self.reach)], 1)
 
             title = f"{split} levels, {'agent' if agent is self.agent else 'random weights'}"
             responses = unit_responses(agent, scenes, self.settings, taps, read, sae=sae, progress=title)
             for tap, values in responses.items():
                 found[tap][split] = values.reshape(-1, len(NAMES) + 1, values.shape[1])
-        return found
+        return {
+            tap: _one_side(splits, tap in agent.taps and falls_below_zero(agent, tap)) for tap, splits in found.items()
+        }
 
     def _shuffled(self, splits: dict[str, Responses]) -> dict[str, Responses]:
         rng = np.random.default_rng([self.seed, 1])
@@ -189,6 +194,20 @@ def _peak(acts: Float[Tensor, "B C H W"], places: Tensor, side: int, reach: int)
     cells = torch.where(((cells >= 0) & (cells < side)).all(2, keepdim=True), cells, -1)
     near = entity_positions(cells, torch.full((len(places),), side), *acts.shape[2:]).any(0)
     return acts.masked_fill(~near[:, None], -torch.inf).amax((2, 3))
+
+
+def _one_side(extremes: dict[str, Float[np.ndarray, "L K1 U2"]], signed: bool) -> dict[str, Responses]:
+    """By split, of the units' highest values and the lowest ones behind them, the side that is each unit's response.
+
+    One side for all levels: the further of the two in each would be now the one and now the other of a unit that has an
+    edge of both signs at an entity.
+    """
+    tuning = extremes["validation"]
+    units = tuning.shape[2] // 2
+    differences = np.abs((tuning[:, :-1] - tuning[:, -1:]).mean(0)).sum(0)
+    told = differences / np.maximum(tuning.std(0).mean(0), 1e-12)
+    lowest = signed & (told[units:] > told[:units])
+    return {split: np.where(lowest, both[..., units:], both[..., :units]) for split, both in extremes.items()}
 
 
 def _measures(code: EntityCode, bound: float, seed: int) -> dict[str, Interval]:

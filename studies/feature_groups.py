@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules import ActivationBatch, ActivationDataModule
-from environments import FRAME_SHAPE, EnvironmentSettings
+from environments import EnvironmentSettings
 from environments.procgen import DistributionMode
 from interpretability.dataset_examples import DatasetExamples
 from interpretability.feature_groups import (
@@ -25,6 +25,7 @@ from interpretability.feature_groups import (
 )
 from interpretability.feature_sheet import draw_feature_sheet
 from interpretability.optimised_images import OptimisationSettings
+from interpretability.signed_taps import falls_below_zero
 from interpretability.stored_colours import game_colours
 from interpretability.unit_numbers import UnitNumbers
 from networks import DEFAULT_PRECISION, Precision
@@ -39,14 +40,15 @@ _FACTOR_ROWS = 50_000
 class FeatureGroups(Study):
     """Groups the latents of an autoencoder, or the channels of a tap, and pictures each group as one direction.
 
-    `co_activity` clusters units by the correlation of being active at the same position; `factors` are non-negative
-    factors of the activations, as older work groups channels.
+    `co_activity` clusters units by the correlation of being active at the same position, or on a tap that falls below
+    0, where being above 0 says little, of the activations themselves; `factors` are non-negative factors of the
+    activations, as older work groups channels. A group's images and examples are of what drives its units up.
 
     Writes `figures/groups.png` (a group a row: images optimised for its direction, and the frames that go furthest
     along it), `figures/co_activity.png` (correlations of all members), `figures/graph.png` (all units that are
     active together, joined and laid out, in the colours of their groups) and the tables `groups` and `edges`. Summary:
     `groups/count`, `groups/members` (units in groups), `groups/edges`, `groups/within` and `groups/between`: mean
-    correlation of being active between units of one group, and of different ones.
+    such correlation between units of one group, and of different ones.
 
     Args:
         agent: path of the agent's weights.
@@ -54,7 +56,7 @@ class FeatureGroups(Study):
         tap: null for the autoencoder's.
         method: how.
         groups: how many at most.
-        edge: least correlation of being active that joins two units in the graph.
+        edge: least correlation that joins two units in the graph.
         examples: frames shown of each, at most one a level.
         game: what is played.
         distribution_mode: its difficulty.
@@ -66,8 +68,8 @@ class FeatureGroups(Study):
         device: where; `auto` takes a GPU if there is one.
 
     Raises:
-        ValueError: a file that is missing or does not fit, a tap that does not exist, a number below 1, or a negative
-            seed.
+        ValueError: a file that is missing or does not fit, a tap that does not exist, factors of one that falls below
+            0, a number below 1, or a negative seed.
     """
 
     def __init__(
@@ -97,11 +99,10 @@ class FeatureGroups(Study):
         self.agent, self.tap, self.sae = load_subject(agent, sae, tap, self.device)
         if len(self.agent.taps[self.tap]) not in (1, 3):
             raise ValueError(f"{self.tap} has no channels: choose another tap")
-        if method == "factors" and self.sae is None and self._falls_below_zero():
-            raise ValueError(
-                f"{self.tap} has activations below 0, which have no non-negative factors: "
-                "choose a tap after a ReLU, or method co_activity"
-            )
+        self.signed = falls_below_zero(self.agent, self.tap, self.sae)
+        if method == "factors" and self.signed:
+            mend = "choose a tap after a ReLU, or method co_activity" if self.agent.rectifies else "choose co_activity"
+            raise ValueError(f"{self.tap} has activations below 0, which have no non-negative factors: {mend}")
         self.method, self.groups, self.examples = method, groups, examples
         self.num_frames, self.optimisation, self.seed = num_frames, optimisation, seed
         self.precision: Precision = precision
@@ -117,15 +118,10 @@ class FeatureGroups(Study):
         self.data.device = self.device
 
     @torch.no_grad()
-    def _falls_below_zero(self) -> bool:
-        noise_BHWC = torch.randint(256, (8, *FRAME_SHAPE), dtype=torch.uint8, device=self.device)
-        return bool((self.agent(noise_BHWC, record=(self.tap,)).activations[self.tap] < 0).any())
-
-    @torch.no_grad()
     def run(self) -> Report:
         """Count, group, look again, draw."""
         units = self.agent.taps[self.tap][0] if self.sae is None else self.sae.num_latents
-        numbers = UnitNumbers(units)
+        numbers = UnitNumbers(units, self.signed)
         rows: list[Tensor] = []
         share = _FACTOR_ROWS / self.num_frames
         generator = torch.Generator().manual_seed(self.seed)
@@ -148,7 +144,8 @@ class FeatureGroups(Study):
             examples.update(batch.frames, torch.einsum("gu,buhw->bghw", directions, maps), batch.levels)
         self.data.teardown("validate")
         kind = "channels" if self.sae is None else "latents"
-        how = "active together" if self.method == "co_activity" else "non-negative factors"
+        together = "that vary together" if self.signed else "active together"
+        how = together if self.method == "co_activity" else "non-negative factors"
         picture = draw_feature_sheet(
             self.agent,
             self.tap,
@@ -178,7 +175,8 @@ class FeatureGroups(Study):
                 for index, group in enumerate(found)
             ],
         )
-        heat = draw_co_activity(phi, found, f"{self.tap}: {kind} active together")
+        measure = "correlation of activations" if self.signed else "correlation of being active (phi)"
+        heat = draw_co_activity(phi, found, f"{self.tap}: {kind} {together}", measure)
         joined = f"{self.tap}: {kind} whose activity correlates by {self.edge:g} or more"
         graph = draw_co_activity_graph(phi, edges, found, joined)
         tables = {"groups": table, "edges": _edge_table(edges, found)}

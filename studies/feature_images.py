@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import UInt8
@@ -18,6 +18,7 @@ from interpretability.observed_episode import ACTION_NAMES, COMPASS
 from interpretability.optimised_images import Inside, OptimisationSettings, OptimisedImages, optimise_images
 from interpretability.pictures import Row, Tile, sheet
 from interpretability.replay import replay
+from interpretability.signed_taps import falls_below_zero
 from interpretability.stored_colours import game_colours
 from networks import DEFAULT_PRECISION, Precision, load_readout
 from studies.arguments import check_at_least_one, check_not_empty
@@ -34,6 +35,7 @@ class Wanted:
 
     Attributes:
         unit: channel, latent, action (tap `logits`); of the tap `value` 0.
+        sign: -1 drives the unit down instead, on a tap that falls below 0; values are then of how far below 0 it is.
         minus: a unit that is to be silent meanwhile.
         probe: path of a probe's weights (pooled or position form) instead of a unit.
         target: which of its targets.
@@ -49,6 +51,7 @@ class Wanted:
     answer: str | None = None
     cosine_power: float = 0.0
     position: tuple[int, int] | None = None
+    sign: Literal[1, -1] = 1
 
     def __post_init__(self) -> None:
         if (self.unit is None) == (self.probe is None):
@@ -57,11 +60,15 @@ class Wanted:
             raise ValueError(f"{self}: a probe needs target and answer, and has no minus")
         if self.unit is not None and (self.target is not None or self.answer is not None or self.cosine_power != 0):
             raise ValueError(f"{self}: target, answer and cosine_power belong to a probe")
+        if self.sign != 1 and (self.sign != -1 or self.unit is None or self.minus is not None):
+            raise ValueError(f"{self}: sign is 1, or -1 of a unit alone")
 
     @property
     def name(self) -> str:
         """For people."""
         what = f"{self.target}: {self.answer}" if self.unit is None else str(self.unit)
+        if self.sign < 0:
+            what += ", below 0"
         if self.minus is not None:
             what += f" without {self.minus}"
         return what if self.position is None else f"{what} at {self.position[0]}, {self.position[1]}"
@@ -96,7 +103,8 @@ class FeatureImages(Study):
         agent: path of the agent's weights.
         sae: path of an autoencoder whose latents the units are; null for the tap's own.
         tap: null for the autoencoder's. `logits` and `value` are taps too.
-        wanted: what to drive; null for every unit, over its whole map.
+        wanted: what to drive; null for every unit, over its whole map, and where the tap falls below 0 every unit down
+            too.
         images: of each; keep them apart by `settings.diversity`.
         inside: optimise only a patch of a frame of the game.
         game: what is played.
@@ -108,7 +116,8 @@ class FeatureImages(Study):
         device: where; `auto` takes a GPU if there is one.
 
     Raises:
-        ValueError: a file that is missing or does not fit, a tap or unit that does not exist, a number below 1.
+        ValueError: a file that is missing or does not fit, a tap or unit that does not exist, a unit driven down where
+            none falls below 0, a number below 1.
     """
 
     def __init__(
@@ -137,7 +146,12 @@ class FeatureImages(Study):
         self.precision: Precision = precision
         self.environment = EnvironmentSettings(game, distribution_mode)
         units = (self.agent.taps[self.tap] or (1,))[0] if self.sae is None else self.sae.num_latents
-        self.wanted = [Wanted(unit) for unit in range(units)] if wanted is None else wanted
+        signed = falls_below_zero(self.agent, self.tap, self.sae)
+        signs: tuple[Literal[1, -1], ...] = (1, -1) if signed else (1,)
+        every = [Wanted(unit, sign=sign) for unit in range(units) for sign in signs]
+        self.wanted = every if wanted is None else wanted
+        if not signed and any(each.sign < 0 for each in self.wanted):
+            raise ValueError(f"no unit of {self.tap} falls below 0: take sign out, or choose a tap before its ReLU")
         self.objectives = [self._objective(each, units) for each in self.wanted]
         self.response = Response(self.agent, self.tap, self.objectives, self.sae, precision)
         self.inside = inside
@@ -155,7 +169,7 @@ class FeatureImages(Study):
     def _objective(self, wanted: Wanted, units: int) -> Objective:
         if wanted.unit is not None:
             if wanted.minus is None:
-                return Unit(wanted.unit, wanted.position)
+                return Unit(wanted.unit, wanted.position, wanted.sign)
             return difference(wanted.unit, wanted.minus, units, wanted.position)
         assert wanted.probe is not None
         assert wanted.target is not None

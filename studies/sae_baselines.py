@@ -66,7 +66,8 @@ class SAEBaselines(Study):
     - `channels`, `pca`, `ica`: the raw channels, and as many principal or independent components as there are
       dimensions; `nmf`: non-negative factors, as many as the autoencoder has latents. At each position the coefficients
       that add most are kept; one threshold for all positions, chosen on training activations, makes their mean number
-      the autoencoder's L0. `channels full`, `pca full`, `ica full` and `nmf full` keep all
+      the autoencoder's L0. `channels full`, `pca full`, `ica full` and `nmf full` keep all. On a tap that falls below 0
+      channels are taken about their means, as components are, and `nmf` is left out: there is no such factorisation
     - `random decoder`: an autoencoder of the same kind whose directions stay as they were drawn
     - `random agent`: one of the same kind, of an agent of the same architecture whose weights were drawn at random,
       measured on that agent's own play and activations

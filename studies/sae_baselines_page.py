@@ -22,6 +22,10 @@ from studies.baselines_over_agents import agents_section
 from studies.code_comparison import Measured, less
 from studies.report import Cell, Table
 
+_WITHOUT_NMF = (
+    "Activations fall below 0 here: channels are taken about their means, and no factors are non-negative (nmf)."
+)
+
 DIFFERENCES = ("channels", "pca", "random decoder")
 """What the autoencoder's best-concept AUC is compared with."""
 
@@ -42,7 +46,8 @@ def draw_best_units(
     """A sheet of the latents, or without an autoencoder the channels, that tell best where an entity is.
 
     Without detectors those that contribute most: mean activation x length of the direction. So too where fewer than
-    `shown` detectors are active, rather than silent, at their entity.
+    `shown` detectors are active, rather than silent, at their entity. Of channels that fall below 0 nothing but their
+    positive side is shown.
     """
     device = next(agent.parameters()).device
     found = DatasetExamples(examples)
@@ -150,7 +155,8 @@ def baselines_page(
                 "Plain codes keep as many coefficients a position as the autoencoder has active latents; those called "
                 "full keep all. AUC of units: how well a unit tells by its activation at a position whether the entity "
                 "that it stands for is there (.5 is chance), mean over units, interval over levels. Which entity that "
-                "is was chosen on other levels. AUC of entities: the same of each entity's best unit, mean over them."
+                "is was chosen on other levels. AUC of entities: the same of each entity's best unit, mean over them.",
+                *([] if any(row[0] == "nmf" for row in codes.rows) else [_WITHOUT_NMF]),
             ],
             [("unexplained variance by L0", figure)],
             codes.columns,

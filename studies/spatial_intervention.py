@@ -1,6 +1,5 @@
 """Does an agent go where a unit is made to say that something is? Every unit of a tap, forced at one place."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 
 from environments import EnvironmentSettings, held_out_levels
 from interpretability.films import Film
-from interpretability.forced_maps import Forcing
+from interpretability.forced_maps import Forcing, resting_values
 from interpretability.statistics import Interval, difference_of_means, join_metrics, paired_bootstrap, wilson_interval
 from interpretability.unit_maps import played_frames, unit_maps
 from networks import DEFAULT_PRECISION, Precision, TappedAgent
@@ -55,9 +54,10 @@ class SpatialIntervention(Study):
         kinds: of scenes: `room`, without walls; `choice`, a maze of two entities; `natural` levels.
         forcing: `peak` puts a unit's height at the place and 0 elsewhere; `clear` silences it within a cell of the
             place (and, as one more set, all units); `patch` puts in the unit's map of the same scene in which the
-            target lies at the place.
-        strengths: heights of a peak that are tried, in units of the unit's own; the best for each unit on validation
-            levels is kept.
+            target lies at the place. On a tap that falls below 0 a unit's median over the play in which heights are
+            measured stands for 0.
+        strengths: heights of a peak above 0 (or that median) that are tried, in units of the unit's own; the best for
+            each unit on validation levels is kept.
         quantile: of the unit's highest activation in each of the validation frames: its own height; 1 is the maximum.
         whole_cell: a peak covers a whole cell's positions rather than one.
         scan_scenes: validation scenes in which every unit is tried.
@@ -148,11 +148,13 @@ class SpatialIntervention(Study):
             figures |= {name: figure for name, figure in part.figures.items() if isinstance(figure, Figure)}
             films |= part.films
         units = "channel" if self.sae is None else "latent"
+        signed = bool(trials.rest.any())
+        rest, above = ("its median in play", ", reckoned from that median") if signed else ("0", "")
         told = {
-            "peak": f"One position of a {units}'s map is set high, the rest of that map to 0, all the other units left "
-            f"alone, at every step of the episode: to {' or '.join(f'{each:g}' for each in self.strengths)} times what "
-            f"the {units} reaches by itself in play, whichever drew the agent more on validation levels.",
-            "clear": f"A {units} is held at 0 within a cell of the place, at every step of the episode.",
+            "peak": f"One position of a {units}'s map is set high, the rest of that map to {rest}, all the other units "
+            f"left alone, at every step of the episode: to {' or '.join(f'{each:g}' for each in self.strengths)} times "
+            f"what the {units} reaches by itself in play{above}, whichever drew the agent more on validation levels.",
+            "clear": f"A {units} is held at {rest} within a cell of the place, at every step of the episode.",
             "patch": f"A {units}'s map is taken from the same scene with the target at the place, and held there.",
         }[self.forcing]
         words = {kind: _WORDS[kind] for kind in self.kinds}
@@ -166,10 +168,10 @@ class SpatialIntervention(Study):
             agent, held_out_levels("validation", self.frame_levels), settings=self.settings, seed=self.seed,
             num_environments=self.num_environments, precision=self.precision, progress="heights of units",
         )  # fmt: skip
-        peaks = unit_maps(agent, self.tap, frames, sae=sae, precision=self.precision).amax((2, 3))
+        maps = unit_maps(agent, self.tap, frames, sae=sae, precision=self.precision)
         return SpatialTrials(
-            agent, self.tap, sae, peaks.quantile(self.quantile, dim=0), self.forcing, self.whole_cell,
-            self.settings, self.seed, self.num_environments, self.max_steps, self.precision,
+            agent, self.tap, sae, maps.amax((2, 3)).quantile(self.quantile, dim=0), resting_values(maps), self.forcing,
+            self.whole_cell, self.settings, self.seed, self.num_environments, self.max_steps, self.precision,
             self.cache_dir,
         )  # fmt: skip
 
@@ -186,16 +188,11 @@ class SpatialIntervention(Study):
         self, trials: SpatialTrials, scenes: Sequence[Scene], title: str
     ) -> tuple[Bool[np.ndarray, "U S"], list[float], SpatialTrials]:
         """Every unit at the strength that moves the agent most; these strengths, and what plays with them."""
-        every = np.stack(
-            [
-                dataclasses.replace(trials, heights=strength * trials.heights).scan(scenes, f"{title}, x {strength:g}")
-                for strength in self.strengths
-            ]
-        )
+        every = np.stack([trials.at(strength).scan(scenes, f"{title}, x {strength:g}") for strength in self.strengths])
         best = every.mean(2).argmax(0)
         strengths = np.array(self.strengths)[best]
-        heights = trials.heights * torch.from_numpy(strengths).float()
-        return every[best, np.arange(len(best))], strengths.tolist(), dataclasses.replace(trials, heights=heights)
+        chosen = trials.at(torch.from_numpy(strengths).float())
+        return every[best, np.arange(len(best))], strengths.tolist(), chosen
 
     def _kind(self, kind: str, trials: SpatialTrials, drawn: SpatialTrials) -> Report:
         """Everything of one kind of scenes."""

@@ -1,8 +1,8 @@
 """Playing scenes while units are forced at a place, and the controls of that."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Self
 
 import numpy as np
 import torch
@@ -61,6 +61,7 @@ class SpatialTrials:
         tap: whose units are forced.
         sae: whose latents they are; None for channels.
         heights: to which a peak of each unit rises.
+        rest: what each unit is when it says nothing, see `resting_values`.
         forcing, whole_cell: see `forced_maps`.
         settings, seed, num_environments, max_steps, precision: as for `play_visits`.
         cache_dir: folder in which it is kept what was reached.
@@ -70,6 +71,7 @@ class SpatialTrials:
     tap: str
     sae: SAEBase | None
     heights: Float[Tensor, " U"]
+    rest: Float[Tensor, " U"]
     forcing: Forcing
     whole_cell: bool
     settings: EnvironmentSettings
@@ -78,6 +80,10 @@ class SpatialTrials:
     max_steps: int
     precision: Precision
     cache_dir: str
+
+    def at(self, strengths: float | Float[Tensor, " U"]) -> Self:
+        """The same with peaks so many times as far above rest."""
+        return replace(self, heights=self.rest + strengths * (self.heights - self.rest))
 
     def scan(self, scenes: Sequence[Scene], title: str) -> Bool[np.ndarray, "U S"]:
         """For every unit and scene, whether the agent comes to the place while that unit is forced there."""
@@ -110,7 +116,7 @@ class SpatialTrials:
         own = torch.tensor([list(units)] * count)
         forced = self._edit(scenes, own, sham=False)
         trials = {"forced": forced, "sham": self._edit(scenes, own, sham=True)}
-        others = [unit for unit in torch.nonzero(self.heights > 0).flatten().tolist() if unit not in units]
+        others = [unit for unit in torch.nonzero(self.heights > self.rest).flatten().tolist() if unit not in units]
         if len(others) >= len(units):
             rng = np.random.default_rng([self.seed, *units])
             drawn = np.stack([rng.permutation(others)[: len(units)] for _ in scenes])
@@ -166,7 +172,7 @@ class SpatialTrials:
             sources = maps[torch.tensor([different[state] for state in from_states])[:, None], units]
         edit = forced_maps(
             self.forcing, units, cells, scenes[0].state.grid.shape[0], (height, width), heights=self.heights,
-            sources=sources, whole_cell=self.whole_cell, sae=self.sae,
+            rest=self.rest, sources=sources, whole_cell=self.whole_cell, sae=self.sae,
         )  # fmt: skip
         return edit.to(next(self.agent.parameters()).device)
 

@@ -74,3 +74,14 @@ def test_more_parts_than_channels_and_none_below_0() -> None:
     assert non_negative_parts(rows, 16).directions.shape == (16, 8)
     with pytest.raises(ValueError, match="after its ReLU"):
         non_negative_parts(rows - 1, 4)
+
+
+def test_channels_that_fall_below_zero_are_taken_about_their_means() -> None:
+    """What is left out then costs its variance, not its mean square: no more than components leave out."""
+    rows, _ = mixtures()
+    shifted = rows - torch.arange(8.0)
+    code = raw_channels(shifted).limited(shifted, 1.5)
+    errors = (code(shifted) - shifted).square().mean(0)
+    assert (errors <= shifted.var(0, correction=0) + 1e-5).all()
+    torch.testing.assert_close(raw_channels(shifted)(shifted), shifted)
+    assert (raw_channels(rows).mean == 0).all()

@@ -5,7 +5,7 @@ import torch
 from environments import EnvironmentSettings, State
 from environments.heist import empty_room, label_states
 from interpretability.episodes import first_states, play_episodes
-from interpretability.forced_maps import CLEARED, forced_maps
+from interpretability.forced_maps import CLEARED, forced_maps, resting_values
 from interpretability.unit_maps import played_frames, unit_maps
 from interpretability.unit_numbers import entity_positions
 from networks import CustomCNN, SparseAutoencoder
@@ -50,6 +50,25 @@ def test_clears_only_around_the_place() -> None:
                 assert new[row, unit, y, x] == (0 if near else 1)
     with pytest.raises(ValueError, match="give sources"):
         forced_maps("patch", UNITS, CELLS, 9, (64, 64), heights=HEIGHTS)
+
+
+def test_units_that_fall_below_zero_are_at_rest_at_their_median() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(20, 3, 9, 9, generator=generator) + torch.tensor([0.0, 3.0, -2.0])[:, None, None]
+    rest = resting_values(maps)
+    assert rest.tolist() == pytest.approx([float(np.median(maps[:, unit])) for unit in range(3)], abs=0.01)
+    assert resting_values(maps.relu()).tolist() == [0, 0, 0]
+    edits = [forced_maps(how, UNITS, CELLS, 9, (9, 9), heights=HEIGHTS, rest=rest) for how in ("peak", "clear")]
+    for edit in edits:
+        edit.assign(torch.arange(3))
+    peak, clear = (edit(maps[:3]) for edit in edits)
+    for row, ((x, y), (unit,)) in enumerate(zip(CELLS, UNITS.tolist(), strict=True)):
+        place = (8 - y, x)
+        assert peak[row, unit][place] == HEIGHTS[unit]
+        assert (peak[row, unit] == rest[unit]).sum() == 9 * 9 - 1
+        near = torch.zeros(9, 9, dtype=torch.bool)
+        near[max(place[0] - 1, 0) : place[0] + 2, max(place[1] - 1, 0) : place[1] + 2] = True
+        assert torch.equal(clear[row, unit], torch.where(near, rest[unit], maps[row, unit]))
 
 
 def test_frames_of_play_and_what_units_make_of_them() -> None:

@@ -32,6 +32,18 @@ def test_objectives_are_what_their_formulas_say() -> None:
     torch.testing.assert_close(driven.maps[3], acts[3, 8] - acts[3, 9])
 
 
+def test_a_unit_may_be_driven_down() -> None:
+    torch.manual_seed(0)
+    agent = CustomCNN().eval()
+    with torch.no_grad():
+        response = Response(agent, "conv4a.pre", [Unit(3, sign=-1), Unit(5, (2, 7), -1)], None, "fp32")
+        driven, highest = response.driven(frames()[:2], leak=0.1), response.highest(frames())
+        acts = agent(frames(), record=("conv4a.pre",)).activations["conv4a.pre"]
+    torch.testing.assert_close(driven.goal, -torch.stack([acts[0, 3].mean(), acts[1, 5, 2, 7]]))
+    torch.testing.assert_close(driven.gain, driven.goal)
+    torch.testing.assert_close(highest, -torch.stack([acts[:, 3].min(), acts[:, 5, 2, 7].min()]))
+
+
 def test_logits_values_and_latents_are_units_too() -> None:
     torch.manual_seed(0)
     agent, sae = CustomCNN().eval(), SparseAutoencoder(32, 2)

@@ -52,3 +52,21 @@ def test_a_latents_effect_is_that_of_its_part_alone(agent: CustomCNN, frames: to
     with torch.no_grad():
         expected = (agent(frames).logits - agent(frames, edits=[("conv4a", Less())]).logits).mean(0)
     np.testing.assert_allclose(found[9], expected - expected.mean(), atol=1e-5)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_of_a_channel_that_falls_below_zero_one_side_is_taken_out(
+    agent: CustomCNN, frames: torch.Tensor, sign: int
+) -> None:
+    class OneSide(torch.nn.Module):
+        def forward(self, acts: torch.Tensor) -> torch.Tensor:
+            acts = acts.clone()
+            acts[:, 5][sign * acts[:, 5] > 0] = 0
+            return acts
+
+    chosen = [torch.arange(len(frames) if unit == 5 else 0) for unit in range(32)]
+    found = unit_effects(agent, "conv3a.pre", frames, chosen, sign=sign, precision="fp32")  # type: ignore[arg-type]
+    with torch.no_grad():
+        expected = (agent(frames).logits - agent(frames, edits=[("conv3a.pre", OneSide())]).logits).mean(0)
+    np.testing.assert_allclose(found[5], expected - expected.mean(), atol=1e-5)
+    assert (np.abs(found[5]).max() > 1e-4) == (sign > 0)  # what follows the ReLU alone

@@ -96,6 +96,19 @@ def test_numbers_equal_naive_loops() -> None:
     assert math.isnan(numbers.direction_selectivity()[3])
 
 
+def test_signed_units_go_together_by_their_activations() -> None:
+    maps = torch.randn(30, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    maps[:, 1] = maps[:, 0] / 4 - 5  # never above 0, yet all the same
+    maps[:, 3] = -0.1
+    numbers = UnitNumbers(4, signed=True)
+    for part in maps.split(11):
+        numbers.update(part)
+    found = numbers.co_activity()
+    np.testing.assert_allclose(found[:3, :3], np.corrcoef(maps[:, :3].transpose(0, 1).flatten(1).numpy()), atol=1e-6)
+    assert found[0, 1] == pytest.approx(1)
+    assert np.isnan(found[3]).all()
+
+
 def test_without_labels_what_needs_them_is_unknown() -> None:
     numbers = UnitNumbers(2)
     numbers.update(torch.rand(5, 2, 3, 3))

@@ -171,3 +171,16 @@ def test_refuses_what_makes_no_pairs(paths: dict[str, str]) -> None:
         Ablations(paths["agent"], **SMALL | {"choice_levels": 0})
     with pytest.raises(ValueError, match="value"):
         Ablations(paths["agent"], tap="value", **SMALL)
+
+
+def test_units_that_fall_below_zero_go_together_by_their_activations(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    agent = CustomCNN().eval()
+    found = {}
+    for tap in ("conv4a.pre", "conv4a"):
+        maps = unit_maps(agent, tap, torch.randint(256, (6, 64, 64, 3), dtype=torch.uint8), precision="fp32")
+        trials = AblationTrials(agent, tap, None, maps, EASY, 0, 8, 30, 10, "fp32", str(tmp_path))
+        values = maps if tap == "conv4a.pre" else maps > 0
+        found[tap] = trials.co_activity, np.corrcoef(values.transpose(0, 1).flatten(1).numpy())
+    np.testing.assert_allclose(*found["conv4a.pre"], atol=1e-5)
+    np.testing.assert_allclose(*found["conv4a"], atol=1e-5)

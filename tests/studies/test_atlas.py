@@ -159,6 +159,27 @@ def test_channels_of_a_flat_tap_alone_and_of_another_game(weights) -> None:
     assert b'"gem":' not in report.sites["atlas"]["data.js"]
 
 
+def test_channels_that_fall_below_zero_are_shown_on_both_sides(weights) -> None:
+    agent, _, cache = weights
+    settings = AtlasSettings(2, 1, 8, 4, OptimisationSettings(steps=1, starts=1))
+    known = {"num_frames": 64, "settings": settings, "precision": "fp32", "cache_dir": cache, "device": "cpu"}
+    study = Atlas(agent, tap="conv4a.pre", **known)
+    report = study.run()
+    data = json.loads(report.sites["atlas"]["data.js"].decode().removeprefix("const atlas = ").rstrip().rstrip(";"))
+    units = {unit["id"]: unit for unit in data["units"]}
+    assert report.summary["atlas/below/units"] == report.summary["atlas/channel/units"] == 32
+    assert units["below-7"]["name"] == "channel 7, below 0"
+    frames = torch.cat([batch.frames for batch in study.data.val_dataloader()])
+    with torch.no_grad():
+        acts = load_agent(agent)(frames, record=("conv4a.pre",)).activations["conv4a.pre"]
+    for number in range(32):
+        up, down = (units[f"{kind}-{number}"]["numbers"] for kind in ("channel", "below"))
+        assert up["maximum"] == pytest.approx(float(acts[:, number].max()), rel=1e-3, abs=1e-6)
+        assert down["maximum"] == pytest.approx(-float(acts[:, number].min()), rel=1e-3, abs=1e-6)
+        assert up["frequency"] + down["frequency"] == pytest.approx(1, abs=1e-3)
+    assert "channel 7, below 0" in report.sites["atlas"]["index.html"].decode()
+
+
 def test_what_does_not_fit_is_refused(weights) -> None:
     agent, sae, _ = weights
     with pytest.raises(ValueError, match="leave tap null"):

@@ -48,6 +48,18 @@ def test_the_examples_are_those_of_a_sort_of_all_frames(known: dict[str, str], o
     assert report.pages["examples"].count("<img") == len(report.figures) == 2
 
 
+def test_a_channel_that_falls_below_zero_has_examples_of_either_side(known: dict[str, str], tmp_path: Path) -> None:
+    made = study(known, tmp_path, tap="conv4a.pre", units=[3], one_per_level=False, num_frames=48)
+    report = made.run()
+    block = made.recorder.block(0, 48)
+    with torch.no_grad():
+        acts = load_agent(known["agent"]).forward(block["frames"], record=("conv4a.pre",)).activations["conv4a.pre"]
+    for name, scores in (("3, below 0", -acts[:, 3].amin((1, 2))), (3, acts[:, 3].amax((1, 2)))):
+        rows = [row for row in report.tables["examples"].rows if row[0] == name]
+        assert [row[2] for row in rows] == pytest.approx(scores.sort(descending=True).values[:3].tolist(), rel=1e-4)
+    assert report.summary["examples/units"] == 2
+
+
 def test_an_interrupted_stream_goes_on_where_it_was(known: dict[str, str], tmp_path: Path) -> None:
     one = {"tap": "conv4a", "units": [3]}
     whole = study(known, tmp_path / "whole", **one, diversity=0.5).run()

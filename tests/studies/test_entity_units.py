@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from interpretability.entity_code import entity_code
 from studies import EntityUnits, entity_units
-from studies.entity_units import NAMES, _peak
+from studies.entity_units import NAMES, _one_side, _peak
 from tests.figures import cut_off
 from tests.planted import EntityEye
 from tests.saved_subject import save_subject
@@ -38,6 +39,37 @@ def test_a_planted_code_by_level_is_told_from_an_eye_for_one_entity(subject: dic
     assert summary["entities/map/best_decoded"] == pytest.approx(summary["entities/map/best_decoded_high"])
     for name in ("responds", "identity", "strength_2", "three_keys"):
         assert summary[f"entities/map/shuffled_{name}"] == 0
+
+
+class Shaded(EntityEye):
+    """Its channels are lowered, from .5, where there is what `EntityEye` sees."""
+
+    def trunk(self):
+        yield "map", lambda acts: 0.5 - self._look(acts)
+
+
+def test_a_channel_that_an_entity_lowers_is_not_hidden_by_what_lies_around(subject: dict[str, str]) -> None:
+    study = EntityUnits(subject["agent"], ("conv1a",), levels=12)
+    study.agent, study.taps = Shaded().eval(), ("map",)
+    pictures = {split: study._pictures(levels) for split, levels in study.levels.items()}
+    found = study._responses(study.agent, None, pictures, study.taps)["map"]
+    code = entity_code(found["validation"], found["test"], permutations=199)
+    seen = [[name for name, yes in zip(NAMES, row, strict=True) if yes] for row in code.responds(0.9).T]
+    assert seen == [[name for name in NAMES if name != "gem"], ["blue_key", "blue_lock"], ["gem"], []]
+    assert code.together(0.9).sum(0).tolist() == [3, 1, 1, 0]
+
+
+def test_a_unit_is_read_on_the_side_that_tells_more() -> None:
+    rng = np.random.default_rng(0)
+    extremes = rng.normal(0, 0.1, (2, 20, 3, 6)).astype(np.float32)  # two splits; three units, highest and lowest
+    extremes[:, :, 0, 0] += 2  # the first entity raises unit 0
+    extremes[:, :, 1, 4] -= 2  # the second one lowers unit 1
+    extremes[:, :, 0, 2], extremes[:, :, 0, 5] = 1, -3  # unit 2 has an edge of both signs, the further one below
+    splits = {"validation": extremes[0], "test": extremes[1]}
+    found = _one_side(splits, signed=True)
+    np.testing.assert_array_equal(found["test"][:, :, :2], extremes[1][:, :, [0, 4]])
+    np.testing.assert_array_equal(found["test"][:, :, 2], extremes[1][:, :, 5])
+    np.testing.assert_array_equal(_one_side(splits, signed=False)["test"], extremes[1][:, :, :3])
 
 
 def test_scores_every_unit_beside_random_weights_shuffled_labels_and_pixels(subject: dict[str, str]) -> None:

@@ -48,6 +48,18 @@ def test_the_highest_in_the_game_is_that_of_its_frames(known: dict[str, str]) ->
     assert isinstance(report.figures["images"], Tensor)
 
 
+def test_where_units_fall_below_zero_they_can_be_driven_down(known: dict[str, str]) -> None:
+    one = study(known, tap="conv4a.pre", wanted=[Wanted(3, sign=-1)])
+    report = one.run()
+    frames = torch.cat([batch.frames for batch in one.data.val_dataloader()])
+    with torch.no_grad():
+        acts = load_agent(known["agent"])(frames, record=("conv4a.pre",)).activations["conv4a.pre"]
+    (row,) = report.tables["images"].rows
+    assert row[0] == "3, below 0"
+    assert row[2] == pytest.approx(-float(acts[:, 3].min()), rel=1e-4)
+    assert len(study(known, tap="conv4a.pre").wanted) == 2 * len(study(known, tap="conv4a").wanted)
+
+
 def test_all_latents_probe_directions_and_patches(known: dict[str, str]) -> None:
     assert len(study(known, tap=None, sae=known["sae"]).run().tables["images"].rows) == 64
     probe = Wanted(probe=known["probe"], target="gem", answer="here", cosine_power=1.0)
@@ -61,6 +73,7 @@ def test_what_cannot_be_meant_is_refused(known: dict[str, str]) -> None:
         ({"wanted": []}, "wanted is empty"),
         ({"wanted": [Wanted(32)]}, "conv4a has 32 units"),
         ({"images": 2}, "would come out alike"),
+        ({"wanted": [Wanted(3, sign=-1)]}, "no unit of conv4a falls below 0"),
         ({"tap": None}, "give tap, or sae"),
         ({"tap": "conv3a", "sae": known["sae"]}, "leave tap null"),
         ({"wanted": [Wanted(probe=known["flat"], target="gem", answer="here")]}, "reads a whole map"),
@@ -69,7 +82,12 @@ def test_what_cannot_be_meant_is_refused(known: dict[str, str]) -> None:
     for changes, match in faults:
         with pytest.raises(ValueError, match=match):
             study(known, **changes)
-    for arguments, match in [({}, "give either unit"), ({"unit": 1, "probe": "p"}, "give either unit")]:
+    for arguments, match in [
+        ({}, "give either unit"),
+        ({"unit": 1, "probe": "p"}, "give either unit"),
+        ({"unit": 1, "minus": 2, "sign": -1}, "of a unit alone"),
+        ({"unit": 1, "sign": 2}, "sign is 1, or -1"),
+    ]:
         with pytest.raises(ValueError, match=match):
             Wanted(**arguments)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="within 0 to 64"):

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from interpretability.optimised_images import OptimisationSettings
 from networks import CustomCNN, ResidualImpala, TopKSAE, load_agent, load_sae, save_weights
 from studies import SAEBaselines
 from studies.alike_training import train_alike
-from studies.sae_baselines_page import conclusion
+from studies.report import Table
+from studies.sae_baselines_page import baselines_page, conclusion
 from tests.figures import cut_off
 
 SMALL = {
@@ -141,6 +143,17 @@ def test_the_conclusion_says_what_the_numbers_say():
     assert said.endswith("of each entity's own unit alone it is 0.700, of raw channels 0.700.")
     assert "over seeds of autoencoders +0.100" in conclusion("conv4a", measured | {"sae seeds": numbers | differences})
     assert "AUC" not in conclusion("fc1", dict.fromkeys(names, numbers))
+
+
+def test_on_a_tap_that_falls_below_zero_there_are_no_non_negative_factors_and_the_page_says_so(files):
+    agent, sae, cache_dir = files
+    study = SAEBaselines(agent, sae, cache_dir=cache_dir, **SMALL)
+    rows = torch.randn(500, 32, generator=torch.Generator().manual_seed(0))
+    assert list(study._components(rows)) == ["channels", "pca", "ica"]
+    for names, said in ((["channels", "pca"], 1), (["channels", "nmf"], 0)):
+        codes = Table(["code"], [[name] for name in names])
+        page = baselines_page("", codes, Table(["autoencoder"], []), Figure(), {}, None)
+        assert page.count("Activations fall below 0 here") == said
 
 
 def test_the_random_agent_and_the_random_decoder_are_what_they_are_called(files):

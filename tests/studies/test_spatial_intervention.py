@@ -83,6 +83,19 @@ def test_each_unit_is_tested_at_the_strength_that_drew_the_agent_most(paths: dic
     assert report.summary["spatial/room/best"] == 1
 
 
+def test_on_a_tap_that_falls_below_zero_heights_are_reckoned_from_the_median(paths: dict[str, str]) -> None:
+    study = SpatialIntervention(paths["agent"], tap="conv4a.pre", **SMALL)
+    trials = study._trials(study.agent)
+    assert (trials.rest != 0).any()
+    assert (trials.heights > trials.rest).all()
+    np.testing.assert_allclose(trials.at(0.0).heights, trials.rest)
+    np.testing.assert_allclose(trials.at(3.0).heights - trials.rest, 3 * (trials.heights - trials.rest), rtol=1e-5)
+    rectified = SpatialIntervention(paths["agent"], tap="conv4a", **SMALL)
+    trials = rectified._trials(rectified.agent)
+    assert (trials.rest == 0).all()
+    assert (trials.at(4.0).heights == 4 * trials.heights).all()
+
+
 def test_latents_are_scanned_in_the_shipped_kinds(paths: dict[str, str]) -> None:
     study = SpatialIntervention(paths["agent"], tap=None, sae=paths["sae"], whole_cell=True, **SMALL)
     report = study.run()

@@ -49,14 +49,14 @@ def test_in_distributed_training_it_is_one_graph_as_in_play(monkeypatch):
 
     compile_network = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compile_network(self, **options, backend=count))
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
     torch._dynamo.reset()
     module = Logits()
-    assert compile_in_place(module.agent)
     frames = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
-        DistributedDataParallel(module)(frames).sum().backward()
+        with torch._dynamo.config.patch(optimize_ddp=True):  # torch's own; what it was before is put back
+            assert compile_in_place(module.agent)
+            DistributedDataParallel(module)(frames).sum().backward()
     finally:
         distributed.destroy_process_group()
         torch._dynamo.reset()

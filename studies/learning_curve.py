@@ -30,7 +30,7 @@ class LearningCurve(Study):
     """Plays checkpoints over the same held-out levels and draws return and solved fraction against frames of training.
 
     Frames are those of the whole way: an agent that began as another one counts that one's too, as its file says.
-    Agents that were trained in the same way are joined by a line. In heist, easy, the published points of PPO from
+    Agents of one architecture that were trained in the same way are joined by a line. In heist, easy, the published points of PPO from
     scratch stand beside them.
 
     Writes `figures/learning_curve.png` and the table `checkpoints`. Summary, for each file's name without its ending:
@@ -92,6 +92,11 @@ class LearningCurve(Study):
             for path, agent in zip(agents, self.agents if training_levels else [], strict=False)
         ]
         self.trainings = [how_trained(agent.metadata) for agent in self.agents]
+        self.lines = self.trainings
+        if len({agent.architecture for agent in self.agents}) > 1:
+            self.lines = [
+                f"{agent.architecture}, {how}" for agent, how in zip(self.agents, self.trainings, strict=True)
+            ]
         self.greedy, self.seed, self.num_environments, self.max_steps = greedy, seed, num_environments, max_steps
         self.precision: Precision = precision
 
@@ -143,15 +148,15 @@ class LearningCurve(Study):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         sides = figure.subplots(1, 2, sharex=True)
         for axes, name in zip(sides, ("return", "solved"), strict=True):
-            for training in dict.fromkeys(self.trainings):
-                rows = [row for row, how in enumerate(self.trainings) if how == training]
+            for training in dict.fromkeys(self.lines):
+                rows = [row for row, line in enumerate(self.lines) if line == training]
                 rows.sort(key=lambda row: self.frames[row])
                 frames = [self.frames[row] for row in rows]
                 values = np.array([measured[row][name] for row in rows])  # value, low, high
-                line = axes.errorbar(frames, values[:, 0], spreads(values), marker="o", capsize=3, label=training)
+                drawn = axes.errorbar(frames, values[:, 0], spreads(values), marker="o", capsize=3, label=training)
                 if seen:
                     values = np.array([seen[row][name] for row in rows])
-                    look = {"marker": "o", "mfc": "none", "ls": "--", "color": line.lines[0].get_color()}
+                    look = {"marker": "o", "mfc": "none", "ls": "--", "color": drawn.lines[0].get_color()}
                     label = f"{training}, on levels of its training"
                     axes.errorbar(frames, values[:, 0], spreads(values), capsize=3, label=label, **look)
             axes.set(xscale="log", xlabel="environment frames of training", ylabel=name)

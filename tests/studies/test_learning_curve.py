@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from networks import CustomCNN, load_agent, save_weights
+from networks import CustomCNN, ResidualImpala, load_agent, save_weights
 from networks.origin import parent
 from studies import EvaluateAgent, LearningCurve
 from tests.figures import cut_off
@@ -71,6 +71,17 @@ def test_the_gap_is_between_levels_of_training_and_others(agents, tmp_path):
         EvaluateAgent(paths, split="train", **PLAY)
     with pytest.raises(ValueError, match="does not say on which levels"):
         LearningCurve(agents, training_levels=1, **PLAY)
+
+
+def test_architectures_have_lines_of_their_own(agents, tmp_path):
+    save_weights(
+        tmp_path / "residual.safetensors", ResidualImpala(), {"training": "behaviour cloning", "env_steps": 40}
+    )
+    report = LearningCurve([agents[1], str(tmp_path / "residual.safetensors")], **PLAY).run()
+    axes = report.figures["learning_curve"].axes[0]
+    assert {(30,), (40,)} <= {tuple(np.asarray(line.get_xdata(), dtype=int)) for line in axes.lines}
+    labels = axes.get_legend_handles_labels()[1]
+    assert {"CustomCNN, behaviour cloning", "ResidualImpala, behaviour cloning"} <= set(labels)
 
 
 def test_other_games_have_no_published_points(agents):

@@ -30,8 +30,8 @@ class LearningCurve(Study):
     """Plays checkpoints over the same held-out levels and draws return and solved fraction against frames of training.
 
     Frames are those of the whole way: an agent that began as another one counts that one's too, as its file says.
-    Agents of one architecture that were trained in the same way are joined by a line. In heist, easy, the published points of PPO from
-    scratch stand beside them.
+    Agents of one architecture that were trained in the same way are joined by a line. In heist, easy, the published
+    points of PPO from scratch stand beside them.
 
     Writes `figures/learning_curve.png` and the table `checkpoints`. Summary, for each file's name without its ending:
     `curve/NAME/frames`, and with 95 % bounds over levels `curve/NAME/return`, `solved`, `episode_length` and, in heist,

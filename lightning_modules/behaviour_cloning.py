@@ -11,7 +11,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from datamodules.imitation import ImitationBatch, ImitationDataModule
 from lightning_modules.rate_schedule import scheduled
-from lightning_modules.run_checks import finite_steps, is_logged
+from lightning_modules.run_checks import finite_steps, is_logged, refuse_other_architecture
 from networks import CustomCNN, TappedAgent, read_weights
 from networks.compilation import compile_in_place
 from networks.origin import parent
@@ -46,11 +46,7 @@ class BehaviourCloning(L.LightningModule):
         if weights is not None:
             tensors, metadata = read_weights(weights)
             architecture = metadata.get("architecture", self.agent.architecture)
-            if architecture != self.agent.architecture:
-                raise ValueError(
-                    f"{weights} is a {architecture}, the agent to train a {self.agent.architecture}: "
-                    "change agent or weights"
-                )
+            refuse_other_architecture(weights, architecture, self.agent, "weights")
             load_into(self.agent, tensors, weights)
             self._parent = parent(hash_tensors(tensors), metadata)
         convert_conv2d_weight_memory_format(self.agent, torch.channels_last)

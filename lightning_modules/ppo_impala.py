@@ -21,7 +21,7 @@ from lightning_modules.ppo_losses import (
     policy_entropy,
 )
 from lightning_modules.rollout_boundary import SigtermFlag, WholeRollouts, check_boundaries
-from lightning_modules.run_checks import tell_changed_settings
+from lightning_modules.run_checks import refuse_other_architecture, tell_changed_settings
 from networks import AgentOutput, TappedAgent, load_agent, log_probabilities
 from networks.compilation import compile_in_place
 from networks.origin import parent
@@ -146,11 +146,7 @@ class PPOImpala(LightningModule):
         if self.warm_start is not None:
             clone = load_agent(self.warm_start)
             self._parent = parent(clone.weights_hash, clone.metadata)
-            if clone.architecture != self.agent.architecture:
-                raise ValueError(
-                    f"{self.warm_start} is a {clone.architecture}, the agent to train a {self.agent.architecture}: "
-                    "change agent or warm_start"
-                )
+            refuse_other_architecture(self.warm_start, clone.architecture, self.agent, "warm_start")
             load_into(self.agent, clone.state_dict(), self.warm_start)
             if self.value_warmup_frames:  # an untrained head's guesses would have to be unlearnt first
                 for parameter in self.agent.heads()[1].parameters():

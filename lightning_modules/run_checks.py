@@ -41,6 +41,14 @@ def refuse_copy(module: LightningModule, memo: dict[int, Any]) -> LightningModul
     )
 
 
+def refuse_other_architecture(path: str, architecture: str, agent: TappedNetwork, argument: str) -> None:
+    """Raise ValueError for a file, given as an argument, of another architecture than the agent to train."""
+    if architecture != agent.architecture:
+        raise ValueError(
+            f"{path} is a {architecture}, the agent to train a {agent.architecture}: change agent or {argument}"
+        )
+
+
 def refuse_other_agent(checkpoint: Mapping[str, Any], agent: TappedNetwork) -> None:
     """Raise ValueError for a checkpoint that was trained on another agent's activations."""
     if "agent_hash" not in checkpoint:

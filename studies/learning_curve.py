@@ -87,10 +87,8 @@ class LearningCurve(Study):
             if (frames := frames_trained(agent.metadata)) is None:
                 raise ValueError(f"{path} does not say on how many frames it was trained (env_steps): leave it out")
             self.frames.append(frames)
-        self.seen = [
-            levels_of_training(agent.metadata, training_levels, path)
-            for path, agent in zip(agents, self.agents if training_levels else [], strict=False)
-        ]
+        told = zip(agents, self.agents, strict=True) if training_levels else ()
+        self.seen = [levels_of_training(agent.metadata, training_levels, path) for path, agent in told]
         self.trainings = [how_trained(agent.metadata) for agent in self.agents]
         self.lines = self.trainings
         if len({agent.architecture for agent in self.agents}) > 1:
